@@ -1,0 +1,75 @@
+"""Everything a user can run into, as one tree: a sentence, a stable code, an exit code (DESIGN.md 5) and a hint."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_PARTIAL = 3  # done, but some source files were unreadable or changed while read
+EXIT_INTERRUPTED = 130
+
+
+class ArchiverError(Exception):
+    """``str()`` is one sentence that names the object; ``code`` is stable for scripts; ``hint`` says what to do."""
+
+    code = "failed"
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(ArchiverError):
+    code = "usage"
+    exit_code = 2
+
+
+class NotFound(ArchiverError):
+    """No such store, snapshot, archive or path in an archive."""
+
+    code = "not-found"
+    exit_code = 10
+
+
+class Locked(ArchiverError):
+    code = "locked"
+    exit_code = 11
+
+
+class KeyProblem(ArchiverError):
+    """A key is missing or is the wrong one."""
+
+    code = "key"
+    exit_code = 12
+
+
+class TargetAbsent(ArchiverError):
+    """The store's drive is not there."""
+
+    code = "target-absent"
+    exit_code = 13
+
+
+class Damaged(ArchiverError):
+    """Stored data is damaged, missing or altered."""
+
+    code = "damaged"
+    exit_code = 20
+
+
+class NoSpace(ArchiverError):
+    code = "no-space"
+    exit_code = 40
+
+
+class TooNew(ArchiverError):
+    """Written by a newer version of this program or format."""
+
+    code = "too-new"
+    exit_code = 50
+
+
+class Interrupted(ArchiverError):
+    """Ctrl-C or SIGTERM."""
+
+    code = "interrupted"
+    exit_code = EXIT_INTERRUPTED
