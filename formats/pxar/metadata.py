@@ -6,7 +6,7 @@ nanoseconds counted forward (0..999999999); permissions of ACL entries are 4 rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 ACL_UNSET = 2**64 - 1  # placeholder for a missing base entry of a default ACL
@@ -50,12 +50,14 @@ class Acl:
 NO_ACL = Acl()
 
 
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """All attributes of one entry. xattrs are (name, value) in archive order, ``security.capability`` excluded."""
+class Metadata(NamedTuple):
+    """All attributes of one entry. xattrs are (name, value) in archive order, ``security.capability`` excluded.
+
+    A named tuple like Stat, and for the same reason.
+    """
 
     stat: Stat
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
-    acl: Acl = field(default=NO_ACL)
+    acl: Acl = NO_ACL
     fcaps: bytes | None = None
     quota_project_id: int | None = None

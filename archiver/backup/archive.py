@@ -1,0 +1,311 @@
+"""One directory tree into one archive: walks the source, encodes entries, puts contents into the stream.
+
+Split archives (version 2) write contents first and the entry after them: a file that changed while it was read becomes
+unreferenced padding and is read again. In a version 1 archive the entry comes first, so a torn file is filled to its
+declared size at once and marked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat as st
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archiver.backup.streams import Stream
+from archiver.core.events import FileProblem, Listener, Progress
+from archiver.core.spill import SpillTable
+from archiver.source.content import OpenFile, Replaced, data_extents, may_have_holes, open_file, read_into, unchanged
+from archiver.source.metadata import plain
+from archiver.source.problem import Problem, explain
+from archiver.source.walk import SourceDirectory, SourceEntry, Walk
+from formats.catalog import CatalogWriter
+from formats.pxar.constants import HEADER_SIZE
+from formats.pxar.encoder import Encoder
+from formats.pxar.metadata import Metadata, Stat
+
+_ATTEMPTS = 3  # to read a file that keeps changing
+_PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
+_LINK_KEY = struct.Struct("<QQ")
+_LINK_POSITION = struct.Struct("<Q")
+_READ_AT_ONCE = 4 << 20
+_PROGRESS_EVERY = 512  # entries
+_PROGRESS_BYTES = 64 << 20
+_CLI_EXCLUDES = b".pxarexclude-cli"
+
+
+@dataclass(slots=True)
+class FileCounters:
+    """Files of a run. ``problems`` are reported one by one as events and kept here for the result."""
+
+    total: int = 0
+    unchanged: int = 0
+    reencoded: int = 0
+    read_errors: int = 0
+    torn: int = 0
+    vanished: int = 0
+    bytes_read: int = 0
+
+
+class TreeArchiver:
+    """Archives one source. ``payload`` is None for a version 1 archive, which has its contents in ``archive``."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        archive: Stream,
+        payload: Stream | None,
+        *,
+        catalog: CatalogWriter | None,
+        counters: FileCounters,
+        listener: Listener,
+        spill_directory: str,
+    ) -> None:
+        self._walk = walk
+        self._archive = archive
+        self._payload = payload
+        self._catalog = catalog
+        self._counters = counters
+        self._listener = listener
+        self._links = SpillTable(spill_directory)
+        self.padding = 0  # bytes of the payload stream that no entry refers to
+        self._said = 0
+        self._said_bytes = 0
+
+    def run(self) -> None:
+        """Archive the whole tree. Raises ArchiverError when the source itself cannot be read."""
+        try:
+            self._run()
+        finally:
+            self._links.close()
+
+    def _run(self) -> None:
+        root = self._walk.open_root()
+        prelude = self._prelude()
+        payload = self._payload
+        if payload is not None:
+            self._encoder = Encoder(self._archive.write, payload.write, prelude=prelude)
+        else:
+            self._encoder = Encoder(self._archive.write)
+        self._encoder.start_root(root.metadata)
+        stack: list[tuple[SourceDirectory, Iterator[SourceEntry]]] = [(root, iter(root.entries))]
+        while stack:
+            directory, entries = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                stack.pop()
+                if not stack and payload is None:
+                    self._add_cli_excludes()
+                self._encoder.end_directory()
+                if stack:
+                    self._walk.leave()
+                    if self._catalog is not None:
+                        self._catalog.end_directory()
+                continue
+            if st.S_ISDIR(entry.stat.st_mode):
+                child = self._walk.enter(entry)
+                if child is not None:
+                    self._encoder.start_directory(entry.name, child.metadata)
+                    if self._catalog is not None:
+                        self._catalog.start_directory(entry.name)
+                    stack.append((child, iter(child.entries)))
+                    self._count()
+            else:
+                self._add(directory, entry)
+        self._encoder.finish()
+
+    # -- entries --------------------------------------------------------------------------------------------------------
+
+    def _add(self, directory: SourceDirectory, entry: SourceEntry) -> None:
+        mode = entry.stat.st_mode
+        if st.S_ISREG(mode):
+            self._add_regular(directory, entry)
+        elif st.S_ISLNK(mode):
+            try:
+                target = os.readlink(entry.name, dir_fd=directory.fd)
+            except OSError as error:
+                self._cannot(directory, entry.name, error)
+                return
+            self._encoder.add_symlink(entry.name, plain(entry.stat), target)
+            self._list(b"l", entry.name)
+        elif st.S_ISCHR(mode) or st.S_ISBLK(mode):
+            device = entry.stat.st_rdev
+            self._encoder.add_device(entry.name, plain(entry.stat), os.major(device), os.minor(device))
+            self._list(b"c" if st.S_ISCHR(mode) else b"b", entry.name)
+        else:
+            self._encoder.add_special(entry.name, plain(entry.stat))
+            self._list(b"p" if st.S_ISFIFO(mode) else b"s", entry.name)
+        self._count()
+
+    def _add_regular(self, directory: SourceDirectory, entry: SourceEntry) -> None:
+        status = entry.stat
+        key = _LINK_KEY.pack(status.st_dev, status.st_ino) if status.st_nlink > 1 else None
+        if key is not None:
+            first = self._links.get(key)
+            if first is not None:
+                (position,) = _LINK_POSITION.unpack_from(first)
+                self._encoder.add_hardlink(entry.name, first[_LINK_POSITION.size :], position)
+                self._list(b"h", entry.name)
+                self._counters.total += 1
+                return
+        place = self._add_split(directory, entry) if self._payload is not None else self._add_whole(directory, entry)
+        if place is None:
+            return
+        self._counters.total += 1
+        self._counters.reencoded += 1
+        if key is not None:
+            path = directory.path_of(entry.name).lstrip(b"/")
+            self._links.put(key, _LINK_POSITION.pack(place) + path)
+
+    def _add_split(self, directory: SourceDirectory, entry: SourceEntry) -> int | None:
+        """Contents first; read again when the file changed meanwhile."""
+        encoder, stream = self._encoder, self._payload
+        assert stream is not None
+        name = entry.name
+        attempted = 0
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with open_file(directory, entry) as file:
+                    metadata = directory.metadata_of(name, file)
+                    size = file.stat.st_size
+                    stream.suggest(encoder.payload_position)
+                    offset = encoder.start_payload(size)
+                    read, failure = self._copy(file, size, stream)
+                    torn = failure is not None or read < size or not unchanged(file.stat, file.fd)
+                    attempted += read
+                    if torn and attempt < _ATTEMPTS and attempted <= _PADDING_AT_MOST and failure is None:
+                        encoder.abandon_payload()
+                        self.padding += HEADER_SIZE + read
+                        entry = directory.look(name)
+                        if not st.S_ISREG(entry.stat.st_mode):
+                            raise Replaced
+                        continue
+                    if read < size:
+                        stream.write_zeros(size - read)
+                        encoder.advance(size - read)
+                    if torn:
+                        self._torn(directory, name, failure)
+                    place = encoder.add_file(name, metadata, size, offset)
+                    self._list_file(name, size, metadata)
+                    return place
+            except Replaced:
+                try:
+                    entry = directory.look(name)
+                except OSError as error:
+                    self._cannot(directory, name, error)
+                    return None
+                if not st.S_ISREG(entry.stat.st_mode) or attempt == _ATTEMPTS:
+                    self._cannot(directory, name, Replaced())
+                    return None
+            except OSError as error:
+                self._cannot(directory, name, error)
+                return None
+        return None
+
+    def _add_whole(self, directory: SourceDirectory, entry: SourceEntry) -> int | None:
+        """Entry first, contents behind it; there is only one attempt."""
+        encoder, stream, name = self._encoder, self._archive, entry.name
+        try:
+            with open_file(directory, entry) as file:
+                metadata = directory.metadata_of(name, file)
+                size = file.stat.st_size
+                place = encoder.start_file(name, metadata, size)
+                read, failure = self._copy(file, size, stream)
+                if read < size:
+                    stream.write_zeros(size - read)
+                    encoder.advance(size - read)
+                if failure is not None or read < size or not unchanged(file.stat, file.fd):
+                    self._torn(directory, name, failure)
+                self._list_file(name, size, metadata)
+                return place
+        except OSError as error:
+            self._cannot(directory, name, error)
+            return None
+
+    def _copy(self, file: OpenFile, size: int, stream: Stream) -> tuple[int, OSError | None]:
+        """Put up to ``size`` bytes of the file into the stream; (bytes put, the error that ended it early or None)."""
+        encoder = self._encoder
+        done = 0
+        try:
+            extents = data_extents(file.fd, size) if may_have_holes(file.stat) else ((0, size, True),)
+            for start, length, is_data in extents:
+                if not is_data:
+                    stream.write_zeros(length)
+                    encoder.advance(length)
+                    done += length
+                    continue
+                end = start + length
+                while done < end:
+                    room = stream.reserve()
+                    got = read_into(file.fd, room[: min(end - done, _READ_AT_ONCE)], done)
+                    if got == 0:
+                        return done, None
+                    stream.commit(got)
+                    encoder.advance(got)
+                    done += got
+                    self._counters.bytes_read += got
+                    if self._counters.bytes_read - self._said_bytes >= _PROGRESS_BYTES:
+                        self._say()
+        except OSError as error:
+            explain(error)  # running out of descriptors or memory is no property of the file
+            return done, error
+        return done, None
+
+    # -- the exclude patterns of the command line ------------------------------------------------------------------------
+
+    def _prelude(self) -> bytes | None:
+        """spec pxar.md 9"""
+        patterns = self._walk.prelude_patterns
+        if not patterns or self._payload is None:
+            return None
+        text = b"".join(pattern.line() for pattern in patterns).decode("utf-8", "replace")
+        return json.dumps({"exclude-patterns": text}, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def _add_cli_excludes(self) -> None:
+        """spec pxar.md 13.4: a generated file, last in the root of a version 1 archive."""
+        data = b"".join(pattern.line() for pattern in self._walk.prelude_patterns)
+        if not data:
+            return
+        metadata = Metadata(Stat(st.S_IFREG | 0o600, 0, os.getuid(), os.getgid(), 0, 0))
+        self._encoder.start_file(_CLI_EXCLUDES, metadata, len(data))
+        self._archive.write(data)
+        self._encoder.advance(len(data))
+        self._list_file(_CLI_EXCLUDES, len(data), metadata)
+
+    # -- telling ----------------------------------------------------------------------------------------------------------
+
+    def _list(self, kind: bytes, name: bytes) -> None:
+        if self._catalog is not None:
+            self._catalog.add(kind, name)
+
+    def _list_file(self, name: bytes, size: int, metadata: Metadata) -> None:
+        if self._catalog is not None:
+            self._catalog.add_file(name, size, metadata.stat.mtime_secs)
+
+    def _cannot(self, directory: SourceDirectory, name: bytes, error: OSError) -> None:
+        kind, reason = explain(error)
+        self.report(Problem(directory.path_of(name), reason, kind))
+
+    def _torn(self, directory: SourceDirectory, name: bytes, failure: OSError | None) -> None:
+        self._counters.torn += 1
+        reason = "changed while it was read" if failure is None else f"could not be read to its end: {failure.strerror}"
+        self._listener(FileProblem(directory.path_of(name), reason, "torn"))
+
+    def report(self, problem: Problem) -> None:
+        """Receives the walk's problems too."""
+        if problem.kind == "unreadable":
+            self._counters.read_errors += 1
+        elif problem.kind == "vanished":
+            self._counters.vanished += 1
+        self._listener(FileProblem(problem.path, problem.reason, problem.kind))
+
+    def _count(self) -> None:
+        self._said += 1
+        if self._said % _PROGRESS_EVERY == 0:
+            self._say()
+
+    def _say(self) -> None:
+        self._said_bytes = self._counters.bytes_read
+        self._listener(Progress("backup", self._said, self._counters.bytes_read))

@@ -1,0 +1,245 @@
+"""One backup from the sources to the published snapshot."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from archiver.backup.archive import FileCounters, TreeArchiver
+from archiver.backup.deduplicator import Deduplicator
+from archiver.backup.slabs import SlabPool
+from archiver.backup.specification import ArchiveSpec
+from archiver.backup.streams import Machinery, Stream, StreamResult
+from archiver.core.disk import explained
+from archiver.core.events import Event, FileProblem, Listener
+from archiver.core.pipeline import Pipeline
+from archiver.errors import UsageError
+from archiver.source.problem import Problem
+from archiver.source.walk import Walk, WalkOptions
+from archiver.store import layout as names
+from archiver.store.counters import Counters
+from archiver.store.layout import DEFAULT_OWNER, GroupRef, SnapshotRef
+from archiver.store.sessions import Session
+from archiver.store.store import Store
+from formats import blob
+from formats.catalog import CatalogWriter
+from formats.chunker import Chunker, PayloadChunker
+from formats.crypt import CryptConfig
+from formats.errors import FormatError
+from formats.manifest import FileInfo, Manifest
+from formats.naming import check_backup_id, check_namespace
+
+Mode = Literal["data", "legacy"]
+CryptMode = Literal["none", "encrypt", "sign-only"]
+
+DEFAULT_CHUNK_SIZE = 4 << 20
+CATALOG_CHUNK_SIZE = 512 << 10
+CATALOG_NAME = "catalog.pcat1.didx"
+
+_LARGEST_CHUNK = 4  # times the average
+_CONTENT_BODY = 8 << 20
+_CONTENT_SLABS = 4
+_SMALL_BODY = 1 << 20
+_SMALL_SLABS = 3
+_IV_SIZE = 16
+
+
+def default_backup_id() -> str:
+    """This machine's name without its domain."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname().split(".")[0]).lstrip(".-") or "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOptions:
+    """How a run is to be done. ``time`` in Unix seconds, None for now; ``chunk_size`` is the average in bytes."""
+
+    group: GroupRef
+    mode: Mode = "data"
+    time: int | None = None
+    crypt_mode: CryptMode = "none"
+    crypt: CryptConfig | None = None
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    walk: WalkOptions = field(default_factory=WalkOptions)
+    owner: str = DEFAULT_OWNER
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveResult:
+    name: str
+    counters: Counters
+
+
+@dataclass(slots=True)
+class BackupResult:
+    """``errors`` are the files that are missing from the snapshot or torn in it."""
+
+    snapshot: SnapshotRef
+    archives: list[ArchiveResult]
+    files: FileCounters
+    duration: float
+    errors: list[FileProblem]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of DESIGN.md 5."""
+        return {
+            "schema": 1,
+            "snapshot": str(self.snapshot),
+            "archives": [{"name": archive.name, **archive.counters.as_dict()} for archive in self.archives],
+            "files": {
+                "total": self.files.total,
+                "unchanged": self.files.unchanged,
+                "reencoded": self.files.reencoded,
+                "read_errors": self.files.read_errors,
+                "torn": self.files.torn,
+                "vanished": self.files.vanished,
+            },
+            "duration_s": round(self.duration, 3),
+            "bytes_read": self.files.bytes_read,
+            "errors": [{"path": os.fsdecode(error.path), "reason": error.reason} for error in self.errors],
+        }
+
+
+def backup(store: Store, specs: Sequence[ArchiveSpec], options: BackupOptions, listener: Listener) -> BackupResult:
+    """Save ``specs`` as one snapshot. Raises ArchiverError; the store is then as it was, but for unused chunks."""
+    check_options(options)
+    return _Run(store, specs, options, listener).run()
+
+
+def check_options(options: BackupOptions) -> None:
+    try:
+        check_backup_id(options.group.id)
+        check_namespace(options.group.namespace)
+    except FormatError as error:
+        raise UsageError(f"the snapshot cannot be named so: {error}") from error
+    if (options.crypt_mode == "none") != (options.crypt is None):
+        raise UsageError(f"crypt mode {options.crypt_mode} {'with' if options.crypt else 'without'} a key")
+
+
+class _Run:
+    """The state of one backup."""
+
+    def __init__(self, store: Store, specs: Sequence[ArchiveSpec], options: BackupOptions, listener: Listener) -> None:
+        self._store = store
+        self._specs = specs
+        self._options = options
+        self._listener = listener
+        self._files = FileCounters()
+        self._errors: list[FileProblem] = []
+        self._archives: list[ArchiveResult] = []
+        self._manifest_files: list[FileInfo] = []
+        self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
+
+    def run(self) -> BackupResult:
+        store, options = self._store, self._options
+        began = store.clock.steady()
+        wanted = options.time if options.time is not None else store.clock.now()
+        with store.session() as session:
+            deduplicator = Deduplicator(store, session, self._chunk_crypt)
+            with Pipeline() as pipeline:
+                machinery = Machinery(pipeline, deduplicator, session, self._chunk_crypt, self._new_uuid, wanted)
+                self._write_archives(machinery)
+                machinery.close()
+                pipeline.join()
+            self._write_log(session)
+            ref = session.publish(options.group, wanted, options.owner, self._manifest)
+            deduplicator.record()
+            store.record(ref)
+        return BackupResult(ref, self._archives, self._files, store.clock.steady() - began, self._errors)
+
+    def _new_uuid(self) -> bytes:
+        return uuid.UUID(bytes=self._store.random(16), version=4).bytes
+
+    def _write_archives(self, machinery: Machinery) -> None:
+        average = self._options.chunk_size
+        pipeline = machinery.pipeline
+        large = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_CONTENT_BODY, count=_CONTENT_SLABS)
+        small = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_SMALL_BODY, count=_SMALL_SLABS)
+        if self._options.mode == "data":
+            for spec in self._specs:
+                payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)
+                archive = Stream(machinery, f"{spec.name}.mpxar.didx", Chunker(average), small)
+                padding = self._archive(spec, machinery, archive, payload, None)
+                self._add(f"{spec.name}.pxar", [payload.finish(), archive.finish()], padding)
+            return
+        listing = Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), small)
+        catalog = CatalogWriter(listing.write)
+        for spec in self._specs:
+            archive = Stream(machinery, f"{spec.name}.pxar.didx", Chunker(average), large)
+            catalog.start_archive(f"{spec.name}.pxar.didx")
+            self._archive(spec, machinery, archive, None, catalog)
+            catalog.end_archive()
+            self._add(f"{spec.name}.pxar", [archive.finish()], 0)
+        catalog.finish()
+        self._add("catalog.pcat1", [listing.finish()], 0)
+
+    def _archive(
+        self, spec: ArchiveSpec, machinery: Machinery, archive: Stream, payload: Stream | None, catalog: CatalogWriter | None
+    ) -> int:
+        """Archive one source; returns the padding in its payload stream, bytes."""
+        report: list[Callable[[Problem], None]] = []
+        with Walk(spec.path, self._options.walk, lambda problem: report[0](problem)) as walk:
+            writer = TreeArchiver(
+                walk,
+                archive,
+                payload,
+                catalog=catalog,
+                counters=self._files,
+                listener=self._hear,
+                spill_directory=machinery.session.path,
+            )
+            report.append(writer.report)
+            writer.run()
+        return writer.padding
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn"):
+            self._errors.append(event)
+        self._listener(event)
+
+    def _add(self, name: str, results: Sequence[StreamResult], padding: int) -> None:
+        counters = Counters(padding_bytes=padding)
+        for result in results:
+            counters.add(result.counters)
+            self._manifest_files.append(
+                FileInfo(result.filename, self._options.crypt_mode, result.size, result.csum)
+            )
+        self._archives.append(ArchiveResult(name, counters))
+
+    def _write_log(self, session: Session) -> None:
+        """The snapshot's own account of what is missing or torn in it."""
+        if not self._errors:
+            return
+        lines = (f"{error.kind}: {os.fsdecode(error.path)}: {error.reason}\n" for error in self._errors)
+        data = "".join(lines).encode("utf-8", "surrogateescape")
+        iv = self._store.random(_IV_SIZE) if self._chunk_crypt is not None else None
+        path = session.file(names.CLIENT_LOG)
+        with explained("write", path):
+            self._store.disk.put(path, [blob.encode(data, self._chunk_crypt, iv)], names.FILE_MODE, sync=False)
+        session.barrier.note(path)
+
+    def _manifest(self, when: int) -> bytes:
+        total = Counters()
+        for archive in self._archives:
+            total.add(archive.counters)
+        unprotected: dict[str, Any] = {
+            "chunk_upload_stats": {
+                "count": total.chunks,
+                "size": total.size,
+                "compressed_size": total.stored_bytes,
+                "duplicates": total.chunks - total.new_chunks,
+            }
+        }
+        if self._options.note:
+            unprotected["notes"] = self._options.note
+        group = self._options.group
+        manifest = Manifest(group.type, group.id, when, tuple(self._manifest_files), unprotected, None)
+        if self._options.crypt is not None:
+            manifest = manifest.sign(self._options.crypt)
+        return bytes(blob.encode(manifest.encode()))
+

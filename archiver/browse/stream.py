@@ -1,0 +1,83 @@
+"""The logical stream behind an index file: bytes at any offset, assembled from checked chunks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from archiver.store.chunks import ChunkReader
+from archiver.store.indexes import Index
+from formats.wire import Buffer
+
+_KEPT_CHUNKS = 3
+
+
+class ChunkStream:
+    """For one thread. Every byte comes from a chunk whose kind, checksums, digest and length were enforced."""
+
+    def __init__(self, index: Index, reader: ChunkReader, *, encrypted: bool) -> None:
+        self.index = index
+        self.size = index.size
+        self._reader = reader
+        self._encrypted = encrypted
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+
+    def chunk(self, number: int) -> bytes:
+        """Plain bytes of chunk ``number`` of the index. Raises ChunkDamaged, KeyProblem or ArchiverError."""
+        data = self._kept.get(number)
+        if data is not None:
+            self._kept.move_to_end(number)
+            return data
+        index = self.index
+        start = index.start(number)
+        data = bytes(
+            self._reader.read(index.digest(number), index.end(number) - start, encrypted=self._encrypted)
+        )
+        self._kept[number] = data
+        if len(self._kept) > _KEPT_CHUNKS:
+            self._kept.popitem(last=False)
+        return data
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``; fewer only at the end of the stream."""
+        length = min(length, self.size - offset)
+        if length <= 0 or offset < 0:
+            return b""
+        pieces: list[bytes] = []
+        number = self.index.find(offset)
+        while length > 0:
+            data = self.chunk(number)
+            inner = offset - self.index.start(number)
+            piece = data[inner : inner + length]
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+            number += 1
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def pieces(self, offset: int, length: int) -> Iterator[Buffer]:
+        """The same bytes piece by piece, a chunk at most each."""
+        end = min(offset + length, self.size)
+        while offset < end:
+            number = self.index.find(offset)
+            data = memoryview(self.chunk(number))
+            inner = offset - self.index.start(number)
+            piece = data[inner : inner + end - offset]
+            yield piece
+            offset += len(piece)
+
+
+class Cursor:
+    """A stream read from its start on (the decoder's input)."""
+
+    def __init__(self, stream: ChunkStream) -> None:
+        self._stream = stream
+        self._offset = 0
+
+    def read(self, length: int) -> bytes:
+        data = self._stream.read_at(self._offset, length)
+        self._offset += len(data)
+        return data
+
+    def skip(self, length: int) -> None:
+        self._offset += length

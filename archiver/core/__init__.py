@@ -1,0 +1,1 @@
+"""The machine: durable writes, locks, clock, randomness, events, threads, Linux metadata calls."""

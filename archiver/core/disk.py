@@ -1,0 +1,225 @@
+"""The one door for durable writes: temp file, rename, fsync, and the barrier that makes a batch of files durable.
+
+File modes are set explicitly, so the umask does not matter. An fsync error is never retried: after one the kernel may
+have dropped the dirty pages, and a second fsync would lie.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from archiver.core.clock import Random, system_random
+from archiver.core.linux import syncfs
+from archiver.errors import ArchiverError, NoSpace
+
+Buffers = Sequence[bytes | bytearray | memoryview]
+
+FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
+
+
+@contextmanager
+def explained(doing: str, path: str) -> Iterator[None]:
+    """Turn an OSError into an ArchiverError that names what was being done to which file."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, doing, path) from error
+
+
+def explain(error: OSError, doing: str, path: str) -> ArchiverError:
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"no space left to {doing} {path}",
+            hint="free some space on that file system; everything stored before is unharmed",
+        )
+    return ArchiverError(f"cannot {doing} {path}: {reason}")
+
+
+class Disk:
+    """Writes that either happen completely or leave no trace under the final name. Usable from several threads."""
+
+    def __init__(self, random: Random = system_random) -> None:
+        self._random = random
+
+    def temp_name(self, path: str) -> str:
+        """A sibling name of PBS's form ``<name>.tmp_XXXXXX``."""
+        return f"{path}.tmp_{self._random(4).hex()}"
+
+    def put(self, path: str, parts: Buffers, mode: int, *, sync: bool) -> None:
+        """Write ``parts`` to a temp file and rename it to ``path``. With ``sync`` file and directory are durable on
+        return, else the caller runs a :class:`Barrier`. Raises OSError; the temp file is gone then."""
+        temp = self.temp_name(path)
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            try:
+                os.fchmod(fd, mode)
+                write_all(fd, parts)
+                if sync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temp, path)
+        except BaseException:
+            self.remove_file(temp)
+            raise
+        if sync:
+            self.sync_directory(os.path.dirname(path))
+
+    def create(self, path: str, mode: int) -> NewFile:
+        """A new file to be written piece by piece; made durable by a :class:`Barrier`."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        os.fchmod(fd, mode)
+        return NewFile(fd)
+
+    def make_directory(self, path: str, mode: int) -> None:
+        """mkdir with exactly ``mode``. FileExistsError when something is there."""
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+
+    def make_directories(self, path: str, mode: int) -> None:
+        """mkdir with parents; existing ones are left as they are. Each new directory's parent is made durable."""
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(path)
+        self.make_directories(parent, mode)
+        try:
+            self.make_directory(path, mode)
+        except FileExistsError:
+            return  # another process was faster
+        self.sync_directory(parent)
+
+    def rename_directory(self, source: str, target: str) -> None:
+        """Durable rename of a complete directory; ``target`` must not exist (or be an empty directory)."""
+        os.rename(source, target)
+        self.sync_directory(os.path.dirname(target))
+        self.sync_directory(os.path.dirname(source))
+
+    def sync_directory(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def sync_file(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove_file(self, path: str) -> None:
+        """unlink; a missing file is fine."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory of plain files and directories (ours: two levels at most); missing is fine."""
+        try:
+            with os.scandir(path) as entries:
+                children = list(entries)
+        except FileNotFoundError:
+            return
+        for child in children:
+            if child.is_dir(follow_symlinks=False):
+                self.remove_tree(child.path)
+            else:
+                self.remove_file(child.path)
+        os.rmdir(path)
+
+
+class NewFile:
+    """A file under construction, from :meth:`Disk.create`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def append(self, data: bytes) -> None:
+        write_all(self._fd, [data])
+
+    def patch(self, data: bytes, offset: int) -> None:
+        """Overwrite ``data`` at ``offset``."""
+        os.pwrite(self._fd, data, offset)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Barrier:
+    """Makes everything written since its creation (or the last commit) durable. Usable from several threads.
+
+    The descriptor for syncfs is opened before the first write, so that a write-back error is reported to it.
+    """
+
+    def __init__(self, disk: Disk, root: str) -> None:
+        self._disk = disk
+        self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._files: set[str] | None = set()
+        self._directories: set[str] = set()
+
+    def note(self, path: str) -> None:
+        """``path`` was written or renamed into place and must be durable after ``commit``."""
+        with self._lock:
+            if self._files is not None:
+                self._files.add(path)
+                if len(self._files) > FSYNC_AT_MOST:
+                    self._files = None
+                    self._directories.clear()
+
+    def note_directory(self, path: str) -> None:
+        """A directory whose entries changed."""
+        with self._lock:
+            if self._files is not None:
+                self._directories.add(path)
+
+    def commit(self) -> None:
+        """Raises OSError when anything could not be written: nothing that depends on it may be published then."""
+        with self._lock:
+            files, directories = self._files, self._directories
+            self._files, self._directories = set(), set()
+        if files is None:
+            syncfs(self._fd)
+            return
+        for path in files:
+            self._disk.sync_file(path)
+            directories.add(os.path.dirname(path))
+        for path in sorted(directories):
+            self._disk.sync_directory(path)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:
+    """writev until every byte of ``parts`` is written; returns the number of bytes."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    total = 0
+    while views:
+        written = os.writev(fd, views)
+        total += written
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
+    return total
+
+
+def is_directory(path: str) -> bool:
+    """True for a real directory (not a symlink to one)."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False

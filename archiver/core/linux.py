@@ -1,0 +1,237 @@
+"""Thin typed calls into Linux that Python's ``os`` lacks: file attributes, project ids, file system types, mtimes.
+
+ioctl (generic 64-bit numbers)   request      argument
+-------------------------------  -----------  -----------------------------------------------------------------
+FS_IOC_GETFLAGS / SETFLAGS       0x80086601   u32 chattr bits (the number says 8 bytes, the kernel uses 4)
+                                 0x40086602
+FS_IOC_FSGETXATTR / FSSETXATTR   0x801c581f   28 bytes: u32 xflags, extsize, nextents, projid, cowextsize, 8 pad
+                                 0x401c5820
+FAT_IOCTL_GET_ / SET_ATTRIBUTES  0x80047210   u32 DOS attribute bits
+                                 0x40047211
+
+The tables at the end of the constants say which chattr and DOS bits an archive keeps (spec pxar.md 11.4).
+Every function raises OSError; "not supported" is a value where a caller only reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+import sys
+from fcntl import ioctl
+
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+FAT_IOCTL_GET_ATTRIBUTES = 0x80047210
+FAT_IOCTL_SET_ATTRIBUTES = 0x40047211
+
+# chattr bits of the kernel
+FS_SYNC_FL = 0x8
+FS_IMMUTABLE_FL = 0x10
+FS_APPEND_FL = 0x20
+FS_NODUMP_FL = 0x40
+FS_NOATIME_FL = 0x80
+FS_COMPR_FL = 0x4
+FS_NOCOMP_FL = 0x400
+FS_DIRSYNC_FL = 0x10000
+FS_NOCOW_FL = 0x800000
+FS_PROJINHERIT_FL = 0x20000000
+
+# (bit in an archive, bit of the kernel)
+CHATTR_BITS = (
+    (0x1_0000, FS_APPEND_FL),
+    (0x2_0000, FS_NOATIME_FL),
+    (0x4_0000, FS_COMPR_FL),
+    (0x8_0000, FS_NOCOW_FL),
+    (0x10_0000, FS_NODUMP_FL),
+    (0x20_0000, FS_DIRSYNC_FL),
+    (0x40_0000, FS_IMMUTABLE_FL),
+    (0x80_0000, FS_SYNC_FL),
+    (0x100_0000, FS_NOCOMP_FL),
+    (0x200_0000, FS_PROJINHERIT_FL),
+)
+FAT_BITS = (
+    (0x2000, 2),  # hidden
+    (0x4000, 4),  # system
+    (0x8000, 32),  # archive
+)
+KEPT_CHATTR = sum(kernel for _, kernel in CHATTR_BITS)
+KEPT_FAT = sum(kernel for _, kernel in FAT_BITS)
+
+# statfs f_type
+EXT4 = 0xEF53
+XFS = 0x58465342
+ZFS = 0x2FC12FC1
+BTRFS = 0x9123683E
+TMPFS = 0x01021994
+FUSE = 0x65735546
+MSDOS = 0x4D44
+
+# File systems that show the kernel's state, not files; never archived (spec pxar.md 11.6).
+VIRTUAL = {
+    0x42494E4D: "binfmt_misc",
+    0x63677270: "cgroup2",
+    0x0027E0EB: "cgroup",
+    0x62656570: "configfs",
+    0x64626720: "debugfs",
+    0x00001CD1: "devpts",
+    0xDE5E81E4: "efivarfs",
+    0x65735543: "fusectl",
+    0x958458F6: "hugetlbfs",
+    0x19800202: "mqueue",
+    0x6E667364: "nfsd",
+    0x00009FA0: "proc",
+    0x6165676C: "pstore",
+    0x67596969: "rpc_pipefs",
+    0x73636673: "securityfs",
+    0xF97CFF8C: "selinuxfs",
+    0x43415D53: "smackfs",
+    0x62656572: "sysfs",
+}
+
+_UNSUPPORTED = {errno.ENOTTY, errno.ENOSYS, errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL}
+_PROJECT_AT = slice(12, 16)  # in struct fsxattr
+_U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number claims
+_TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
+_UTIME_OMIT = (1 << 30) - 2
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_DEVICE = struct.Struct("=136xII112x")  # struct statx: stx_dev_major, stx_dev_minor
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_char_p]
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.futimens.argtypes = [ctypes.c_int, ctypes.c_char_p]
+_libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
+    """Open ``name`` in a directory for reading: no symlink is followed; the access time stays where we may leave it.
+
+    ``flags`` are added to the usual ones. The kernel says EPERM to O_NOATIME on somebody else's file.
+    """
+    try:
+        return os.open(name, _LOOK | os.O_NOATIME | flags, dir_fd=dir_fd)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+    return os.open(name, _LOOK | flags, dir_fd=dir_fd)
+
+
+def get_flags(fd: int) -> int | None:
+    """The chattr bits (FS_*_FL); None where the file system has none."""
+    return _get_u32(fd, FS_IOC_GETFLAGS)
+
+
+def set_flags(fd: int, flags: int) -> None:
+    ioctl(fd, FS_IOC_SETFLAGS, _U32.pack(flags))
+
+
+def get_fat_attributes(fd: int) -> int | None:
+    """The DOS attribute bits; None where the file system has none."""
+    return _get_u32(fd, FAT_IOCTL_GET_ATTRIBUTES)
+
+
+def set_fat_attributes(fd: int, attributes: int) -> None:
+    ioctl(fd, FAT_IOCTL_SET_ATTRIBUTES, _U32.pack(attributes))
+
+
+def _get_u32(fd: int, request: int) -> int | None:
+    value = bytearray(8)
+    try:
+        ioctl(fd, request, value)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return int.from_bytes(value[:4], sys.byteorder)
+
+
+def get_project_id(fd: int) -> int:
+    """The quota project id; 0 when there is none or the file system has no such thing."""
+    attributes = bytearray(28)
+    try:
+        ioctl(fd, FS_IOC_FSGETXATTR, attributes)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return 0
+        raise
+    return int.from_bytes(attributes[_PROJECT_AT], sys.byteorder)
+
+
+def set_project_id(fd: int, project_id: int) -> None:
+    attributes = bytearray(28)
+    ioctl(fd, FS_IOC_FSGETXATTR, attributes)
+    attributes[_PROJECT_AT] = project_id.to_bytes(4, sys.byteorder)
+    ioctl(fd, FS_IOC_FSSETXATTR, attributes)
+
+
+def archive_flags(chattr: int, fat: int = 0) -> int:
+    """Kernel bits as the attribute bits of an archive entry; bits that are not kept are dropped."""
+    if not chattr & KEPT_CHATTR and not fat & KEPT_FAT:
+        return 0
+    flags = sum(bit for bit, kernel in CHATTR_BITS if chattr & kernel)
+    return flags + sum(bit for bit, kernel in FAT_BITS if fat & kernel)
+
+
+def chattr_flags(flags: int) -> int:
+    """The chattr bits that an archive entry's attribute bits ask for."""
+    return sum(kernel for bit, kernel in CHATTR_BITS if flags & bit)
+
+
+def fat_attributes(flags: int) -> int:
+    """The DOS attribute bits that an archive entry's attribute bits ask for."""
+    return sum(kernel for bit, kernel in FAT_BITS if flags & bit)
+
+
+def filesystem_type(fd: int) -> int:
+    """statfs ``f_type`` (EXT4, ...) of the file system an open file lies on, as 32 bits without sign."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type comes first, as a long
+    _check(_libc.fstatfs(fd, buffer))
+    return int.from_bytes(buffer.raw[:8], sys.byteorder) & 0xFFFFFFFF
+
+
+def device_of(name: bytes, dir_fd: int) -> int:
+    """The st_dev of ``name``, even where a FUSE mount refuses every other question about it.
+
+    Nothing is mounted, followed or fetched from a server. OSError ENOSYS where the C library has no statx.
+    """
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    if not hasattr(_libc, "statx"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    buffer = ctypes.create_string_buffer(_STATX_DEVICE.size)
+    _check(_libc.statx(dir_fd, name, _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, 0, buffer))
+    major, minor = _STATX_DEVICE.unpack(buffer)
+    return os.makedev(major, minor)
+
+
+def syncfs(fd: int) -> None:
+    """Write everything of the file system that ``fd`` lies on; write-back errors since its opening are raised."""
+    _check(_libc.syncfs(fd))
+
+
+def set_mtime(fd: int, seconds: int, nanoseconds: int) -> None:
+    """Set the modification time of an open file; its access time stays."""
+    _check(_libc.futimens(fd, _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)))
+
+
+def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _AT_FDCWD) -> None:
+    """The same for a name in a directory; a symlink's own time, not its target's."""
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    times = _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)
+    _check(_libc.utimensat(dir_fd, name, times, _AT_SYMLINK_NOFOLLOW))

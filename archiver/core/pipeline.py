@@ -1,0 +1,132 @@
+"""Threads that work on one task, are bounded in memory, and stop together.
+
+A failure in any thread, Ctrl-C or SIGTERM in the main thread, makes every blocked ``put``/``get``/``acquire`` raise
+:class:`Cancelled` at once; ``close`` joins the threads and raises the first failure.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Cancelled(BaseException):
+    """Raised inside threads of a pipeline that has failed elsewhere. Not an Exception, so no handler swallows it."""
+
+
+class Pipeline:
+    """Owner of the threads. One condition serves all channels: there are few threads and hundreds of items a second."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+
+    def start(self, work: Callable[[], None], name: str) -> None:
+        """Run ``work`` in a thread of its own; an exception in it stops the pipeline."""
+
+        def run() -> None:
+            try:
+                work()
+            except Cancelled:
+                pass
+            except BaseException as error:
+                self.fail(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def fail(self, error: BaseException) -> None:
+        with self.changed:
+            if self.error is None:
+                self.error = error
+            self.changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait for a change; the caller holds ``changed``. Raises Cancelled after a failure."""
+        if self.error is not None:
+            raise Cancelled
+        self.changed.wait()
+        if self.error is not None:
+            raise Cancelled
+
+    def join(self) -> None:
+        """Wait until every thread has ended by itself; raises the first failure."""
+        for thread in self._threads:
+            thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is not None:
+            self.fail(error)
+            for thread in self._threads:
+                thread.join()
+            if isinstance(error, Cancelled) and self.error is not None and self.error is not error:
+                raise self.error
+
+
+class Channel(Generic[T]):
+    """A bounded queue between threads of one pipeline."""
+
+    def __init__(self, pipeline: Pipeline, capacity: int) -> None:
+        self._pipeline = pipeline
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        changed = self._pipeline.changed
+        with changed:
+            while len(self._items) >= self._capacity:
+                self._pipeline.wait()
+            if self._pipeline.error is not None:
+                raise Cancelled
+            self._items.append(item)
+            changed.notify_all()
+
+    def get(self) -> T | None:
+        """The next item; None when the channel was closed and is empty."""
+        changed = self._pipeline.changed
+        with changed:
+            while not self._items:
+                if self._closed:
+                    return None
+                self._pipeline.wait()
+            item = self._items.popleft()
+            changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """No more items will come."""
+        with self._pipeline.changed:
+            self._closed = True
+            self._pipeline.changed.notify_all()
+
+
+class Pool(Generic[T]):
+    """A fixed number of reusable objects (buffers): the byte budget of a pipeline."""
+
+    def __init__(self, pipeline: Pipeline, items: list[T]) -> None:
+        self._pipeline = pipeline
+        self._free = items
+
+    def acquire(self) -> T:
+        with self._pipeline.changed:
+            while not self._free:
+                self._pipeline.wait()
+            return self._free.pop()
+
+    def release(self, item: T) -> None:
+        with self._pipeline.changed:
+            self._free.append(item)
+            self._pipeline.changed.notify_all()

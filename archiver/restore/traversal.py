@@ -1,0 +1,361 @@
+"""Going through an archive with a target directory beside it: used to write a tree, and again to check it.
+
+The main thread decodes entries and keeps the directories; files are handed to workers chunk by chunk, so each chunk is
+read, decoded and verified once. A directory is finished when it was left and all files and directories in it are.
+At most some hundred descriptors are open, however deep or wide the tree is.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from archiver.browse.snapshot import Tree
+from archiver.core.events import Listener, Progress
+from archiver.core.pipeline import Channel, Pipeline
+from archiver.errors import Damaged
+from archiver.store.chunks import ChunkDamaged, ChunkReader
+from formats.errors import FormatError
+from formats.pxar.constants import HEADER, HEADER_SIZE, PAYLOAD
+from formats.pxar.decoder import LEAVE, Entry
+from formats.pxar.metadata import Metadata
+from formats.wire import Buffer
+
+_SEGMENTS_AT_ONCE = 512
+_QUEUED_TASKS = 4
+_STACK_OPEN = 64
+_DIRECTORIES_OPEN = 400
+_PROGRESS_EVERY = 512  # entries
+
+
+class Directory:
+    """A directory of the target. ``fd`` is -1 while it is closed to save descriptors, or when it is not ``usable``."""
+
+    __slots__ = ("fd", "identity", "metadata", "name", "parent", "pending", "usable")
+
+    def __init__(self, parent: Directory | None, name: bytes, metadata: Metadata, fd: int) -> None:
+        self.parent = parent
+        self.name = name
+        self.metadata = metadata
+        self.fd = fd
+        self.usable = fd >= 0
+        self.identity = (0, 0)
+        self.pending = 1  # itself, until it is left
+
+    @property
+    def path(self) -> bytes:
+        """``b"/a/b"``; ``b"/"`` for the root."""
+        names = []
+        directory: Directory | None = self
+        while directory is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return b"/".join(reversed(names)) or b"/"
+
+    def path_of(self, name: bytes) -> bytes:
+        return self.path.rstrip(b"/") + b"/" + name
+
+
+@dataclass(slots=True)
+class FileItem:
+    """A regular file on its way. ``parts`` segments are not done yet; ``state`` belongs to the visitor."""
+
+    directory: Directory
+    name: bytes
+    metadata: Metadata
+    size: int
+    header: bytes  # the payload header that must precede the contents; empty in a version 1 archive
+    parts: int
+    lock: threading.Lock | None  # for files of several segments
+    fd: int = -1
+    failed: str | None = None
+
+
+class Segment(NamedTuple):
+    """A part of a file's contents: bytes ``start`` to ``end`` of the chunk, at ``offset`` in the file (negative: the
+    payload header). ``number`` counts the segments of the archive."""
+
+    item: FileItem
+    start: int
+    end: int
+    offset: int
+    number: int
+
+
+class Task(NamedTuple):
+    chunk: int  # -1: none is needed
+    segments: list[Segment]
+
+
+class Visitor(Protocol):
+    """What is done at each entry. Methods marked (worker) are called from worker threads."""
+
+    def open_root(self, entry: Entry) -> int: ...
+
+    def open_directory(self, parent: Directory, entry: Entry) -> int:
+        """Descriptor of the child directory; -1 when there is none to work in (reported)."""
+
+    def leaf(self, directory: Directory, entry: Entry) -> None:
+        """A symlink, device, fifo, socket."""
+
+    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
+        """The target is complete."""
+
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
+        """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
+
+    def finish_file(self, item: FileItem) -> None:
+        """(worker) All segments are done."""
+
+    def finish_directory(self, directory: Directory) -> None:
+        """(worker) Everything in it is complete; it is closed afterwards."""
+
+
+class Traversal:
+    """One pass through a tree with a visitor."""
+
+    def __init__(self, tree: Tree, visitor: Visitor, task: str, listener: Listener) -> None:
+        self._tree = tree
+        self._visitor = visitor
+        self._task_name = task
+        self._listener = listener
+        self._index = tree.content.index
+        self._encrypted = tree.content_file.crypt_mode == "encrypt"
+        self._lock = threading.Lock()
+        self._stack: list[Directory] = []
+        self._closed = 1  # outer directories before this one are closed, but for the root: links start there
+        self._open = 0
+        self._segments: list[Segment] = []
+        self._segment_count = 0
+        self._chunk = -1
+        self._chunk_start = 0
+        self._chunk_end = 0
+        self._submitted = 0
+        self._completed = 0
+        self._drained_to = 0
+        self.entries = 0
+        self.bytes = 0
+
+    def run(self) -> None:
+        """Raises ArchiverError when the archive cannot be read on, FormatError never."""
+        try:
+            self._run()
+        except FormatError as error:
+            raise Damaged(f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged: {error}") from error
+
+    def _run(self) -> None:
+        with Pipeline() as pipeline:
+            self._pipeline = pipeline
+            self._tasks: Channel[Task] = Channel(pipeline, _QUEUED_TASKS)
+            for number in range(os.cpu_count() or 2):
+                pipeline.start(self._work, f"{self._task_name}-{number}")
+            try:
+                self._walk()
+                self._flush()
+                self._tasks.close()
+                pipeline.join()
+            finally:
+                self._close_all()
+
+    def _walk(self) -> None:
+        tree = self._tree
+        root: Directory | None = None
+        for event in tree.decoder():
+            if event is LEAVE:
+                self._leave()
+                continue
+            entry: Entry = event
+            self.entries += 1
+            if self.entries % _PROGRESS_EVERY == 0:
+                self._listener(Progress(self._task_name, self.entries, self.bytes, tree.content.size))
+            kind = entry.kind
+            if kind == "dir":
+                if root is None:
+                    root = self._push(None, entry, self._visitor.open_root(entry))
+                else:
+                    self._enter(self._stack[-1], entry)
+                continue
+            directory = self._stack[-1]
+            if not directory.usable:
+                continue
+            if kind == "file":
+                self._add_file(directory, entry)
+            elif kind == "hardlink":
+                assert root is not None
+                if entry.filename_offset - entry.link_offset >= self._drained_to:
+                    self._drain()
+                    self._drained_to = entry.filename_offset
+                self._visitor.hardlink(directory, entry, root)
+            else:
+                self._visitor.leaf(directory, entry)
+
+    # -- directories ------------------------------------------------------------------------------------------------
+
+    def _push(self, parent: Directory | None, entry: Entry, fd: int) -> Directory:
+        assert entry.metadata is not None
+        directory = Directory(parent, entry.name, entry.metadata, fd)
+        if parent is not None:
+            with self._lock:
+                parent.pending += 1
+        if fd >= 0:
+            with self._lock:
+                self._open += 1
+        self._stack.append(directory)
+        return directory
+
+    def _enter(self, parent: Directory, entry: Entry) -> None:
+        if self._open >= _DIRECTORIES_OPEN:
+            self._drain()
+        fd = self._visitor.open_directory(parent, entry) if parent.usable else -1
+        self._push(parent, entry, fd)
+        if fd >= 0 and len(self._stack) - self._closed > _STACK_OPEN:
+            outer = self._stack[self._closed]
+            self._closed += 1
+            self._drain()
+            status = os.fstat(outer.fd)
+            outer.identity = (status.st_dev, status.st_ino)
+            self._close(outer)
+
+    def _leave(self) -> None:
+        directory = self._stack.pop()
+        if self._stack:
+            parent = self._stack[-1]
+            self._closed = max(1, min(self._closed, len(self._stack) - 1))
+            if parent.usable and parent.fd < 0:
+                self._reopen(parent, directory.fd)
+        self._release(directory)
+
+    def _reopen(self, parent: Directory, child_fd: int) -> None:
+        """Back to an outer directory; only the very same one is accepted."""
+        fd = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=child_fd)
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != parent.identity:
+            os.close(fd)
+            raise Damaged(f"{os.fsdecode(parent.path)} was moved or replaced while it was in use")
+        parent.fd = fd
+        with self._lock:
+            self._open += 1
+
+    def _release(self, directory: Directory) -> None:
+        """One of the things that ``directory`` waits for is done."""
+        current: Directory | None = directory
+        while current is not None:
+            with self._lock:
+                current.pending -= 1
+                if current.pending:
+                    return
+            if current.fd >= 0:
+                self._visitor.finish_directory(current)
+                self._close(current)
+            current = current.parent
+
+    def _close(self, directory: Directory) -> None:
+        os.close(directory.fd)
+        directory.fd = -1
+        with self._lock:
+            self._open -= 1
+
+    def _close_all(self) -> None:
+        for directory in self._stack:
+            if directory.fd >= 0:
+                self._close(directory)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def _add_file(self, directory: Directory, entry: Entry) -> None:
+        assert entry.metadata is not None
+        size = entry.size
+        start = entry.content_offset
+        header = b""
+        if self._tree.split:
+            header = HEADER.pack(PAYLOAD, HEADER_SIZE + size)
+            start -= HEADER_SIZE
+        end = entry.content_offset + size
+        item = FileItem(directory, entry.name, entry.metadata, size, header, 1, None)
+        with self._lock:
+            directory.pending += 1
+        self.bytes += size
+        if end > self._tree.content.size:
+            item.failed = "its contents lie beyond the end of the archive"
+        if start == end or item.failed:
+            self._append(self._chunk, Segment(item, 0, 0, 0, self._segment_count))
+            return
+        pieces = list(self._pieces(start, end)) if end > self._chunk_end or start < self._chunk_start else None
+        if pieces is None:
+            inner = start - self._chunk_start
+            piece = Segment(item, inner, inner + end - start, -len(header), self._segment_count)
+            self._append(self._chunk, piece)
+            return
+        item.parts = len(pieces)
+        if item.parts > 1:
+            item.lock = threading.Lock()
+        for chunk, lower, upper, position in pieces:
+            self._append(chunk, Segment(item, lower, upper, position - entry.content_offset, self._segment_count))
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(chunk, from, to, stream offset) for every chunk that holds a part of the range."""
+        number = self._index.find(start)
+        while start < end:
+            lower, upper = self._index.start(number), self._index.end(number)
+            self._chunk_start, self._chunk_end = lower, upper
+            stop = min(end, upper)
+            yield number, start - lower, stop - lower, start
+            start = stop
+            number += 1
+
+    def _append(self, chunk: int, segment: Segment) -> None:
+        if self._segments and (chunk != self._chunk or len(self._segments) >= _SEGMENTS_AT_ONCE):
+            self._flush()
+        self._chunk = chunk
+        self._segments.append(segment)
+        self._segment_count += 1
+
+    def _flush(self) -> None:
+        if self._segments:
+            segments, self._segments = self._segments, []
+            self._submitted += 1
+            self._tasks.put(Task(self._chunk, segments))
+
+    def _drain(self) -> None:
+        """Wait until everything handed out so far is complete."""
+        self._flush()
+        changed = self._pipeline.changed
+        with changed:
+            while self._completed < self._submitted:
+                self._pipeline.wait()
+
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        snapshot = self._tree.snapshot
+        reader = snapshot.store.reader(snapshot.crypt)
+        while (task := self._tasks.get()) is not None:
+            data, damage = self._load(reader, task.chunk)
+            for segment in task.segments:
+                self._visitor.segment(segment, data, damage)
+                item = segment.item
+                if item.lock is None or self._is_last(item):
+                    self._visitor.finish_file(item)
+                    self._release(item.directory)
+            changed = self._pipeline.changed
+            with changed:
+                self._completed += 1
+                changed.notify_all()
+
+    def _is_last(self, item: FileItem) -> bool:
+        assert item.lock is not None
+        with item.lock:
+            item.parts -= 1
+            return item.parts == 0
+
+    def _load(self, reader: ChunkReader, number: int) -> tuple[Buffer | None, str | None]:
+        if number < 0:
+            return None, None
+        size = self._index.end(number) - self._index.start(number)
+        try:
+            return reader.read(self._index.digest(number), size, encrypted=self._encrypted), None
+        except ChunkDamaged as error:
+            return None, str(error)

@@ -1,0 +1,240 @@
+"""The pass that writes a tree into an empty directory.
+
+Every name is made relative to an open directory and must not exist before; directories are entered without following
+symlinks; hard links are resolved name by name from the target's root. So no entry of an archive can leave the target.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+import threading
+
+import numpy as np
+
+from archiver.core.disk import explain
+from archiver.core.events import FileProblem, Listener
+from archiver.restore import attributes
+from archiver.restore.digests import SegmentDigests
+from archiver.restore.traversal import Directory, FileItem, Segment
+from formats.pxar.constants import HEADER_SIZE
+from formats.pxar.decoder import Entry
+from formats.wire import Buffer
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 4096
+_SPARSE_FROM = 64 << 10  # bytes; holes are looked for in pieces at least this long
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+
+
+class Writer:
+    """A visitor of :class:`archiver.restore.traversal.Traversal`."""
+
+    def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
+        self._target = target
+        self._digests = digests
+        self._listener = listener
+        self._lock = threading.Lock()
+        self.files = 0
+        self.incomplete: set[bytes] = set()  # paths whose attributes could not all be set
+        self.lost: set[bytes] = set()  # paths that could not be made, or whose contents are damaged
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def _not_restored(self, path: bytes, reason: str) -> None:
+        with self._lock:
+            self.lost.add(path)
+        self._listener(FileProblem(path, reason, "not-restored"))
+
+    def _damaged(self, path: bytes, reason: str) -> None:
+        with self._lock:
+            self.lost.add(path)
+        self._listener(FileProblem(path, reason, "damaged"))
+
+    def _attributes_lost(self, path: bytes, reasons: list[str]) -> None:
+        with self._lock:
+            self.incomplete.add(path)
+        for reason in reasons:
+            self._listener(FileProblem(path, reason, "attribute"))
+
+    def _failed(self, directory: Directory, name: bytes, error: OSError) -> None:
+        """What only concerns this entry is told, what concerns the target as a whole ends the restore."""
+        path = directory.path_of(name)
+        if error.errno in _FATAL:
+            raise explain(error, "restore", self._target + os.fsdecode(path)) from error
+        self._not_restored(path, (error.strerror or str(error)).lower())
+
+    # -- directories ----------------------------------------------------------------------------------------------------
+
+    def open_root(self, entry: Entry) -> int:
+        fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # What a directory hands down to new entries must not mix into the archive's attributes.
+        try:
+            os.fchmod(fd, 0o700)
+            os.removexattr(fd, attributes.DEFAULT_ACL)
+        except OSError:
+            pass
+        return fd
+
+    def open_directory(self, parent: Directory, entry: Entry) -> int:
+        try:
+            os.mkdir(entry.name, 0o700, dir_fd=parent.fd)
+            return os.open(entry.name, _DIRECTORY, dir_fd=parent.fd)
+        except OSError as error:
+            self._failed(parent, entry.name, error)
+            return -1
+
+    def finish_directory(self, directory: Directory) -> None:
+        lost = attributes.apply(directory.fd, directory.metadata)
+        if lost:
+            self._attributes_lost(directory.path, lost)
+
+    # -- entries without contents -----------------------------------------------------------------------------------------
+
+    def leaf(self, directory: Directory, entry: Entry) -> None:
+        assert entry.metadata is not None
+        stat, name, fd = entry.metadata.stat, entry.name, directory.fd
+        try:
+            if entry.kind == "symlink":
+                os.symlink(entry.target, name, dir_fd=fd)
+            else:
+                device = os.makedev(entry.major, entry.minor) if entry.kind in ("char", "block") else 0
+                os.mknod(name, st.S_IFMT(stat.mode) | 0o600, device, dir_fd=fd)
+            lost = attributes.apply_at(name, fd, stat)
+        except OSError as error:
+            self._failed(directory, name, error)
+            return
+        if lost:
+            self._attributes_lost(directory.path_of(name), lost)
+
+    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
+        opened: list[int] = []
+        try:
+            parent = root.fd
+            *parents, last = entry.target.split(b"/")
+            for part in parents:
+                parent = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                opened.append(parent)
+            try:
+                os.link(last, entry.name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
+            except PermissionError:
+                _link_fixed(last, parent, entry.name, directory.fd)
+        except OSError as error:
+            self._failed(directory, entry.name, error)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    # -- files --------------------------------------------------------------------------------------------------------------
+
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
+        item = segment.item
+        if item.failed is not None:
+            return
+        if damage is not None:
+            item.failed = damage
+            return
+        try:
+            if item.lock is None:
+                self._open(item)
+            else:
+                with item.lock:
+                    if item.fd < 0:
+                        self._open(item)
+            if data is not None and segment.end > segment.start:
+                self._write(item, segment, memoryview(data)[segment.start : segment.end])
+        except OSError as error:
+            if error.errno in _FATAL:
+                self._close(item)
+                self._failed(item.directory, item.name, error)
+            item.failed = (error.strerror or str(error)).lower()
+
+    def _open(self, item: FileItem) -> None:
+        item.fd = os.open(item.name, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
+        attributes.prepare(item.fd, item.metadata.stat)
+
+    def _write(self, item: FileItem, segment: Segment, data: memoryview) -> None:
+        offset = segment.offset
+        if offset < 0:
+            count = min(-offset, len(data))
+            start = HEADER_SIZE + offset
+            if data[:count] != item.header[start : start + count]:
+                item.failed = "the payload does not have the header that its entry describes"
+                return
+            data, offset = data[count:], offset + count
+        if self._digests is not None:
+            self._digests.record(segment.number, data)
+        if len(data) >= _SPARSE_FROM:
+            _write_sparse(item.fd, data, offset)
+        elif len(data):
+            _write_at(item.fd, data, offset)
+
+    def finish_file(self, item: FileItem) -> None:
+        if item.failed is not None:
+            self._drop(item)
+            return
+        fd = item.fd
+        try:
+            if item.size >= _SPARSE_FROM:
+                os.ftruncate(fd, item.size)  # it may end in a hole
+            lost = attributes.apply(fd, item.metadata)
+        except OSError as error:
+            item.failed = (error.strerror or str(error)).lower()
+            self._drop(item)
+            return
+        self._close(item)
+        self.files += 1
+        if lost:
+            self._attributes_lost(item.directory.path_of(item.name), lost)
+
+    def _drop(self, item: FileItem) -> None:
+        """A file that could not be restored completely is not left behind in part."""
+        path = item.directory.path_of(item.name)
+        if item.fd >= 0:
+            self._close(item)
+            os.unlink(item.name, dir_fd=item.directory.fd)
+        self._damaged(path, item.failed or "")
+
+    def _close(self, item: FileItem) -> None:
+        if item.fd >= 0:
+            os.close(item.fd)
+            item.fd = -1
+
+
+def _write_at(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data = data[written:]
+        offset += written
+
+
+def _write_sparse(fd: int, data: memoryview, offset: int) -> None:
+    """Write ``data``, leaving out blocks of zeros; the file is extended to its size afterwards."""
+    lead = -offset % _BLOCK
+    if lead:
+        _write_at(fd, data[:lead], offset)
+        data, offset = data[lead:], offset + lead
+    blocks = len(data) // _BLOCK
+    words = np.frombuffer(data[: blocks * _BLOCK], np.uint8).reshape(blocks, _BLOCK)
+    used = words.view(np.uint64).any(axis=1) if words.ctypes.data % 8 == 0 else words.any(axis=1)
+    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
+    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        _write_at(fd, data[start:end], offset + start)
+    rest = data[blocks * _BLOCK :]
+    if len(rest):
+        _write_at(fd, rest, offset + blocks * _BLOCK)
+
+
+def _link_fixed(source: bytes, source_fd: int, name: bytes, dir_fd: int) -> None:
+    """Link to a file whose attributes (immutable, append-only) forbid it for the moment."""
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source_fd)
+    try:
+        flags = attributes.may_link(fd)
+        try:
+            os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        finally:
+            attributes.linked(fd, flags)
+    finally:
+        os.close(fd)

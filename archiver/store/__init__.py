@@ -1,0 +1,1 @@
+"""One datastore: layout, chunks, snapshots, sessions, and the LMDB index over them."""

@@ -1,0 +1,216 @@
+"""The chunk files: insert, touch, read, set aside (spec datastore.md 5, blob-index-crypto.md 2)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from archiver.core.clock import Clock
+from archiver.core.disk import Barrier, Disk, explain
+from archiver.errors import Damaged, KeyProblem
+from archiver.store import layout as names
+from archiver.store.layout import Layout
+from formats import blob
+from formats.blob import BlobDecoder
+from formats.crypt import CryptConfig
+from formats.errors import FormatError, KeyMissing, WrongKey
+from formats.wire import Buffer
+
+MAX_CHUNK = 16 << 20  # plain bytes
+_MAX_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
+_BAD_NAMES = 10
+
+
+class ChunkDamaged(Damaged):
+    """One chunk cannot be used; ``digest`` says which, ``reason`` why in a few words."""
+
+    code = "chunk-damaged"
+
+    def __init__(self, digest: bytes, reason: str) -> None:
+        super().__init__(f"chunk {digest.hex()} {reason}", hint="run verify to see which files it belongs to")
+        self.digest = digest
+        self.reason = reason
+
+
+class Inserted(NamedTuple):
+    """``duplicate``: a usable chunk of that digest was there. ``stored``: length of the file that is there now."""
+
+    duplicate: bool
+    stored: int
+
+
+class ChunkStore:
+    """Writes into ``.chunks``. Usable from several threads and processes at once."""
+
+    def __init__(self, layout: Layout, disk: Disk, clock: Clock) -> None:
+        self._layout = layout
+        self._disk = disk
+        self._clock = clock
+
+    def seen(self, digest: bytes) -> os.stat_result | None:
+        """lstat of the chunk file; None when there is none."""
+        try:
+            return os.lstat(self._layout.chunk(digest.hex()))
+        except FileNotFoundError:
+            return None
+
+    def touch(self, digest: bytes, status: os.stat_result) -> None:
+        """Set the access time to now, so that no garbage collection takes the chunk; mtime stays."""
+        path = self._layout.chunk(digest.hex())
+        try:
+            os.utime(path, ns=(self._clock.now_ns(), status.st_mtime_ns), follow_symlinks=False)
+        except OSError as error:
+            raise explain(error, "touch", path) from error
+
+    def insert(self, digest: bytes, header: bytes, body: Buffer, *, encrypted: bool, barrier: Barrier) -> Inserted:
+        """Store an encoded chunk unless a usable one is there already (the table of spec datastore.md 5.1).
+
+        The file is durable after ``barrier.commit``. Raises ArchiverError (NoSpace on a full disk).
+        """
+        path = self._layout.chunk(digest.hex())
+        length = len(header) + len(body)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            status = None
+        if status is not None and self._keep_existing(path, status, length, header, encrypted):
+            self.touch(digest, status)
+            barrier.note(path)
+            return Inserted(True, status.st_size)
+        try:
+            self._write(path, [header, body], barrier)
+        except OSError as error:
+            raise explain(error, "write", path) from error
+        barrier.note(path)
+        return Inserted(False, length)
+
+    def _keep_existing(self, path: str, status: os.stat_result, length: int, header: bytes, encrypted: bool) -> bool:
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{path} is not a regular file", hint="move it away; it cannot be a chunk")
+        if status.st_size == length:
+            return True
+        if status.st_size == 0:
+            return False  # left by a crash before the data reached the disk
+        if not encrypted:
+            return status.st_size < length
+        magic = _read_start(path)
+        if magic in (blob.PLAIN_MAGIC, blob.PLAIN_ZSTD_MAGIC):
+            raise Damaged(f"{path} is not encrypted, but has the name of an encrypted chunk", hint="run verify")
+        if magic == blob.ENCRYPTED_MAGIC and header[:8] == blob.ENCRYPTED_MAGIC:
+            raise Damaged(f"{path} has another length than the same chunk encrypted now", hint="run verify")
+        return True
+
+    def _write(self, path: str, parts: list[Buffer], barrier: Barrier) -> None:
+        try:
+            self._disk.put(path, parts, names.FILE_MODE, sync=False)
+        except FileNotFoundError:
+            try:
+                self._disk.make_directory(os.path.dirname(path), names.CHUNKS_MODE)
+            except FileExistsError:
+                pass
+            barrier.note_directory(self._layout.chunks)
+            self._disk.put(path, parts, names.FILE_MODE, sync=False)
+
+    def set_aside(self, digest: bytes) -> str | None:
+        """Rename a bad chunk to ``.N.bad`` so that the next backup stores it again; None when it is gone."""
+        path = self._layout.chunk(digest.hex())
+        for number in range(_BAD_NAMES):
+            target = f"{path}.{number}.bad"
+            if number < _BAD_NAMES - 1 and os.path.lexists(target):
+                continue
+            try:
+                os.rename(path, target)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise explain(error, "rename", path) from error
+            return target
+        return None
+
+
+class ChunkReader:
+    """Reads chunks and hands out only what passed every check. One per thread.
+
+    With ``crypt`` encrypted chunks are decrypted; without it they raise KeyProblem.
+    """
+
+    def __init__(self, layout: Layout, crypt: CryptConfig | None) -> None:
+        self._layout = layout
+        self._decoder = BlobDecoder(crypt)
+        self.has_key = crypt is not None
+        self._buffer = bytearray()
+
+    def read(self, digest: bytes, size: int, *, encrypted: bool) -> Buffer:
+        """The ``size`` plain bytes of a chunk: kind, CRC, tag, digest and length are enforced.
+
+        The buffer is valid until the next call. Raises ChunkDamaged, KeyProblem or ArchiverError.
+        """
+        if size > MAX_CHUNK:
+            raise ChunkDamaged(digest, f"is said to hold {size} bytes, more than a chunk can")
+        try:
+            return self._decoder.decode_chunk(self.stored(digest), digest=digest, size=size, encrypted=encrypted)
+        except KeyMissing as error:
+            raise KeyProblem(f"chunk {digest.hex()} is encrypted", hint="give the key with --keyfile") from error
+        except WrongKey as error:
+            raise KeyProblem(f"chunk {digest.hex()} is encrypted with another key") from error
+        except FormatError as error:
+            raise ChunkDamaged(digest, f"is damaged: {error}") from error
+
+    def verify(self, digest: bytes, size: int, *, encrypted: bool) -> tuple[bytes, int]:
+        """Check a chunk as far as the key at hand allows (without it: kind and CRC of an encrypted one).
+
+        Returns (BLAKE3 of the stored bytes, their length). Raises ChunkDamaged.
+        """
+        data = self.stored(digest)
+        try:
+            info = self._decoder.check_stored(data)
+            if info.encrypted != encrypted:
+                raise ChunkDamaged(digest, "is not encrypted" if encrypted else "is encrypted, its archive is not")
+            if self.has_key or not encrypted:
+                self._decoder.decode_chunk(data, digest=digest, size=size, encrypted=encrypted)
+        except FormatError as error:
+            raise ChunkDamaged(digest, f"is damaged: {error}") from error
+        return blake3(data).digest(), len(data)
+
+    def stored(self, digest: bytes) -> memoryview:
+        """The bytes of the chunk file, unchecked; valid until the next call."""
+        path = self._layout.chunk(digest.hex())
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+                    raise ChunkDamaged(digest, "is not a chunk file")
+                return self._read(fd, status.st_size)
+            finally:
+                os.close(fd)
+        except FileNotFoundError as error:
+            raise ChunkDamaged(digest, "is missing") from error
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ELOOP, errno.EUCLEAN):
+                raise ChunkDamaged(digest, f"cannot be read: {error.strerror}") from error
+            raise explain(error, "read", path) from error
+
+    def _read(self, fd: int, length: int) -> memoryview:
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        view = memoryview(self._buffer)
+        filled = 0
+        while filled < length:
+            count = os.readv(fd, [view[filled:length]])
+            if not count:
+                break
+            filled += count
+        return view[:filled]
+
+
+def _read_start(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(8)
+    except OSError as error:
+        raise explain(error, "read", path) from error

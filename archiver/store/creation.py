@@ -1,0 +1,181 @@
+"""Making a store, and refusing places that cannot hold one (spec datastore.md 3)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import re
+import uuid
+from dataclasses import dataclass
+
+from archiver.core.clock import Random
+from archiver.core.disk import Disk, explain, explained
+from archiver.errors import ArchiverError, Damaged, TooNew, UsageError
+from archiver.store import layout as names
+from archiver.store.layout import Layout
+
+SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{2,31}")
+_READ_AT_MOST = 64 * 1024  # bytes of store.json
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What ``.archiver/store.json`` says: how the store is known wherever it is mounted."""
+
+    uuid: uuid.UUID
+    name: str
+
+    def encode(self) -> bytes:
+        return json.dumps({"schema": SCHEMA, "uuid": str(self.uuid), "name": self.name}, indent=2).encode() + b"\n"
+
+
+def default_name(base: str) -> str:
+    """The directory's name where it is a valid store name, else ``store``."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", os.path.basename(os.path.abspath(base)))[:32].lstrip(".-")
+    return name if _NAME.fullmatch(name) else "store"
+
+
+def check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a store name", hint="3 to 32 characters: letters, digits, '.', '_' and '-', not '.' first"
+        )
+
+
+def new_identity(name: str, random: Random) -> Identity:
+    return Identity(uuid.UUID(bytes=random(16), version=4), name)
+
+
+def read_identity(base: str) -> Identity | None:
+    """The identity of the store at ``base``; None for a store that PBS made and we have not written to yet.
+
+    Raises Damaged for a file that cannot be understood, TooNew for one of a later version.
+    """
+    path = Layout(base).identity
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_READ_AT_MOST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise explain(error, "read", path) from error
+    try:
+        fields = json.loads(data)
+        schema = int(fields["schema"])
+        identity = Identity(uuid.UUID(fields["uuid"]), str(fields["name"]))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged: it does not say which store this is", hint=f"remove {path}") from error
+    if schema > SCHEMA:
+        raise TooNew(f"the store {base} was written by a newer archiver (schema {schema})", hint="update archiver")
+    return identity
+
+
+def write_identity(base: str, identity: Identity, disk: Disk) -> None:
+    layout = Layout(base)
+    with explained("write", layout.identity):
+        try:
+            disk.make_directory(layout.private, names.PRIVATE_MODE)
+            disk.sync_directory(base)
+        except FileExistsError:
+            pass
+        disk.put(layout.identity, [identity.encode()], names.FILE_MODE, sync=True)
+
+
+def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, random: Random) -> Identity:
+    """Make an empty store in ``base``, which must be absent or empty but for hidden names and ``lost+found``.
+
+    ``complete_shards`` makes all 65,536 shard directories, which a PBS wants to see before it adopts the store.
+    Raises UsageError when the directory is in use or the file system cannot hold a store.
+    """
+    base = os.path.abspath(base)
+    name = name if name is not None else default_name(base)
+    check_name(name)
+    _check_vacant(base)
+    made = not os.path.isdir(base)
+    layout = Layout(base)
+    try:
+        disk.make_directories(base, names.BASE_MODE)
+        check_file_system(base)
+        disk.make_directory(layout.chunks, names.CHUNKS_MODE)
+        disk.put(layout.lock, [], names.FILE_MODE, sync=True)
+        if complete_shards:
+            make_shards(base, disk)
+        identity = new_identity(name, random)
+        write_identity(base, identity, disk)
+    except OSError as error:
+        if made:
+            _remove_if_empty(base)
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise UsageError(
+                f"a store cannot be made in {base}: {(error.strerror or str(error)).lower()}",
+                hint="choose a directory on a file system that you may write to",
+            ) from error
+        raise explain(error, "make the store", base) from error
+    except ArchiverError:
+        if made:
+            _remove_if_empty(base)
+        raise
+    return identity
+
+
+def make_shards(base: str, disk: Disk) -> None:
+    """Make every shard directory that is missing (about 256 MiB of empty directories on ext4)."""
+    chunks = Layout(base).chunks
+    for shard in range(65536):
+        path = f"{chunks}/{shard:04x}"
+        try:
+            disk.make_directory(path, names.CHUNKS_MODE)
+        except FileExistsError:
+            continue
+    disk.sync_directory(chunks)
+
+
+def _check_vacant(base: str) -> None:
+    if base == "/":
+        raise UsageError("a store cannot be the root directory", hint="name a directory of its own")
+    try:
+        present = [entry for entry in os.listdir(base) if not entry.startswith(".") and entry != "lost+found"]
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise UsageError(f"{base} is not a directory") from error
+    except OSError as error:
+        raise explain(error, "look into", base) from error
+    if os.path.lexists(Layout(base).chunks):
+        raise UsageError(f"{base} already holds a store", hint="use it as it is: no init is needed")
+    if present:
+        raise UsageError(f"{base} is not empty (it holds {sorted(present)[0]!r})", hint="name an empty or new directory")
+
+
+def check_file_system(base: str) -> None:
+    """Try what a store needs: names with ``:``, exact modes, memory maps, rename. Raises UsageError or OSError."""
+    probe = os.path.join(base, f".archiver-probe-{os.getpid()}-12:34:56")
+    better = "use a Linux file system such as ext4, xfs or btrfs"
+    try:
+        fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EILSEQ):
+            raise UsageError(f"the file system of {base} cannot hold names with ':'", hint=better) from error
+        raise
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        os.fchmod(fd, 0o640)
+        try:
+            mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE).close()
+        except OSError as error:
+            raise UsageError(f"the file system of {base} cannot map files into memory", hint=better) from error
+        if os.fstat(fd).st_mode & 0o777 != 0o640:
+            raise UsageError(f"the file system of {base} cannot keep file modes", hint=better)
+    finally:
+        os.close(fd)
+        os.unlink(probe)
+
+
+def _remove_if_empty(base: str) -> None:
+    try:
+        os.rmdir(base)
+    except OSError:
+        pass

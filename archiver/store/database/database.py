@@ -1,0 +1,381 @@
+"""The questions a store asks its index, and what is told to it.
+
+Nothing here may fail a backup or a restore: when the LMDB file is damaged, full or not writable, the database says so
+once, and from then on answers "not known"; the next process builds it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from archiver.core.events import Listener, Notice
+from archiver.errors import NoSpace
+from archiver.store.database import environment, records
+from archiver.store.database.environment import DatabaseDamaged, Environment
+from archiver.store.database.records import ChunkRow, SnapshotRow
+
+T = TypeVar("T")
+Numbers = NDArray[np.uint32]
+
+
+class Database:
+    """The index over the store with identity ``store``. Open with :func:`open_database`."""
+
+    def __init__(self, env: Environment, store: uuid.UUID, listener: Listener) -> None:
+        self._env = env
+        self._listener = listener
+        self.usable = True
+        if env.recreated is not None:
+            self._tell(f"the database was not usable ({env.recreated}); it is built again from the files")
+            env.recreated = None
+        if not self._fits(store):
+            self._change(lambda txn: self._reset(txn, store))
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        environment.release(self._env)
+        self.usable = False
+
+    @property
+    def directory(self) -> str:
+        return self._env.directory
+
+    def _tell(self, text: str) -> None:
+        self._listener(Notice(text, "warning"))
+
+    def _give_up(self, reason: str) -> None:
+        if self.usable:
+            self.usable = False
+            self._tell(f"the database in {self.directory} cannot be used ({reason}); going on without it")
+
+    def _fits(self, store: uuid.UUID) -> bool:
+        """Schema and store are the right ones; False for a new file too."""
+
+        def look(txn: Any) -> bool:
+            meta = self._env.table(records.META)
+            schema = txn.get(b"schema", db=meta)
+            owner = txn.get(b"store", db=meta)
+            return schema == records.U32.pack(records.SCHEMA) and owner == store.bytes
+
+        try:
+            for name in records.TABLES:
+                self._env.table(name)
+            with self._env.read() as txn:
+                return look(txn)
+        except (DatabaseDamaged, NoSpace) as error:
+            self._give_up(str(error))
+            return True
+        except lmdb.Error:
+            if self._env.read_only:
+                self._give_up("it is empty and read-only")
+                return True
+            return False
+
+    def _reset(self, txn: Any, store: uuid.UUID) -> None:
+        for name in records.TABLES:
+            txn.drop(self._env.table(name), delete=False)
+        meta = self._env.table(records.META)
+        txn.put(b"schema", records.U32.pack(records.SCHEMA), db=meta)
+        txn.put(b"store", store.bytes, db=meta)
+
+    def reset(self, store: uuid.UUID) -> None:
+        """Forget everything."""
+        self._change(lambda txn: self._reset(txn, store))
+
+    def _change(self, work: Callable[[Any], T]) -> T | None:
+        """Run a write transaction; None when the database cannot be written."""
+        if not self.usable or self._env.read_only:
+            return None
+        try:
+            return self._env.write(work)
+        except (DatabaseDamaged, NoSpace) as error:
+            self._give_up(str(error))
+            return None
+
+    def _ask(self, work: Callable[[Any], T], unknown: T) -> T:
+        """Run a read transaction; ``unknown`` when the database cannot be read."""
+        if not self.usable:
+            return unknown
+        try:
+            with self._env.read() as txn:
+                return work(txn)
+        except (DatabaseDamaged, ValueError) as error:
+            self._give_up(str(error))
+            return unknown
+
+    # -- chunks -----------------------------------------------------------------------------------------------------
+
+    def lookup(self, digest: bytes) -> tuple[int, int] | None:
+        """(chunk number, stored length in bytes) of a chunk that is known to be durable in the store, else None."""
+
+        def look(txn: Any) -> tuple[int, int] | None:
+            value = txn.get(digest, db=self._env.table(records.DIGEST))
+            if value is None or len(value) != records.DIGEST_VALUE.size:
+                return None
+            number, stored = records.DIGEST_VALUE.unpack(value)
+            return (number, stored) if stored else None
+
+        return self._ask(look, None)
+
+    def chunk(self, number: int) -> ChunkRow | None:
+        def look(txn: Any) -> ChunkRow | None:
+            return self._chunk(txn, number)
+
+        return self._ask(look, None)
+
+    def _chunk(self, txn: Any, number: int) -> ChunkRow | None:
+        value = txn.get(records.U32_KEY.pack(number), db=self._env.table(records.CHUNK))
+        if value is None or len(value) != records.CHUNK_VALUE.size:
+            return None
+        digest, blake3, size, verified = records.CHUNK_VALUE.unpack(value)
+        entry = txn.get(digest, db=self._env.table(records.DIGEST))
+        stored = records.DIGEST_VALUE.unpack(entry)[1] if entry is not None else 0
+        return ChunkRow(digest, size, stored, blake3, verified)
+
+    def put_chunks(self, rows: Iterable[ChunkRow]) -> None:
+        """Record chunks that are durable in the store now; known ones are replaced but keep their numbers."""
+        ordered = sorted(rows)
+        if ordered:
+            self._change(lambda txn: self._put_chunks(txn, ordered))
+
+    def _put_chunks(self, txn: Any, rows: Sequence[ChunkRow]) -> list[int]:
+        digests, chunks = self._env.table(records.DIGEST), self._env.table(records.CHUNK)
+        following = self._counter(txn, b"chunks")
+        numbers = []
+        for row in rows:
+            known = txn.get(row.digest, db=digests)
+            number = following if known is None else records.DIGEST_VALUE.unpack(known)[0]
+            following += known is None
+            numbers.append(number)
+            txn.put(row.digest, records.DIGEST_VALUE.pack(number, row.stored), db=digests)
+            value = records.CHUNK_VALUE.pack(row.digest, row.blake3, row.size, row.verified)
+            txn.put(records.U32_KEY.pack(number), value, db=chunks)
+        txn.put(b"chunks", records.U32.pack(following), db=self._env.table(records.META))
+        return numbers
+
+    def _counter(self, txn: Any, name: bytes) -> int:
+        value = txn.get(name, db=self._env.table(records.META))
+        return records.U32.unpack(value)[0] if value is not None else 0
+
+    def unknown(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """For each row of an (n, 32) array of digests whether it has no chunk number yet."""
+
+        def look(txn: Any) -> NDArray[np.bool_]:
+            table = self._env.table(records.DIGEST)
+            found = (txn.get(row.tobytes(), db=table) is None for row in digests)
+            return np.fromiter(found, np.bool_, len(digests))
+
+        return self._ask(look, np.ones(len(digests), np.bool_))
+
+    def chunk_count(self) -> int:
+        return self._ask(lambda txn: int(txn.stat(self._env.table(records.DIGEST))["entries"]), 0)
+
+    def sizes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """(plain size, stored length) of every chunk, indexed by chunk number; zeros where a number is free."""
+
+        def look(txn: Any) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+            count = self._counter(txn, b"chunks")
+            plain, stored = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
+            for key, value in txn.cursor(db=self._env.table(records.CHUNK)):
+                plain[records.U32_KEY.unpack(key)[0]] = records.CHUNK_VALUE.unpack(value)[2]
+            for _, value in txn.cursor(db=self._env.table(records.DIGEST)):
+                number, length = records.DIGEST_VALUE.unpack(value)
+                stored[number] = length
+            return plain, stored
+
+        empty = np.zeros(0, np.uint32)
+        return self._ask(look, (empty, empty))
+
+    # -- snapshots --------------------------------------------------------------------------------------------------
+
+    def snapshot(self, path: str) -> SnapshotRow | None:
+        """The record of the snapshot at ``path`` (relative to the store)."""
+
+        def look(txn: Any) -> SnapshotRow | None:
+            number = self._snapshot_number(txn, path)
+            return None if number is None else self._row(txn, number)
+
+        return self._ask(look, None)
+
+    def _snapshot_number(self, txn: Any, path: str) -> int | None:
+        value = txn.get(records.path_key(path), db=self._env.table(records.PATH))
+        return None if value is None else int(records.U32.unpack(value)[0])
+
+    def _row(self, txn: Any, number: int) -> SnapshotRow | None:
+        value = txn.get(records.U32_KEY.pack(number), db=self._env.table(records.SNAPSHOT))
+        return None if value is None else SnapshotRow.decode(value)
+
+    def snapshots(self) -> list[SnapshotRow]:
+        """Every recorded snapshot."""
+
+        def look(txn: Any) -> list[SnapshotRow]:
+            return [SnapshotRow.decode(value) for _, value in txn.cursor(db=self._env.table(records.SNAPSHOT))]
+
+        return self._ask(look, [])
+
+    def put_snapshot(
+        self, row: SnapshotRow, indexes: Sequence[NDArray[np.uint8]], new_chunks: Sequence[ChunkRow]
+    ) -> None:
+        """Record a published snapshot. ``indexes``: the (n, 32) digests of each index file in manifest order;
+        ``new_chunks``: rows for those of their digests that have no number yet. Replaces an older record."""
+
+        def work(txn: Any) -> None:
+            self._remove_snapshot(txn, row.path)
+            table = self._env.table(records.DIGEST)
+            missing = [chunk for chunk in new_chunks if txn.get(chunk.digest, db=table) is None]
+            self._put_chunks(txn, sorted(missing))
+            number = self._counter(txn, b"snapshots")
+            txn.put(b"snapshots", records.U32.pack(number + 1), db=self._env.table(records.META))
+            txn.put(records.U32_KEY.pack(number), row.encode(), db=self._env.table(records.SNAPSHOT))
+            txn.put(records.path_key(row.path), records.U32.pack(number), db=self._env.table(records.PATH))
+            for position, digests in enumerate(indexes):
+                packed = records.pack_numbers(self._numbers(txn, digests))
+                txn.put(records.INDEX_KEY.pack(number, position), packed, db=self._env.table(records.INDEX))
+
+        self._change(work)
+
+    def _numbers(self, txn: Any, digests: NDArray[np.uint8]) -> Numbers:
+        """Chunk numbers of (n, 32) digests, all of which are recorded."""
+        unique, inverse = unique_digests(digests)
+        table = self._env.table(records.DIGEST)
+        found = (records.DIGEST_VALUE.unpack(txn.get(row.tobytes(), db=table))[0] for row in unique)
+        numbers: Numbers = np.fromiter(found, np.uint32, len(unique))[inverse]
+        return numbers
+
+    def remove_snapshot(self, path: str) -> None:
+        self._change(lambda txn: self._remove_snapshot(txn, path))
+
+    def _remove_snapshot(self, txn: Any, path: str) -> None:
+        number = self._snapshot_number(txn, path)
+        if number is None:
+            return
+        cursor = txn.cursor(db=self._env.table(records.INDEX))
+        keys = []
+        if cursor.set_range(records.INDEX_KEY.pack(number, 0)):
+            for key in cursor.iternext(keys=True, values=False):
+                if records.INDEX_KEY.unpack(key)[0] != number:
+                    break
+                keys.append(bytes(key))
+        for key in keys:
+            txn.delete(key, db=self._env.table(records.INDEX))
+        txn.delete(records.U32_KEY.pack(number), db=self._env.table(records.SNAPSHOT))
+        txn.delete(records.path_key(path), db=self._env.table(records.PATH))
+
+    def references(self, path: str) -> list[Numbers] | None:
+        """Chunk numbers of each index file of a snapshot, in manifest order; None when it is not recorded."""
+
+        def look(txn: Any) -> list[Numbers] | None:
+            number = self._snapshot_number(txn, path)
+            if number is None:
+                return None
+            return list(self._indexes(txn, number))
+
+        return self._ask(look, None)
+
+    def _indexes(self, txn: Any, number: int) -> Iterator[Numbers]:
+        cursor = txn.cursor(db=self._env.table(records.INDEX))
+        if cursor.set_range(records.INDEX_KEY.pack(number, 0)):
+            for key, value in cursor:
+                if records.INDEX_KEY.unpack(key)[0] != number:
+                    return
+                yield records.unpack_numbers(value)
+
+    # -- verification ------------------------------------------------------------------------------------------------
+
+    def mark_verified(self, found: Sequence[tuple[bytes, bytes, int]], now: int) -> None:
+        """Record fully verified chunks as (digest, BLAKE3 of the stored bytes, stored length)."""
+
+        def work(txn: Any) -> None:
+            digests, chunks = self._env.table(records.DIGEST), self._env.table(records.CHUNK)
+            for digest, blake3, stored in sorted(found):
+                value = txn.get(digest, db=digests)
+                if value is None:
+                    continue
+                number = records.DIGEST_VALUE.unpack(value)[0]
+                key = records.U32_KEY.pack(number)
+                record = txn.get(key, db=chunks)
+                if record is None:
+                    continue
+                size = records.CHUNK_VALUE.unpack(record)[2]
+                txn.put(key, records.CHUNK_VALUE.pack(digest, blake3, size, now), db=chunks)
+                txn.put(digest, records.DIGEST_VALUE.pack(number, stored), db=digests)
+
+        if found:
+            self._change(work)
+
+    def mark_missing(self, digest: bytes) -> None:
+        """The chunk's file is gone or was set aside: never again a dedup hit."""
+
+        def work(txn: Any) -> None:
+            table = self._env.table(records.DIGEST)
+            value = txn.get(digest, db=table)
+            if value is not None:
+                txn.put(digest, records.DIGEST_VALUE.pack(records.DIGEST_VALUE.unpack(value)[0], 0), db=table)
+
+        self._change(work)
+
+    # -- care ---------------------------------------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Contradictions between the tables, as sentences; empty when there are none."""
+
+        def look(txn: Any) -> list[str]:
+            found = []
+            digests, chunks = self._env.table(records.DIGEST), self._env.table(records.CHUNK)
+            count = self._counter(txn, b"chunks")
+            for digest, value in txn.cursor(db=digests):
+                number = records.DIGEST_VALUE.unpack(value)[0]
+                row = txn.get(records.U32_KEY.pack(number), db=chunks)
+                if row is None or row[:32] != digest:
+                    found.append(f"chunk {bytes(digest).hex()} has the number {number} of another chunk")
+            if txn.stat(digests)["entries"] != txn.stat(chunks)["entries"]:
+                found.append("the tables of digests and of chunks differ in length")
+            for key, value in txn.cursor(db=self._env.table(records.SNAPSHOT)):
+                number, row = records.U32_KEY.unpack(key)[0], SnapshotRow.decode(value)
+                if self._snapshot_number(txn, row.path) != number:
+                    found.append(f"snapshot {row.path} is not found by its path")
+                if any(len(refs) and int(refs.max()) >= count for refs in self._indexes(txn, number)):
+                    found.append(f"snapshot {row.path} refers to chunk numbers that do not exist")
+            return found
+
+        return self._ask(look, [])
+
+    def statistics(self) -> dict[str, int]:
+        """Entries per table, and ``bytes`` of the file."""
+
+        def look(txn: Any) -> dict[str, int]:
+            return {name.decode(): int(txn.stat(self._env.table(name))["entries"]) for name in records.TABLES}
+
+        result = self._ask(look, {})
+        result["bytes"] = os.path.getsize(os.path.join(self.directory, "data.mdb"))
+        return result
+
+
+def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
+    """(sorted distinct rows, position of each input row among them) of an (n, 32) array."""
+    flat = np.ascontiguousarray(digests).view("V32").ravel()
+    unique, inverse = np.unique(flat, return_inverse=True)
+    return unique.view(np.uint8).reshape(-1, 32), inverse
+
+
+def open_database(directory: str, store: uuid.UUID, *, read_only: bool, listener: Listener) -> Database | None:
+    """Open (or make) the database in ``directory``; None when there can be none here, said in a notice if it is odd."""
+    try:
+        if read_only and not os.path.isfile(os.path.join(directory, "data.mdb")):
+            return None
+        if not read_only:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        return Database(environment.attach(directory, read_only=read_only), store, listener)
+    except DatabaseDamaged as error:
+        listener(Notice(f"the database in {directory} cannot be used ({error}); going on without it", "warning"))
+    except (OSError, lmdb.Error, MemoryError) as error:
+        listener(Notice(f"no database can be opened in {directory} ({error}); going on without it", "warning"))
+    return None

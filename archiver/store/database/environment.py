@@ -1,0 +1,275 @@
+"""One LMDB environment: opening it safely, transactions, growing the map (DESIGN.md 3, measured.md).
+
+Rules kept here: a large map of address space only, never writemap; the map is never grown while a transaction of this
+process is open; one environment per file in a process; never used across fork; keys of at most 511 bytes; a full disk
+is told from corruption by statvfs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import lmdb
+
+from archiver.core.locks import lock_range
+from archiver.errors import NoSpace
+from archiver.store.database import inspection
+
+T = TypeVar("T")
+
+_FIRST_MAP = 64 << 30
+_SMALLEST_MAP = 1 << 30
+_TABLES = 16
+_USE_LOCK = "use.lock"
+_DAMAGED = "damaged"
+_POLL_SECONDS = 0.05
+_NEARLY_FULL = 16 << 20  # bytes free below which an I/O error at commit means a full disk
+
+
+class DatabaseDamaged(Exception):
+    """The LMDB file cannot be used; it is to be dropped and built again."""
+
+
+class Environment:
+    """An open LMDB file. Get one from :func:`attach`, give it back with :func:`release`."""
+
+    def __init__(self, directory: str, *, read_only: bool) -> None:
+        """Raises DatabaseDamaged when the file is there but must not be mapped; OSError or lmdb.Error otherwise."""
+        self.directory = directory
+        self.read_only = read_only
+        self.users = 0
+        self.broken = False
+        self._pid = os.getpid()
+        self._gate = threading.Condition()
+        self._inside = 0
+        self._resizing = False
+        self._wrote = False
+        self._use_fd = -1
+        self.recreated: str | None = None  # why the file that was there could not be used
+        data = os.path.join(directory, inspection.DATA)
+        try:
+            alone = True
+            if not read_only:
+                self._use_fd = _open_use_lock(directory)
+                alone = _take_use_lock(self._use_fd)
+            damage = _damage(directory, data, alone)
+            if damage is not None:
+                if read_only or not alone:
+                    raise DatabaseDamaged(damage)
+                _remove_files(directory)
+                self.recreated = damage
+            self.map_size, self.env = _open(directory, data, read_only)
+            self.tables: dict[bytes, Any] = {}
+            if not read_only:
+                self.env.reader_check()
+                lock_range(self._use_fd, 0, 1, exclusive=False)
+        except BaseException:
+            if self._use_fd >= 0:
+                os.close(self._use_fd)
+            raise
+
+    def table(self, name: bytes) -> Any:
+        """Handle of a named table; made when missing (not in a read-only environment: lmdb.Error then)."""
+        handle = self.tables.get(name)
+        if handle is None:
+            handle = self.env.open_db(name, create=not self.read_only)
+            self.tables[name] = handle
+        return handle
+
+    @contextmanager
+    def _entered(self) -> Iterator[None]:
+        if os.getpid() != self._pid:
+            raise RuntimeError("an LMDB environment must not be used after fork")
+        with self._gate:
+            while self._resizing:
+                self._gate.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._inside -= 1
+                self._gate.notify_all()
+
+    def _resize(self, size: int) -> None:
+        """Change the map size with no transaction of this process open; 0 takes over what another process set."""
+        with self._gate:
+            while self._resizing:
+                self._gate.wait()
+            self._resizing = True
+            while self._inside:
+                self._gate.wait()
+        try:
+            self.env.set_mapsize(size)
+            self.map_size = self.env.info()["map_size"]
+        finally:
+            with self._gate:
+                self._resizing = False
+                self._gate.notify_all()
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        """A short read transaction. Values it yields are valid inside the block only."""
+        while True:
+            try:
+                with self._entered(), self._guarded(), self.env.begin(buffers=True) as txn:
+                    yield txn
+                    return
+            except lmdb.MapResizedError:
+                self._resize(0)
+
+    def write(self, work: Callable[[Any], T]) -> T:
+        """Run ``work`` in a write transaction and commit it durably; run again from the start when the map had to grow.
+
+        Raises NoSpace on a full disk (everything committed before stays), DatabaseDamaged on corruption.
+        """
+        while True:
+            try:
+                with self._entered(), self._guarded(), self.env.begin(write=True, buffers=True) as txn:
+                    result = work(txn)
+                self._wrote = True
+                return result
+            except lmdb.MapFullError:
+                self._resize(self.map_size * 2)
+            except lmdb.MapResizedError:
+                self._resize(0)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.MapFullError, lmdb.MapResizedError):
+            raise
+        except (lmdb.DiskError, lmdb.Error) as error:
+            space = os.statvfs(self.directory)
+            if space.f_bavail * space.f_frsize < _NEARLY_FULL or "No space" in str(error):
+                raise NoSpace(
+                    f"no space left for the database in {self.directory}",
+                    hint="free some space on that file system; everything stored before is unharmed",
+                ) from error
+            self._mark_broken()
+            raise DatabaseDamaged(str(error)) from error
+
+    def _mark_broken(self) -> None:
+        """The next process that has the file for itself makes a new one."""
+        self.broken = True
+        if not self.read_only:
+            with suppress(OSError), open(os.path.join(self.directory, _DAMAGED), "wb"):
+                pass
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        self.env.close()
+        if self._use_fd >= 0:
+            # Only the last user knows that nothing will be written behind the stamp's back.
+            if self._wrote and not self.broken and lock_range(self._use_fd, 0, 1, exclusive=True):
+                inspection.stamp(self.directory)
+            os.close(self._use_fd)
+
+
+def _open_use_lock(directory: str) -> int:
+    return os.open(os.path.join(directory, _USE_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _take_use_lock(fd: int) -> bool:
+    """True with the lock held alone; False when held together with processes that have checked the file."""
+    while True:
+        if lock_range(fd, 0, 1, exclusive=True):
+            return True
+        if lock_range(fd, 0, 1, exclusive=False):
+            return False
+        time.sleep(_POLL_SECONDS)  # another process is checking the file just now
+
+
+def _damage(directory: str, data: str, alone: bool) -> str | None:
+    """Why the data file must not be mapped; None when it may."""
+    if not os.path.lexists(data) or os.path.getsize(data) == 0:
+        return None
+    if os.path.lexists(os.path.join(directory, _DAMAGED)):
+        return "damage was found in it earlier"
+    if not inspection.complete(data):
+        return "the file is cut short or not an LMDB file"
+    if alone and not inspection.stamped(directory) and not inspection.walk_in_child(directory):
+        return "its pages are damaged"
+    return None
+
+
+def _remove_files(directory: str) -> None:
+    for name in (inspection.DATA, "lock.mdb", inspection.STAMP, _DAMAGED):
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, name))
+
+
+def _open(directory: str, data: str, read_only: bool) -> tuple[int, Any]:
+    smallest = max(_SMALLEST_MAP, 2 * (os.path.getsize(data) if os.path.exists(data) else 0))
+    size = max(_FIRST_MAP, smallest)
+    while True:
+        try:
+            env = lmdb.open(
+                directory,
+                map_size=size,
+                max_dbs=_TABLES,
+                max_readers=512,
+                mode=0o600,
+                readonly=read_only,
+                create=not read_only,
+                lock=not read_only,
+                readahead=False,
+                meminit=False,
+            )
+            return size, env
+        except (MemoryError, lmdb.MemoryError):
+            if size <= smallest:
+                raise
+            size = max(size // 2, smallest)
+        except lmdb.Error as error:
+            if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PanicError)):
+                raise DatabaseDamaged(str(error)) from error
+            raise
+
+
+_environments: dict[tuple[int, int], Environment] = {}
+_registry = threading.Lock()
+os.register_at_fork(after_in_child=_environments.clear)
+
+
+def attach(directory: str, *, read_only: bool) -> Environment:
+    """The environment in ``directory``, shared by all users in this process (LMDB allows one per file and process)."""
+    with _registry:
+        status = os.stat(directory)
+        key = (status.st_dev, status.st_ino)
+        environment = _environments.get(key)
+        if environment is None:
+            environment = Environment(directory, read_only=read_only)
+            _environments[key] = environment
+        environment.users += 1
+        return environment
+
+
+def release(environment: Environment) -> None:
+    with _registry:
+        environment.users -= 1
+        if environment.users > 0:
+            return
+        for key, value in list(_environments.items()):
+            if value is environment:
+                del _environments[key]
+        environment.close()
+
+
+def drop(directory: str) -> bool:
+    """Delete the LMDB files so that they are made anew; False when a process (this one too) is using them."""
+    fd = _open_use_lock(directory)
+    try:
+        if not lock_range(fd, 0, 1, exclusive=True):
+            return False
+        _remove_files(directory)
+        return True
+    finally:
+        os.close(fd)

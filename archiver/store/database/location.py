@@ -1,0 +1,31 @@
+"""Where a store's database lies (DESIGN.md 3).
+
+In the store when that is on the same device as the user's cache, else in the cache: an unplugged drive under a memory
+map kills a process, a lost drive should carry no index, and a read-only store must still have one. ``ARCHIVER_DB_DIR`` names another
+place for the databases of all stores.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+
+from archiver.store.layout import DATABASE, Layout
+
+
+def database_directory(layout: Layout, store: uuid.UUID) -> tuple[str, bool]:
+    """(directory, whether it is inside the store)."""
+    chosen = os.environ.get("ARCHIVER_DB_DIR")
+    if chosen:
+        return os.path.join(os.path.abspath(chosen), str(store)), False
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if _device(cache) == os.stat(layout.base).st_dev:
+        return os.path.join(layout.private, DATABASE), True
+    return os.path.join(cache, "archiver", str(store)), False
+
+
+def _device(path: str) -> int:
+    """The device that ``path`` is or would be on."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "/"
+    return os.stat(path).st_dev

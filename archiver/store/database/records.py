@@ -1,0 +1,115 @@
+"""The tables of the database and how their records look.
+
+==========  ================================  =======================================================================
+table       key                               value
+==========  ================================  =======================================================================
+``meta``    ``schema`` ``store`` ``chunks``   u32 · 16-byte uuid · next chunk number u32
+            ``snapshots``                     next snapshot number u32
+``digest``  chunk digest, 32 bytes            chunk number u32, stored length u32 (0: the file was missing)
+``chunk``   chunk number, u32 big-endian      digest 32, BLAKE3 of the stored bytes 32 (zeros: not known), plain size
+                                              u32, verified u32 (Unix seconds, 0: never)
+``path``    first 16 bytes of SHA-256 of      snapshot number u32
+            the snapshot's path
+``snap``    snapshot number, u32 big-endian   JSON, see SnapshotRow
+``index``   snapshot number u32, position of  count u32, then zstd of the chunk numbers in stream order: differences to
+            the file in the manifest u16      the one before as u32, byte-transposed
+==========  ================================  =======================================================================
+
+Chunk numbers are dense and never leave the database; a rebuild may number anew. Integers are little-endian except in
+keys. A chunk's plain size is what an index needs besides its number, so index records hold numbers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+SCHEMA = 1
+
+META = b"meta"
+DIGEST = b"digest"
+CHUNK = b"chunk"
+PATH = b"path"
+SNAPSHOT = b"snap"
+INDEX = b"index"
+TABLES = (META, DIGEST, CHUNK, PATH, SNAPSHOT, INDEX)
+
+U32 = struct.Struct("<I")
+U32_KEY = struct.Struct(">I")
+INDEX_KEY = struct.Struct(">IH")
+DIGEST_VALUE = struct.Struct("<II")
+CHUNK_VALUE = struct.Struct("<32s32sII")
+UNKNOWN_SUM = bytes(32)
+
+_MOST_REFERENCES = 1 << 28  # of one index; more is not believed
+
+
+class ChunkRow(NamedTuple):
+    """What is recorded of one chunk. ``stored`` and ``size`` in bytes, ``verified`` in Unix seconds (0: never)."""
+
+    digest: bytes
+    size: int
+    stored: int
+    blake3: bytes
+    verified: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """What is recorded of one snapshot; ``stamp`` is (inode, size, mtime in ns) of its manifest when it was read."""
+
+    path: str
+    stamp: tuple[int, int, int]
+    manifest: bytes  # the decoded manifest JSON
+
+    def encode(self) -> bytes:
+        head = json.dumps([self.path, list(self.stamp)]).encode()
+        return U32.pack(len(head)) + head + self.manifest
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> SnapshotRow:
+        """Raises ValueError when the bytes are no such record."""
+        view = memoryview(data)
+        if len(view) < 4:
+            raise ValueError("snapshot record is too short")
+        (length,) = U32.unpack_from(view)
+        path, stamp = json.loads(bytes(view[4 : 4 + length]))
+        inode, size, mtime = (int(part) for part in stamp)
+        return cls(str(path), (inode, size, mtime), bytes(view[4 + length :]))
+
+
+def path_key(path: str) -> bytes:
+    return hashlib.sha256(path.encode()).digest()[:16]
+
+
+def pack_numbers(numbers: NDArray[np.uint32]) -> bytes:
+    """The value of an index record."""
+    differences = np.diff(numbers, prepend=numbers.dtype.type(0)).astype("<u4")
+    planes = differences.view(np.uint8).reshape(-1, 4).T.tobytes()
+    return U32.pack(len(numbers)) + zstandard.ZstdCompressor(level=1).compress(planes)
+
+
+def unpack_numbers(data: bytes | memoryview) -> NDArray[np.uint32]:
+    """Chunk numbers of an index record; ValueError when it is not one."""
+    view = memoryview(data)
+    if len(view) < 4:
+        raise ValueError("index record is too short")
+    (count,) = U32.unpack_from(view)
+    if count > _MOST_REFERENCES:
+        raise ValueError("index record is too large")
+    try:
+        planes = zstandard.ZstdDecompressor().decompress(bytes(view[4:]), max_output_size=4 * count)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"index record is damaged: {error}") from error
+    if len(planes) != 4 * count:
+        raise ValueError("index record has another length than it says")
+    differences = np.frombuffer(planes, np.uint8).reshape(4, count).T.copy().view("<u4").reshape(count)
+    result: NDArray[np.uint32] = np.cumsum(differences, dtype=np.uint32)
+    return result

@@ -1,0 +1,72 @@
+"""Bringing the database up to date with the files, snapshot by snapshot."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archiver.core.events import Listener, Notice, Progress
+from archiver.errors import ArchiverError
+from archiver.store import snapshots
+from archiver.store.database.database import Database, unique_digests
+from archiver.store.database.records import UNKNOWN_SUM, ChunkRow, SnapshotRow
+from archiver.store.indexes import Index, is_index, open_index
+from archiver.store.layout import Layout, SnapshotRef
+from archiver.store.snapshots import Stamp
+
+_SAY_FROM = 100  # snapshots to be read from which on progress is worth telling
+
+
+def refresh(layout: Layout, database: Database, listener: Listener) -> None:
+    """Record snapshots that are new or changed, forget those that are gone."""
+    recorded = {row.path: row.stamp for row in database.snapshots()}
+    missing: list[tuple[SnapshotRef, Stamp]] = []
+    for namespace in snapshots.namespaces(layout):
+        for group in snapshots.groups(layout, namespace):
+            for when in snapshots.times(layout, group):
+                ref = SnapshotRef(group, when)
+                stamp = snapshots.manifest_stamp(layout, ref)
+                if stamp is not None and recorded.pop(ref.path, None) != stamp:
+                    missing.append((ref, stamp))
+    for path in recorded:
+        if not os.path.lexists(os.path.join(layout.base, path, "index.json.blob")):
+            database.remove_snapshot(path)
+    for done, (ref, stamp) in enumerate(missing):
+        if not database.usable:
+            return
+        if len(missing) >= _SAY_FROM:
+            listener(Progress("reading indexes of snapshots", done, 0))
+        try:
+            record_snapshot(layout, database, ref, stamp)
+        except ArchiverError as error:
+            listener(Notice(f"{ref} is not in the database: {error}", "warning"))
+
+
+def record_snapshot(layout: Layout, database: Database, ref: SnapshotRef, stamp: Stamp) -> None:
+    """Read one finished snapshot's manifest and indexes into the database. Raises ArchiverError when it is damaged."""
+    text = snapshots.read_manifest_json(layout, ref)
+    manifest = snapshots.decode_manifest(ref, text)
+    indexes = [open_index(layout, ref, file) for file in manifest.files if is_index(file.filename)]
+    new: list[ChunkRow] = []
+    for index in indexes:
+        new += _new_chunks(layout, database, index)
+    database.put_snapshot(SnapshotRow(ref.path, stamp, text), [index.digests for index in indexes], new)
+
+
+def _new_chunks(layout: Layout, database: Database, index: Index) -> list[ChunkRow]:
+    """Rows for the chunks of ``index`` that have no number yet; lengths are those of the files, sums are not known."""
+    unique, inverse = unique_digests(index.digests)
+    sizes = np.zeros(len(unique), np.uint32)
+    sizes[inverse] = index.sizes()
+    fresh: NDArray[np.intp] = np.flatnonzero(database.unknown(unique))
+    rows = []
+    for position in fresh:
+        digest = unique[position].tobytes()
+        try:
+            stored = os.lstat(layout.chunk(digest.hex())).st_size
+        except OSError:
+            stored = 0
+        rows.append(ChunkRow(digest, int(sizes[position]), stored, UNKNOWN_SUM, 0))
+    return rows

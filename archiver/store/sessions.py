@@ -1,0 +1,139 @@
+"""A running backup: registered under a kernel lock, building its snapshot out of sight, published in one rename.
+
+``.archiver/sessions/ID/`` holds ``session.json`` and ``snapshot/``, the directory that becomes the snapshot. The flock
+on the session directory lives as long as its process; a session nobody holds was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+
+from archiver.core.clock import Clock, Random
+from archiver.core.disk import Barrier, Disk, explain, explained
+from archiver.core.events import Listener, Notice
+from archiver.core.locks import DirectoryLock, lock_range
+from archiver.errors import Locked
+from archiver.store import layout as names
+from archiver.store import snapshots
+from archiver.store.layout import GroupRef, Layout, SnapshotRef
+from formats.naming import format_time
+
+_GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
+_STALE_NEW = 3600.0  # seconds after which a session directory that was never registered is removed
+
+
+class Session:
+    """Use as a context manager; leaving it removes what was not published."""
+
+    def __init__(self, layout: Layout, disk: Disk, clock: Clock, random: Random, listener: Listener) -> None:
+        """Raises Locked while a garbage collection runs."""
+        self._layout = layout
+        self.disk = disk
+        self._clock = clock
+        self._listener = listener
+        with explained("open", layout.lock):
+            self._lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, names.FILE_MODE)
+        try:
+            if not lock_range(self._lock_fd, 0, 1, exclusive=False):
+                raise Locked(f"{layout.base} is locked by a garbage collection", hint="try again when it has finished")
+            with explained("write into", layout.private):
+                self._register(random)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self.barrier = Barrier(disk, layout.base)
+
+    def _register(self, random: Random) -> None:
+        disk, sessions = self.disk, self._layout.sessions
+        for path in (self._layout.private, sessions):
+            try:
+                disk.make_directory(path, names.PRIVATE_MODE)
+            except FileExistsError:
+                pass
+        self._remove_dead()
+        self.id = f"{format_time(self._clock.now())}-{random(4).hex()}"
+        new, self.path = os.path.join(sessions, f".new-{self.id}"), os.path.join(sessions, self.id)
+        disk.make_directory(new, names.PRIVATE_MODE)
+        self._held = DirectoryLock(new)  # locked before anybody can take it for a dead one
+        os.rename(new, self.path)
+        self.snapshot_path = os.path.join(self.path, "snapshot")
+        disk.make_directory(self.snapshot_path, names.SNAPSHOT_MODE)
+        about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self._clock.now()}).encode()
+        disk.put(os.path.join(self.path, "session.json"), [about], names.FILE_MODE, sync=False)
+
+    def _remove_dead(self) -> None:
+        """What interrupted sessions left; their chunks stay in the store and are found again by their digests."""
+        with os.scandir(self._layout.sessions) as entries:
+            found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for entry in found:
+            if entry.name.startswith(".") and self._clock.now() - entry.stat(follow_symlinks=False).st_mtime < _STALE_NEW:
+                continue
+            try:
+                with DirectoryLock(entry.path):
+                    self.disk.remove_tree(entry.path)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+
+    def file(self, name: str) -> str:
+        """Path of a file of the snapshot under construction."""
+        return os.path.join(self.snapshot_path, name)
+
+    def publish(
+        self, group: GroupRef, wanted_time: int, owner: str, manifest: Callable[[int], bytes]
+    ) -> SnapshotRef:
+        """Make the snapshot visible, complete and durable. ``manifest(time)`` gives the encoded manifest blob.
+
+        The time is moved past the group's newest snapshot when it is not later. Raises ArchiverError; nothing is
+        visible then.
+        """
+        disk, layout = self.disk, self._layout
+        path = layout.group(group)
+        with explained("make", path):
+            self._make_group(group, owner)
+        try:
+            lock = DirectoryLock(path, wait_seconds=_GROUP_WAIT)
+        except BlockingIOError as error:
+            raise Locked(f"the group {group} is locked by another process", hint="try again later") from error
+        with lock:
+            newest = max(snapshots.times(layout, group), default=0)
+            when = max(wanted_time, newest + 1, 1)
+            if when != wanted_time:
+                text = f"the snapshot time is moved to {format_time(when)}: the group already has a later one"
+                self._listener(Notice(text, "warning"))
+            ref = SnapshotRef(group, when)
+            try:
+                disk.put(self.file(names.MANIFEST), [manifest(when)], names.FILE_MODE, sync=False)
+                self.barrier.note(self.file(names.MANIFEST))
+                self.barrier.note_directory(self.snapshot_path)
+                self.barrier.commit()
+                disk.rename_directory(self.snapshot_path, layout.snapshot(ref))
+            except OSError as error:
+                raise explain(error, "publish", layout.snapshot(ref)) from error
+        return ref
+
+    def _make_group(self, group: GroupRef, owner: str) -> None:
+        path = self._layout.group(group)
+        self.disk.make_directories(path, names.SNAPSHOT_MODE)
+        owner_file = os.path.join(path, names.OWNER)
+        if not os.path.lexists(owner_file):
+            self.disk.put(owner_file, [owner.encode() + b"\n"], names.FILE_MODE, sync=True)
+
+    def close(self) -> None:
+        """End the session; an unpublished snapshot is removed."""
+        try:
+            with suppress(OSError):  # what is left is removed by the next session
+                self.disk.remove_tree(self.path)
+        finally:
+            self._held.close()
+            self.barrier.close()
+            os.close(self._lock_fd)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,160 @@
+"""Groups and snapshots as the directories show them, and what their manifests say."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archiver.core.disk import explain
+from archiver.errors import ArchiverError, Damaged, NotFound
+from archiver.store import layout as names
+from archiver.store.layout import GroupRef, Layout, SnapshotRef
+from formats import blob
+from formats.errors import FormatError
+from formats.manifest import Manifest
+from formats.naming import BACKUP_TYPES, check_backup_id, check_namespace, parse_time
+
+MAX_MANIFEST = 64 << 20  # bytes, plain
+_MAX_SMALL_FILE = 1 << 20
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """One snapshot directory. ``manifest`` is None while unfinished, or when ``problem`` says why it is unreadable."""
+
+    ref: SnapshotRef
+    manifest: Manifest | None
+    problem: ArchiverError | None
+    protected: bool
+    owner: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.manifest is not None
+
+    @property
+    def size(self) -> int | None:
+        """Sum of the sizes in the manifest, bytes."""
+        return None if self.manifest is None else sum(file.size for file in self.manifest.files)
+
+
+def namespaces(layout: Layout, below: str = "") -> Iterator[str]:
+    """``below`` and every namespace in it, parents first. Directories with impossible names are passed over."""
+    todo = [below]
+    while todo:
+        current = todo.pop()
+        yield current
+        found = []
+        for name in _directories(os.path.join(layout.namespace(current), "ns")):
+            child = f"{current}/{name}" if current else name
+            try:
+                check_namespace(child)
+            except FormatError:
+                continue
+            found.append(child)
+        todo.extend(sorted(found, reverse=True))
+
+
+def groups(layout: Layout, namespace: str) -> list[GroupRef]:
+    """The groups of one namespace level, sorted."""
+    found = []
+    base = layout.namespace(namespace)
+    for kind in BACKUP_TYPES:
+        for name in _directories(os.path.join(base, kind)):
+            try:
+                check_backup_id(name)
+            except FormatError:
+                continue
+            found.append(GroupRef(namespace, kind, name))
+    return sorted(found)
+
+
+def times(layout: Layout, group: GroupRef) -> list[int]:
+    """Times of all snapshot directories of a group, oldest first, unfinished ones too."""
+    found = []
+    for name in _directories(layout.group(group)):
+        try:
+            found.append(parse_time(name))
+        except FormatError:
+            continue
+    return sorted(found)
+
+
+def _directories(path: str) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise explain(error, "list", path) from error
+
+
+def manifest_stamp(layout: Layout, ref: SnapshotRef) -> Stamp | None:
+    """(inode, size, mtime in ns) of the manifest; None for an unfinished snapshot."""
+    path = layout.manifest(ref)
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise explain(error, "look at", path) from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_manifest_json(layout: Layout, ref: SnapshotRef) -> bytes:
+    """The JSON text in the manifest blob. NotFound for no snapshot or an unfinished one, Damaged otherwise."""
+    path = layout.manifest(ref)
+    try:
+        data = read_small(path, MAX_MANIFEST)
+    except FileNotFoundError as error:
+        if os.path.isdir(layout.snapshot(ref)):
+            raise NotFound(f"snapshot {ref} is unfinished", hint="its backup did not come to its end") from error
+        raise NotFound(f"there is no snapshot {ref}", hint="see the list with: archiver snapshots") from error
+    except OSError as error:
+        raise explain(error, "read", path) from error
+    try:
+        return bytes(blob.decode(data, max_size=MAX_MANIFEST, encrypted=False))
+    except FormatError as error:
+        raise Damaged(f"the manifest of {ref} is damaged: {error}") from error
+
+
+def decode_manifest(ref: SnapshotRef, text: bytes) -> Manifest:
+    """Raises Damaged when it is no manifest, or that of another snapshot."""
+    try:
+        manifest = Manifest.decode(text)
+    except FormatError as error:
+        raise Damaged(f"the manifest of {ref} is damaged: {error}") from error
+    if (manifest.backup_type, manifest.backup_id, manifest.backup_time) != (ref.group.type, ref.group.id, ref.time):
+        raise Damaged(
+            f"the manifest in {ref} belongs to another snapshot", hint="was the directory copied or renamed by hand?"
+        )
+    return manifest
+
+
+def read_small(path: str, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; OSError, Damaged when it is something else."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{path} is not a regular file")
+        if status.st_size > limit:
+            raise Damaged(f"{path} is too large: {status.st_size} bytes")
+        return file.read(limit)
+
+
+def owner(layout: Layout, group: GroupRef) -> str | None:
+    """The group's owner line; None when it is missing or unreadable."""
+    try:
+        text = read_small(os.path.join(layout.group(group), names.OWNER), _MAX_SMALL_FILE)
+    except (OSError, Damaged):
+        return None
+    return text.split(b"\n", 1)[0].decode("utf-8", "replace").strip() or None
+
+
+def is_protected(layout: Layout, ref: SnapshotRef) -> bool:
+    return os.path.lexists(os.path.join(layout.snapshot(ref), names.PROTECTED))

@@ -1,0 +1,218 @@
+"""One datastore, opened: the door to its chunks, snapshots and database."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from types import TracebackType
+
+from archiver.core.clock import Clock, Random, system_random
+from archiver.core.disk import Disk, explain
+from archiver.core.events import Listener, Notice, ignore
+from archiver.errors import ArchiverError, NotFound, TargetAbsent, UsageError
+from archiver.store import creation, snapshots
+from archiver.store.chunks import ChunkReader, ChunkStore
+from archiver.store.creation import Identity
+from archiver.store.database import location
+from archiver.store.database.database import Database, open_database
+from archiver.store.database.refresh import record_snapshot, refresh
+from archiver.store.layout import GroupRef, Layout, SnapshotRef, namespace_path, parse_reference
+from archiver.store.sessions import Session
+from archiver.store.snapshots import SnapshotInfo
+from formats.crypt import CryptConfig
+from formats.manifest import Manifest
+
+
+class Store:
+    """Use :meth:`open` or :meth:`create`; a context manager. Reading never writes into the store itself."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        identity: Identity | None,
+        *,
+        read_only: bool,
+        listener: Listener,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self.layout = layout
+        self.identity = identity
+        self.read_only = read_only
+        self.listener = listener
+        self.clock = clock
+        self.random = random
+        self.disk = Disk(random)
+        self.chunks = ChunkStore(layout, self.disk, clock)
+        self._database: Database | None = None
+        self._database_tried = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        listener: Listener = ignore,
+        clock: Clock | None = None,
+        random: Random = system_random,
+    ) -> Store:
+        """Open the store in directory ``path``, one made by PBS too.
+
+        Raises NotFound when there is none, TargetAbsent when the directory itself is missing, TooNew, Damaged.
+        """
+        base = os.path.abspath(os.fspath(path))
+        layout = Layout(base)
+        try:
+            present = os.path.isdir(layout.chunks)
+            if not present and not os.path.isdir(base):
+                raise TargetAbsent(
+                    f"there is no directory {base}", hint=f"plug in its drive, or make a store: archiver init {base}"
+                )
+        except OSError as error:
+            raise explain(error, "open", base) from error
+        if not present:
+            raise NotFound(f"{base} is not a store", hint=f"make one with: archiver init {base}")
+        read_only = read_only or bool(os.statvfs(base).f_flag & os.ST_RDONLY) or not os.access(layout.chunks, os.W_OK)
+        identity = creation.read_identity(base)
+        return cls(layout, identity, read_only=read_only, listener=listener, clock=clock or Clock(), random=random)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        complete_shards: bool = False,
+        random: Random = system_random,
+    ) -> Identity:
+        """Make an empty store; UsageError when the place is in use or cannot hold one."""
+        base = os.path.abspath(os.fspath(path))
+        return creation.create(base, name=name, complete_shards=complete_shards, disk=Disk(random), random=random)
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # -- database -----------------------------------------------------------------------------------------------------
+
+    @property
+    def uuid(self) -> uuid.UUID:
+        """The store's identity. One that PBS made gets its own at first use, or, when it is read-only, one derived
+        from where it lies."""
+        if self.identity is None and not self.read_only:
+            self.identity = creation.new_identity(creation.default_name(self.layout.base), self.random)
+            creation.write_identity(self.layout.base, self.identity, self.disk)
+        if self.identity is not None:
+            return self.identity.uuid
+        status = os.stat(self.layout.chunks)
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"store:{status.st_dev}:{status.st_ino}")
+
+    @property
+    def database(self) -> Database | None:
+        """The index over the store, up to date with its files; None when there can be none."""
+        if not self._database_tried:
+            self._database_tried = True
+            directory, inside = location.database_directory(self.layout, self.uuid)
+            read_only = inside and self.read_only
+            self._database = open_database(directory, self.uuid, read_only=read_only, listener=self.listener)
+            if self._database is not None and not read_only:
+                refresh(self.layout, self._database, self.listener)
+        return self._database if self._database is not None and self._database.usable else None
+
+    # -- reading --------------------------------------------------------------------------------------------------------
+
+    def reader(self, crypt: CryptConfig | None = None) -> ChunkReader:
+        """A chunk reader for one thread."""
+        return ChunkReader(self.layout, crypt)
+
+    def namespaces(self, below: str = "") -> Iterator[str]:
+        return snapshots.namespaces(self.layout, below)
+
+    def groups(self, namespace: str = "") -> list[GroupRef]:
+        return snapshots.groups(self.layout, namespace)
+
+    def times(self, group: GroupRef) -> list[int]:
+        return snapshots.times(self.layout, group)
+
+    def owner(self, group: GroupRef) -> str | None:
+        return snapshots.owner(self.layout, group)
+
+    def manifest(self, ref: SnapshotRef) -> Manifest:
+        """Raises NotFound (also for an unfinished snapshot) or Damaged."""
+        return snapshots.decode_manifest(ref, self._manifest_json(ref))
+
+    def _manifest_json(self, ref: SnapshotRef) -> bytes:
+        database = self._database  # as it is: a listing must not wait for a rebuild
+        row = database.snapshot(ref.path) if database is not None else None
+        if row is not None and row.stamp == snapshots.manifest_stamp(self.layout, ref):
+            return row.manifest
+        return snapshots.read_manifest_json(self.layout, ref)
+
+    def info(self, ref: SnapshotRef) -> SnapshotInfo:
+        """What a listing shows of one snapshot; a damaged manifest is told in ``problem``."""
+        manifest, problem = None, None
+        try:
+            manifest = self.manifest(ref)
+        except NotFound:
+            pass
+        except ArchiverError as error:
+            problem = error
+        return SnapshotInfo(
+            ref, manifest, problem, snapshots.is_protected(self.layout, ref), snapshots.owner(self.layout, ref.group)
+        )
+
+    def newest(self, group: GroupRef) -> SnapshotRef | None:
+        """The group's newest finished snapshot."""
+        for when in reversed(self.times(group)):
+            ref = SnapshotRef(group, when)
+            if snapshots.manifest_stamp(self.layout, ref) is not None:
+                return ref
+        return None
+
+    def find(self, text: str, namespace: str = "") -> SnapshotRef:
+        """``[ns/a/ns/b/]TYPE/ID[/TIME]`` or ``latest`` (of ``namespace``). Raises UsageError or NotFound."""
+        if text == "latest":
+            found = [ref for group in self.groups(namespace) if (ref := self.newest(group)) is not None]
+            if not found:
+                raise NotFound("there is no finished snapshot yet", hint="make one with: archiver backup DIR")
+            return max(found, key=lambda ref: ref.time)
+        reference = parse_reference(text)
+        if namespace and not text.lstrip("/").startswith("ns/"):
+            reference = parse_reference(f"{namespace_path(namespace)}/{text}")
+        if isinstance(reference, SnapshotRef):
+            if not os.path.isdir(self.layout.snapshot(reference)):
+                raise NotFound(f"there is no snapshot {reference}", hint="see the list with: archiver snapshots")
+            return reference
+        newest = self.newest(reference)
+        if newest is None:
+            raise NotFound(f"the group {reference} has no finished snapshot", hint="see: archiver groups")
+        return newest
+
+    # -- writing --------------------------------------------------------------------------------------------------------
+
+    def session(self) -> Session:
+        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+        if self.read_only:
+            raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
+        _ = self.uuid
+        return Session(self.layout, self.disk, self.clock, self.random, self.listener)
+
+    def record(self, ref: SnapshotRef) -> None:
+        """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""
+        database = self.database
+        stamp = snapshots.manifest_stamp(self.layout, ref)
+        if database is None or stamp is None:
+            return
+        try:
+            record_snapshot(self.layout, database, ref, stamp)
+        except ArchiverError as error:
+            self.listener(Notice(f"{ref} is not in the database: {error}", "warning"))

@@ -1,0 +1,211 @@
+"""The programs that are compared, and how each is called for the same work.
+
+| program  | compression | encryption                      | its restore checks what it wrote  |
+|----------|-------------|---------------------------------|-----------------------------------|
+| archiver | zstd        | none                            | unless told ``--no-verify``       |
+| restic   | zstd (auto) | always, it cannot be turned off | only when told ``--verify``       |
+| borg     | zstd,1      | none                            | no                                |
+
+All stay on one file system. A *place* is a directory of one program's own: repository, caches and home directory are
+in it, so that nothing of the user's is read or changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+Command = list[str]
+
+PROJECT = Path(__file__).resolve().parent.parent
+BACKUP_ID = "bench"
+
+
+class Program(ABC):
+    """A backup program. Every method that takes a ``place`` returns the command to run there, and runs nothing."""
+
+    name: str
+    finished = frozenset({0})
+    """Exit codes of a run that did its work, possibly without files that this user may not read."""
+
+    @abstractmethod
+    def version(self) -> str | None:
+        """The installed version; None when the program is not installed."""
+
+    def environment(self, place: Path) -> dict[str, str]:
+        """All of the environment the program gets; the directories in it exist."""
+        home, temporary = place / "home", place / "tmp"
+        for directory in (home, temporary):
+            directory.mkdir(parents=True, exist_ok=True)
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            "TMPDIR": str(temporary),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_DATA_HOME": str(home / "data"),
+            "XDG_STATE_HOME": str(home / "state"),
+        }
+
+    def repository(self, place: Path) -> Path:
+        """Where the backups are; what its size on disk is taken of."""
+        return place / "repository"
+
+    @abstractmethod
+    def init(self, place: Path) -> Command:
+        """Makes the repository, which is not there yet."""
+
+    @abstractmethod
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        """Backs up ``source``; ``name`` differs from backup to backup, the first is "first"."""
+
+    @abstractmethod
+    def restores(self, place: Path, target: Path) -> dict[str, Command]:
+        """The ways to restore everything to ``target``, an empty directory and the current one: label to command."""
+
+    def restored(self, target: Path, source: Path) -> Path:
+        """Where a restore to ``target`` puts the directory ``source``: the absolute path below it."""
+        return target / source.relative_to("/")
+
+    @abstractmethod
+    def verify(self, place: Path) -> Command:
+        """Reads and checks all stored data."""
+
+    @abstractmethod
+    def snapshots(self, place: Path) -> Command:
+        """Lists the backups."""
+
+    @abstractmethod
+    def help(self) -> Command:
+        """Shows the help and does nothing."""
+
+
+class Archiver(Program):
+    """This program, from this checkout."""
+
+    name = "archiver"
+    finished = frozenset({0, 3})
+
+    def version(self) -> str | None:
+        if importlib.util.find_spec("archiver.__main__") is None:
+            return None
+        return str(importlib.import_module("archiver").__version__)
+
+    def environment(self, place: Path) -> dict[str, str]:
+        return {**super().environment(place), "PYTHONPATH": str(PROJECT)}
+
+    def init(self, place: Path) -> Command:
+        return self._command(place, "init")
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        return self._command(place, "backup", "--id", BACKUP_ID, f"data.pxar:{source}")
+
+    def restores(self, place: Path, target: Path) -> dict[str, Command]:
+        plain = self._command(place, "restore", f"host/{BACKUP_ID}", str(target))
+        return {self.name: plain, f"{self.name} --no-verify": [*plain, "--no-verify"]}
+
+    def restored(self, target: Path, source: Path) -> Path:
+        return target
+
+    def verify(self, place: Path) -> Command:
+        return self._command(place, "verify")
+
+    def snapshots(self, place: Path) -> Command:
+        return self._command(place, "snapshots")
+
+    def help(self) -> Command:
+        return [sys.executable, "-m", "archiver", "--help"]
+
+    def _command(self, place: Path, *arguments: str) -> Command:
+        return [sys.executable, "-m", "archiver", "--store", str(self.repository(place)), *arguments]
+
+
+class Restic(Program):
+    name = "restic"
+    finished = frozenset({0, 3})
+
+    def version(self) -> str | None:
+        return _version_word(self.name, "version")
+
+    def environment(self, place: Path) -> dict[str, str]:
+        return {
+            **super().environment(place),
+            "RESTIC_PASSWORD": "bench",
+            "RESTIC_REPOSITORY": str(self.repository(place)),
+            "RESTIC_CACHE_DIR": str(place / "home" / "cache"),
+        }
+
+    def init(self, place: Path) -> Command:
+        # Version 1 repositories do not compress. Programs older than 0.14 know no other, nor this option.
+        help_text = subprocess.run([self.name, "init", "--help"], capture_output=True, text=True, check=False).stdout
+        option = ["--repository-version", "2"] if "--repository-version" in help_text else []
+        return [self.name, "init", *option]
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        return [self.name, "backup", "--one-file-system", "--host", BACKUP_ID, str(source)]
+
+    def restores(self, place: Path, target: Path) -> dict[str, Command]:
+        plain = [self.name, "restore", "latest", "--target", str(target)]
+        return {self.name: plain, f"{self.name} --verify": [*plain, "--verify"]}
+
+    def verify(self, place: Path) -> Command:
+        return [self.name, "check", "--read-data"]
+
+    def snapshots(self, place: Path) -> Command:
+        return [self.name, "snapshots"]
+
+    def help(self) -> Command:
+        return [self.name, "--help"]
+
+
+class Borg(Program):
+    name = "borg"
+    finished = frozenset({0, 1})
+
+    def version(self) -> str | None:
+        return _version_word(self.name, "--version")
+
+    def environment(self, place: Path) -> dict[str, str]:
+        return {
+            **super().environment(place),
+            "BORG_REPO": str(self.repository(place)),
+            "BORG_BASE_DIR": str(place / "home"),
+            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+        }
+
+    def init(self, place: Path) -> Command:
+        return [self.name, "init", "--encryption", "none"]
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        return [self.name, "create", "--one-file-system", "--compression", "zstd,1", f"::{name}", str(source)]
+
+    def restores(self, place: Path, target: Path) -> dict[str, Command]:
+        return {self.name: [self.name, "extract", "::first"]}
+
+    def verify(self, place: Path) -> Command:
+        return [self.name, "check", "--verify-data"]
+
+    def snapshots(self, place: Path) -> Command:
+        return [self.name, "list"]
+
+    def help(self) -> Command:
+        return [self.name, "--help"]
+
+
+def programs() -> list[Program]:
+    """All that are compared, installed or not."""
+    return [Archiver(), Restic(), Borg()]
+
+
+def _version_word(program: str, argument: str) -> str | None:
+    """The second word of ``program argument``, which is where restic and borg name their version."""
+    if shutil.which(program) is None:
+        return None
+    words = subprocess.run([program, argument], capture_output=True, text=True, check=False).stdout.split()
+    return words[1] if len(words) > 1 else "unknown"

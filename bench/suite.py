@@ -1,0 +1,217 @@
+"""Which runs are made, in which order, and what is checked.
+
+Rounds are interleaved (A B C A B C), so that a slow minute of the machine hits everybody. Before each timed run its
+input is read once (borg drops what it read from the page cache, and the next program must not pay for that), and all
+dirty pages are written. Repositories are made, removed and checked outside of the timed runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench import measure, trees
+from bench.datasets import DataSet
+from bench.measure import Usage
+from bench.peers import PROJECT, Command, Program
+
+LIMIT = "limit"
+
+
+class Failed(Exception):
+    """A program could not prepare what a workload needs; says how it ended."""
+
+
+@dataclass(slots=True)
+class Row:
+    """All runs of one command on one data set; ``stored`` is bytes on disk after it, ``problems`` what went wrong."""
+
+    data: str
+    workload: str
+    program: str
+    label: str
+    runs: list[Usage] = field(default_factory=list)
+    stored: int | None = None
+    checked: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+class Suite:
+    """Runs workloads of the given (installed) programs on one data set; ``directory`` is its own to make and clear."""
+
+    def __init__(
+        self,
+        data: DataSet,
+        programs: Sequence[Program],
+        directory: Path,
+        *,
+        repeat: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._data = data
+        self._programs = programs
+        self._directory = directory
+        self._repeat = repeat
+        self._progress = progress
+        self._rows: dict[tuple[str, str], Row] = {}
+
+    def run(self, workloads: Sequence[str]) -> list[Row]:
+        """One row for each workload and command, in the order they first ran; a failure stops nothing else."""
+        trees.remove(self._directory)
+        (self._directory / "logs").mkdir(parents=True)
+        try:
+            for workload in workloads:
+                for number in range(1, self._repeat + 1):
+                    for program in self._programs:
+                        self._attempt(workload, program, number)
+                    if workload == "first":
+                        self._limit(number)
+        finally:
+            for program in self._programs:
+                trees.remove(self._place(program))
+            trees.remove(self._directory / "restored")
+        return list(self._rows.values())
+
+    def _attempt(self, workload: str, program: Program, number: int) -> None:
+        try:
+            WORKLOADS[workload](self, program, number)
+        except Failed as failure:
+            self._row(workload, program.name, program.name).problems.append(str(failure))
+
+    # Workloads: one round of one program each
+
+    def _first(self, program: Program, number: int) -> None:
+        trees.remove(self._place(program))
+        self._run_untimed(program, program.init(self._place(program)))
+        trees.read_all(self._data.root)
+        row = self._time("first", program, number, program.backup(self._place(program), self._data.root, "first"))
+        if row:
+            os.sync()
+            row.stored = trees.allocated(program.repository(self._place(program)))
+
+    def _unchanged(self, program: Program, number: int) -> None:
+        place = self._with_backup(program)
+        trees.read_all(self._data.root)
+        trees.read_all(place)
+        self._time("unchanged", program, number, program.backup(place, self._data.root, f"unchanged-{number}"))
+
+    def _restore(self, program: Program, number: int) -> None:
+        place = self._with_backup(program)
+        target = self._directory / "restored"
+        for label, command in program.restores(place, target).items():
+            trees.remove(target)
+            target.mkdir()
+            trees.read_all(program.repository(place))
+            row = self._time("restore", program, number, command, label=label, cwd=target)
+            if row is None:
+                continue
+            found = trees.differences(self._data.root, program.restored(target, self._data.root))
+            row.checked = True
+            row.problems += [f"restore is not the source: {line}" for line in found]
+        trees.remove(target)
+
+    def _verify(self, program: Program, number: int) -> None:
+        place = self._with_backup(program)
+        trees.read_all(program.repository(place))
+        self._time("verify", program, number, program.verify(place))
+
+    def _list(self, program: Program, number: int) -> None:
+        self._time("list", program, number, program.snapshots(self._with_backup(program)))
+
+    def _help(self, program: Program, number: int) -> None:
+        self._time("help", program, number, program.help())
+
+    def _limit(self, number: int) -> None:
+        """The necessary work of a first backup; it times itself, without the interpreter's start."""
+        target = self._directory / LIMIT
+        target.mkdir()
+        trees.read_all(self._data.root)
+        os.sync()
+        command = [sys.executable, "-m", "bench.limit", str(self._data.root), str(target)]
+        log = self._log("first", LIMIT, number)
+        finished = measure.run(command, environment={"PYTHONPATH": str(PROJECT)}, cwd=PROJECT, output=log)
+        row = self._row("first", LIMIT, LIMIT)
+        if finished.code:
+            row.problems.append(_ending(finished.code, log))
+        else:
+            own = json.loads(log.read_text())
+            row.runs.append(Usage(own["wall"], own["cpu"], finished.usage.rss, finished.usage.anon))
+            row.stored = trees.allocated(target)
+        trees.remove(target)
+
+    # One command
+
+    def _time(
+        self,
+        workload: str,
+        program: Program,
+        number: int,
+        command: Command,
+        *,
+        label: str | None = None,
+        cwd: Path | None = None,
+    ) -> Row | None:
+        """Runs and measures; None when the program did not do its work, which the row then says."""
+        label = label or program.name
+        row = self._row(workload, program.name, label)
+        environment = program.environment(self._place(program))
+        log = self._log(workload, label, number)
+        os.sync()
+        finished = measure.run(command, environment=environment, cwd=cwd or self._place(program), output=log)
+        if finished.code not in program.finished:
+            row.problems.append(_ending(finished.code, log))
+            self._progress(f"{self._data.name}: {workload} {number}/{self._repeat}: {label}: {row.problems[-1]}")
+            return None
+        row.runs.append(finished.usage)
+        self._progress(f"{self._data.name}: {workload} {number}/{self._repeat}: {label}: {finished.usage.wall:.2f} s")
+        return row
+
+    def _run_untimed(self, program: Program, command: Command) -> None:
+        environment = program.environment(self._place(program))
+        log = self._log("prepare", program.name, 0)
+        finished = measure.run(command, environment=environment, cwd=self._place(program), output=log)
+        if finished.code not in program.finished:
+            raise Failed(_ending(finished.code, log))
+
+    def _with_backup(self, program: Program) -> Path:
+        """The program's place, holding a backup of the data."""
+        place = self._place(program)
+        if not program.repository(place).exists():
+            try:
+                self._run_untimed(program, program.init(place))
+                self._run_untimed(program, program.backup(place, self._data.root, "first"))
+            except Failed:
+                trees.remove(place)
+                raise
+        return place
+
+    def _place(self, program: Program) -> Path:
+        return self._directory / program.name
+
+    def _log(self, workload: str, label: str, number: int) -> Path:
+        return self._directory / "logs" / f"{self._data.name.replace('/', '-')}.{workload}.{label}.{number}.log"
+
+    def _row(self, workload: str, program: str, label: str) -> Row:
+        return self._rows.setdefault((workload, label), Row(self._data.name, workload, program, label))
+
+
+WORKLOADS: dict[str, Callable[[Suite, Program, int], None]] = {
+    "first": Suite._first,
+    "unchanged": Suite._unchanged,
+    "restore": Suite._restore,
+    "verify": Suite._verify,
+    "list": Suite._list,
+    "help": Suite._help,
+}
+"""By name, in the order they run."""
+
+
+def _ending(code: int, log: Path) -> str:
+    """How a failed run ended, with the last line of what it printed."""
+    lines = log.read_text(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return f"exit code {code}: {last[:200]}"

@@ -1,0 +1,144 @@
+"""Where a stream is cut into chunks (spec change-detection.md 1 and 2; the hash itself is in buzhash.py).
+
+Plain rule, with minimum = average / 4 and maximum = average * 4, n counting the bytes of the chunk so far:
+
+    cut after a byte if n == maximum, or n >= minimum and the rolling hash passes its test;
+    the hash starts anew with every chunk; what is left at the end of the stream is a chunk of any size.
+
+A test is made only where the window of 64 bytes lies in the chunk, so the new start of the hash changes nothing: where
+the hash passes is a property of the stream, and only the part from minimum - 64 on of each chunk has to be looked at.
+
+Payload rule (ours: the original's cuts depend on how the data arrives, any cut within the limits is valid). The writer
+suggests the offsets where files begin. Let c be the length of the chunk by the plain rule:
+
+    cut at the first suggestion o (counted from the start of the chunk) with c <= o <= c + minimum and o < maximum,
+    and where there is none, cut at c. The end of the stream ends the search for both.
+
+So cuts stand at file borders where files are small, and follow the content always. They depend on the data and the
+suggestions alone, and are known when min(c + minimum + 1, maximum) bytes of the chunk are there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from formats.buzhash import BLOCK, NO_CANDIDATES, CandidateScanner
+
+SMALLEST_AVERAGE = 64 * 1024
+LARGEST_AVERAGE = 4 * 1024 * 1024
+
+Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
+
+
+class Chunker:
+    """Cuts a stream by the plain rule; ``minimum``, ``average`` and ``maximum`` are bytes.
+
+    ``average``: a power of two from SMALLEST_AVERAGE to LARGEST_AVERAGE, else ValueError.
+    """
+
+    def __init__(self, average: int) -> None:
+        if not SMALLEST_AVERAGE <= average <= LARGEST_AVERAGE or average & (average - 1):
+            raise ValueError(f"average chunk size is no power of two from 64 KiB to 4 MiB: {average}")
+        self.minimum = average // 4
+        self.average = average
+        self.maximum = average * 4
+        self._scanner = CandidateScanner(average)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything: a chunk ended by a decision from outside, the next begins where the next scan starts."""
+        self._scanned = self.minimum - 1  # positions of the chunk below this one are done
+        self._hits = NO_CANDIDATES  # where the hash passed, at or after the first position that counts
+
+    def scan(self, chunk: Bytes, final: bool = False) -> int:
+        """The length of the chunk at the start of ``chunk``, or 0 when more data is needed to tell.
+
+        ``chunk`` is all of the stream from the start of the current chunk on, contiguous; it grows from call to call,
+        and no byte is looked at twice. After a result other than 0 the next call is about the bytes that follow the
+        cut. ``final``: no more data will come, the result is at most len(chunk), and 0 only when that is empty.
+        """
+        length = self.find(chunk) or (len(chunk) if final else 0)
+        if length:
+            self.move(length)
+        return length
+
+    def find(self, chunk: Bytes) -> int:
+        """As ``scan`` without ``final``, but stays at the current chunk."""
+        end = min(len(chunk), self.maximum - 1)
+        if self._scanned < end and not self._hits.size:
+            data = np.frombuffer(chunk, dtype=np.uint8)
+            while self._scanned < end and not self._hits.size:
+                stop = min(self._scanned + BLOCK, end)
+                self._hits = self._scanner.candidates(data, self._scanned, stop)
+                self._scanned = stop
+        if self._hits.size:
+            return int(self._hits[0]) + 1
+        return self.maximum if len(chunk) >= self.maximum else 0
+
+    def move(self, length: int) -> None:
+        """The current chunk ends after ``length`` bytes (1 to maximum, all of them seen by ``find``)."""
+        first = self.minimum - 1
+        self._scanned = max(self._scanned - length, first)
+        if self._hits.size:  # the rest of the last block's hits
+            self._hits = self._hits[np.searchsorted(self._hits, length + first) :] - length
+
+
+class PayloadChunker:
+    """Cuts a payload stream by the payload rule. ``average`` as for Chunker."""
+
+    def __init__(self, average: int) -> None:
+        self._chunker = Chunker(average)
+        self.minimum = self._chunker.minimum
+        self.average = average
+        self.maximum = self._chunker.maximum
+        self._start = 0  # stream offset of the current chunk
+        self._seen = 0  # bytes of it that were in the last call of scan
+        self._suggestions: deque[int] = deque()
+
+    def suggest(self, offset: int) -> None:
+        """A file begins at this offset of the stream.
+
+        Offsets never decrease. A suggestion must be made before bytes beyond ``offset`` are scanned.
+        """
+        if offset >= self._start + self.minimum:
+            self._suggestions.append(offset)
+
+    def scan(self, chunk: Bytes, final: bool = False) -> int:
+        """As Chunker.scan."""
+        self._seen = len(chunk)
+        length = self._find(chunk, final)
+        if length:
+            self._chunker.move(length)
+            self._start += length
+            self._seen -= length
+        return length
+
+    def advance(self, size: int) -> None:
+        """As ``restart``, and then the stream moves on by ``size`` bytes that are not scanned (injected chunks)."""
+        self.restart()
+        self._start += size
+
+    def restart(self) -> None:
+        """A cut was forced from outside at the end of the bytes that were last given to ``scan``."""
+        self._chunker.restart()
+        self._start += self._seen
+        self._seen = 0
+
+    def _find(self, chunk: Bytes, final: bool) -> int:
+        plain = self._chunker.find(chunk)
+        suggestions = self._suggestions
+        reached = self._start + (plain or len(chunk) + 1)  # no cut can come before
+        while suggestions and suggestions[0] < reached:
+            suggestions.popleft()
+        if not plain:
+            return len(chunk) if final else 0
+        limit = min(plain + self.minimum + 1, self.maximum)
+        suggested = suggestions[0] - self._start if suggestions else limit
+        if suggested < limit and suggested <= len(chunk):
+            return suggested
+        # Without a suggestion in range, one can still come until the bytes up to the limit are there.
+        is_settled = final or len(chunk) >= limit or (bool(suggestions) and suggested >= limit)
+        return plain if is_settled else 0
