@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import datasets, peers, report
+from bench import datasets, peers, report, trees
 from bench.datasets import DataSet
 from bench.suite import WORKLOADS, Row, Suite
 
@@ -24,9 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         work = options.work
         if work is None:
-            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="archiver-bench-", dir="/var/tmp")))
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="archiver-", dir="/var/tmp")))
+        # A name of our own below it: what is in there may be removed, whatever else the user keeps in that directory.
+        work = work.resolve() / "archiver-bench"
         work.mkdir(parents=True, exist_ok=True)
-        work = work.resolve()
         try:
             chosen = _data(options, work)
         except OSError as error:
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--work",
         type=Path,
         metavar="DIR",
-        help="for repositories, restores and built data (which is kept); default: a temporary one in /var/tmp",
+        help="for repositories, restores, logs and built data (the last two are kept); default: a temporary one",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements there too")
     return parser
@@ -79,9 +80,14 @@ def _compare(options: argparse.Namespace, chosen: Sequence[DataSet], work: Path)
     versions = {program.name: program.version() for program in candidates}
     installed = [program for program in candidates if versions[program.name] is not None]
     rows: list[Row] = []
-    for data in chosen:
-        suite = Suite(data, installed, work / "run", repeat=options.repeat, progress=_progress)
-        rows += suite.run([name for name in WORKLOADS if name in options.only])
+    runs = work / "runs"
+    trees.remove(runs)
+    try:
+        for number, data in enumerate(chosen):
+            suite = Suite(data, installed, runs / str(number), work / "logs", repeat=options.repeat, progress=_progress)
+            rows += suite.run([name for name in WORKLOADS if name in options.only])
+    finally:
+        trees.remove(runs)
     print(report.table(chosen, versions, rows, work))
     if options.json:
         options.json.write_text(json.dumps(report.document(chosen, versions, rows, work), indent=2) + "\n")

@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ LARGE_HALF = 1 << 30
 BLOCK = 1 << 20
 FAN_OUT = 100
 SEED = 20_240_229
+CLOCK_STEP_SECONDS = 0.05  # more than the grain of a file system's clock
 YEAR_NS = 365 * 86_400 * 10**9
 ELF = b"\x7fELF"
 
@@ -64,7 +66,7 @@ def choose(name: str, directory: Path) -> DataSet:
 def large(
     directory: Path, half: int = LARGE_HALF, program_directories: Sequence[Path] = PROGRAM_DIRECTORIES
 ) -> DataSet:
-    """Two files of ``half`` bytes or so: random, and executables in a tar (smaller where there are not enough)."""
+    """Two files of about ``half`` bytes each, random and a tar of executables (as far as there are any); one empty."""
 
     def build(root: Path) -> None:
         generator = random.Random(SEED)
@@ -74,6 +76,9 @@ def large(
         with tarfile.open(root / "programs.tar", "w") as archive:
             for path in _programs(program_directories, half):
                 archive.add(path, recursive=False)
+        # borg reads the newest file again each time; that must not be one of only two, so there is a later third.
+        time.sleep(CLOCK_STEP_SECONDS)
+        (root / "newest").touch()
 
     return _built("large", directory, build)
 

@@ -12,7 +12,7 @@ in it, so that nothing of the user's is read or changed.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import subprocess
@@ -32,6 +32,8 @@ class Program(ABC):
     name: str
     finished = frozenset({0})
     """Exit codes of a run that did its work, possibly without files that this user may not read."""
+    restore_options: tuple[tuple[str, ...], ...] = ((),)
+    """Each is appended to ``restore`` and measured as a row of its own; the first is the default restore."""
 
     @abstractmethod
     def version(self) -> str | None:
@@ -66,8 +68,8 @@ class Program(ABC):
         """Backs up ``source``; ``name`` differs from backup to backup, the first is "first"."""
 
     @abstractmethod
-    def restores(self, place: Path, target: Path) -> dict[str, Command]:
-        """The ways to restore everything to ``target``, an empty directory and the current one: label to command."""
+    def restore(self, place: Path, target: Path) -> Command:
+        """Restores everything to ``target``, an empty directory and the current one."""
 
     def restored(self, target: Path, source: Path) -> Path:
         """Where a restore to ``target`` puts the directory ``source``: the absolute path below it."""
@@ -91,9 +93,10 @@ class Archiver(Program):
 
     name = "archiver"
     finished = frozenset({0, 3})
+    restore_options = ((), ("--no-verify",))
 
     def version(self) -> str | None:
-        if importlib.util.find_spec("archiver.__main__") is None:
+        if not (PROJECT / "archiver" / "__main__.py").exists():
             return None
         return str(importlib.import_module("archiver").__version__)
 
@@ -106,9 +109,8 @@ class Archiver(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return self._command(place, "backup", "--id", BACKUP_ID, f"data.pxar:{source}")
 
-    def restores(self, place: Path, target: Path) -> dict[str, Command]:
-        plain = self._command(place, "restore", f"host/{BACKUP_ID}", str(target))
-        return {self.name: plain, f"{self.name} --no-verify": [*plain, "--no-verify"]}
+    def restore(self, place: Path, target: Path) -> Command:
+        return self._command(place, "restore", f"host/{BACKUP_ID}", str(target))
 
     def restored(self, target: Path, source: Path) -> Path:
         return target
@@ -129,6 +131,7 @@ class Archiver(Program):
 class Restic(Program):
     name = "restic"
     finished = frozenset({0, 3})
+    restore_options = ((), ("--verify",))
 
     def version(self) -> str | None:
         return _version_word(self.name, "version")
@@ -150,9 +153,8 @@ class Restic(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return [self.name, "backup", "--one-file-system", "--host", BACKUP_ID, str(source)]
 
-    def restores(self, place: Path, target: Path) -> dict[str, Command]:
-        plain = [self.name, "restore", "latest", "--target", str(target)]
-        return {self.name: plain, f"{self.name} --verify": [*plain, "--verify"]}
+    def restore(self, place: Path, target: Path) -> Command:
+        return [self.name, "restore", "latest", "--target", str(target)]
 
     def verify(self, place: Path) -> Command:
         return [self.name, "check", "--read-data"]
@@ -185,8 +187,8 @@ class Borg(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return [self.name, "create", "--one-file-system", "--compression", "zstd,1", f"::{name}", str(source)]
 
-    def restores(self, place: Path, target: Path) -> dict[str, Command]:
-        return {self.name: [self.name, "extract", "::first"]}
+    def restore(self, place: Path, target: Path) -> Command:
+        return [self.name, "extract", "::first"]
 
     def verify(self, place: Path) -> Command:
         return [self.name, "check", "--verify-data"]

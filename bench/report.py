@@ -30,6 +30,7 @@ TITLES = {
 }
 HEADER = ("data", "work", "program", "wall s", "(min-max)", "CPU s", "peak MiB", "anon MiB", "stored MiB", "check")
 WORDS = 3  # columns of words, to the left of those of numbers
+SHOWN_PROBLEMS = 5
 NOTES = """\
 wall, CPU: medians; peak: largest resident set, mapped files included; anon: largest RssAnon seen, sampled every 20 ms.
 stored: allocated on disk after the first backup, our database included.
@@ -100,10 +101,12 @@ def table(data: Sequence[DataSet], versions: Mapping[str, str | None], rows: Seq
         lines.append("  ".join(words + numbers))
     lines += ["", NOTES]
     problems = [
-        f"{row.data}: {TITLES[row.workload]}: {row.label}: {problem}" for row in rows for problem in row.problems
+        f"{row.data}: {TITLES[row.workload]}: {row.label}: {problem}"
+        for row in rows
+        for problem in [*row.problems[:SHOWN_PROBLEMS], *_rest(row.problems)]
     ]
     if problems:
-        lines += ["", "PROBLEMS", *dict.fromkeys(problems)]
+        lines += ["", "PROBLEMS", *problems]
     return "\n".join(lines)
 
 
@@ -124,6 +127,11 @@ def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         state,
         *(f"{against[name]:.2f}x" if name in against else "-" for name in RATIOS),
     )
+
+
+def _rest(problems: Sequence[str]) -> list[str]:
+    more = len(problems) - SHOWN_PROBLEMS
+    return [f"and {more} more"] if more > 0 else []
 
 
 def _wall(row: Row) -> float:

@@ -93,6 +93,14 @@ def remove(root: Path) -> None:
     shutil.rmtree(root)
 
 
+def empty(root: Path) -> None:
+    """Gives back the space of every file below ``root``, and keeps the tree."""
+    for entry in walk(root):
+        if entry.is_file and entry.status.st_size:
+            os.chmod(entry.path, 0o600)
+            os.truncate(entry.path, 0)
+
+
 def differences(source: Path, restored: Path) -> list[str]:
     """What in ``restored`` is not as in ``source``, at most MAX_DIFFERENCES lines; empty when all is well.
 
@@ -109,7 +117,8 @@ def differences(source: Path, restored: Path) -> list[str]:
             continue
         left = {os.path.basename(path): status for path, status in _children(ours, devices[0])}
         right = {os.path.basename(path): status for path, status in _children(theirs, devices[1])}
-        found += [f"missing: {_shown(os.path.join(ours, name))}" for name in left.keys() - right.keys()]
+        missing = [os.path.join(ours, name) for name in sorted(left.keys() - right.keys())]
+        found += [f"missing: {_shown(path)}" for path in missing if os.path.islink(path) or os.access(path, os.R_OK)]
         found += [f"not in the source: {_shown(os.path.join(theirs, name))}" for name in right.keys() - left.keys()]
         for name in sorted(left.keys() & right.keys()):
             paths = (os.path.join(ours, name), os.path.join(theirs, name))

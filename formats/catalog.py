@@ -117,14 +117,12 @@ class _Level:
     __slots__ = ("children", "count", "name", "table")
 
     def __init__(self, name: bytes) -> None:
-        self.name = name
+        self.name = name  # checked
         self.count = 0
         self.table = bytearray()  # the entries, without the distances of child directories
         self.children: list[tuple[int, int]] = []  # (where the distance belongs in table, start of the child's block)
 
     def add(self, kind: bytes, name: bytes, rest: bytes = b"") -> None:
-        if not name or len(name) > MAX_NAME or b"/" in name or b"\0" in name:
-            raise FormatError("catalog name", expected=f"1 to {MAX_NAME} bytes, no '/', no NUL", got=repr(name[:80]))
         self.table += kind + encode_u64(len(name)) + name + rest
         self.count += 1
 
@@ -157,7 +155,7 @@ class CatalogWriter:
     def start_archive(self, name: str) -> None:
         """A directory of the root, with the full file name of its archive (``root.pxar.didx``)."""
         self._expect(len(self._levels) == 1, "start_archive")
-        self._levels.append(_Level(name.encode()))
+        self._start_level(name.encode())
 
     def end_archive(self) -> None:
         self._expect(len(self._levels) == 2, "end_archive")
@@ -165,7 +163,7 @@ class CatalogWriter:
 
     def start_directory(self, name: bytes) -> None:
         self._expect(len(self._levels) >= 2, "start_directory")
-        self._levels.append(_Level(name))
+        self._start_level(name)
 
     def end_directory(self) -> None:
         self._expect(len(self._levels) > 2, "end_directory")
@@ -174,11 +172,13 @@ class CatalogWriter:
     def add_file(self, name: bytes, size: int, mtime: int) -> None:
         """A regular file: ``size`` in bytes, ``mtime`` in Unix seconds."""
         self._expect(len(self._levels) >= 2, "add_file")
+        _check_name(name)
         self._levels[-1].add(FILE, name, encode_u64(size) + encode_i64(mtime))
 
     def add(self, kind: bytes, name: bytes) -> None:
         """Any other entry; ``kind`` is one of BARE_KINDS."""
         self._expect(len(self._levels) >= 2 and kind in BARE_KINDS, "add")
+        _check_name(name)
         self._levels[-1].add(kind, name)
 
     def finish(self) -> None:
@@ -186,6 +186,10 @@ class CatalogWriter:
         self._expect(len(self._levels) == 1, "finish")
         root = self._write_block(self._levels.pop())
         self._write(U64.pack(root))
+
+    def _start_level(self, name: bytes) -> None:
+        _check_name(name)
+        self._levels.append(_Level(name))
 
     def _end_level(self) -> None:
         level = self._levels.pop()
@@ -291,7 +295,10 @@ class CatalogReader:
         """(table, its offset, start) of the block at ``start``."""
         self._check_start(start)
         head = self._read(start, min(10, self._end - start))
-        length, used = decode_u64(head)
+        try:
+            length, used = decode_u64(head)
+        except FormatError as error:
+            raise _moved(error, start) from error
         at = start + used
         if not 1 <= length <= self._end - at:
             raise FormatError("catalog table length", offset=start, expected=f"1 to {self._end - at}", got=length)
@@ -310,6 +317,16 @@ class CatalogReader:
         return data
 
 
+def _check_name(name: bytes, offset: int | None = None) -> None:
+    if not 1 <= len(name) <= MAX_NAME or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise FormatError("catalog name", offset=offset, expected="one path component", got=repr(name[:80]))
+
+
+def _moved(error: FormatError, base: int) -> FormatError:
+    """The same error with its offset counted from the start of the catalog."""
+    return FormatError(error.what, offset=base + (error.offset or 0), expected=error.expected, got=error.got)
+
+
 def _entries(table: bytes, at: int, start: int) -> Iterator[CatalogEntry]:
     """The entries of a table that lies at offset ``at`` of the catalog, in the block at ``start``."""
     try:
@@ -318,8 +335,7 @@ def _entries(table: bytes, at: int, start: int) -> Iterator[CatalogEntry]:
             entry, pos = _entry(table, pos, start)
             yield entry
     except FormatError as error:
-        where = at + (error.offset or 0)  # in the catalog
-        raise FormatError(error.what, offset=where, expected=error.expected, got=error.got) from error
+        raise _moved(error, at) from error
     if pos != len(table):
         raise FormatError("catalog table has trailing bytes", offset=at + pos, got=f"{len(table) - pos} bytes")
 
@@ -332,8 +348,7 @@ def _entry(table: bytes, pos: int, start: int) -> tuple[CatalogEntry, int]:
     if not 1 <= length <= MAX_NAME or after > len(table):
         raise FormatError("catalog name length", offset=pos + 1, expected=f"1 to {MAX_NAME}, in the table", got=length)
     name = table[name_at:after]
-    if b"/" in name or b"\0" in name or name in (b".", b".."):
-        raise FormatError("catalog name", offset=name_at, expected="one path component", got=repr(name[:80]))
+    _check_name(name, name_at)
     if kind == FILE:
         size, after = decode_u64(table, after)
         mtime, after = decode_i64(table, after)

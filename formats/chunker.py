@@ -67,7 +67,7 @@ class Chunker:
 
     def find(self, chunk: Bytes) -> int:
         """As ``scan`` without ``final``, but stays at the current chunk."""
-        end = min(len(chunk), self.maximum - 1)
+        end = min(len(chunk), self.maximum)
         if self._scanned < end and not self._hits.size:
             data = np.frombuffer(chunk, dtype=np.uint8)
             while self._scanned < end and not self._hits.size:
@@ -103,8 +103,7 @@ class PayloadChunker:
 
         Offsets never decrease. A suggestion must be made before bytes beyond ``offset`` are scanned.
         """
-        if offset >= self._start + self.minimum:
-            self._suggestions.append(offset)
+        self._suggestions.append(offset)
 
     def scan(self, chunk: Bytes, final: bool = False) -> int:
         """As Chunker.scan."""

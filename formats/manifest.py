@@ -25,7 +25,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, Literal, NoReturn, get_args
 
 from formats.crypt import CryptConfig, format_fingerprint, parse_fingerprint, short_fingerprint
@@ -34,7 +33,7 @@ from formats.naming import check_backup_id, check_backup_time, check_backup_type
 
 MANIFEST_NAME = "index.json.blob"
 MAX_TEXT = 16 << 20  # bytes
-MAX_TOKENS = 500_000  # brackets, commas and strings: bounds the memory that parsed JSON takes; 45,000 files
+MAX_TOKENS = 500_000  # brackets, commas and strings: bounds the memory that parsed JSON takes; 38,000 files
 MAX_DEPTH = 32
 
 CryptMode = Literal["none", "encrypt", "sign-only"]
@@ -45,14 +44,6 @@ _FILE_KEYS = frozenset(("filename", "crypt-mode", "size", "csum"))
 _MAX_SIZE = 2**64 - 1
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)  # the last string may lack its end
-
-
-class Signature(Enum):
-    """What became of the check with a key."""
-
-    VALID = "valid"
-    UNSIGNED = "unsigned"  # and nothing in the manifest says that a key was ever used
-    STRIPPED = "stripped"  # no signature, but encrypted or signed files or a key fingerprint: it was taken away
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,21 +148,21 @@ class Manifest:
             ours = short_fingerprint(crypt.fingerprint)
             raise WrongKey("snapshot was made with another key", expected=short_fingerprint(wanted), got=ours)
 
-    def check_signature(self, crypt: CryptConfig) -> Signature:
-        """Check with the key at hand. What no signature means is for the caller to decide, from the result.
+    def check_signature(self, crypt: CryptConfig) -> bool:
+        """True: signed with this key. False: there is no signature, and the caller must decide what that means; on a
+        manifest with a fingerprint, or with files that are not "none", somebody took it away.
 
         Raises WrongKey when another key's fingerprint is named, IntegrityError when the signature is not that of these
         fields, FormatError when there are fields it cannot cover (has_unknown).
         """
         self.check_fingerprint(crypt)
         if self.signature is None:
-            keyed = self.fingerprint is not None or any(file.crypt_mode != "none" for file in self.files)
-            return Signature.STRIPPED if keyed else Signature.UNSIGNED
+            return False
         if self.has_unknown:
             raise FormatError("signed manifest has fields that the signature does not cover")
         if not hmac.compare_digest(crypt.auth_tag(self.canonical()), self.signature):
             raise IntegrityError("manifest signature does not match: it was altered, or signed with another key")
-        return Signature.VALID
+        return True
 
     @property
     def fingerprint(self) -> bytes | None:

@@ -93,6 +93,10 @@ class Task(NamedTuple):
 class Visitor(Protocol):
     """What is done at each entry. Methods marked (worker) are called from worker threads."""
 
+    @property
+    def needs_contents(self) -> bool:
+        """Whether segments come with their data."""
+
     def open_root(self, entry: Entry) -> int: ...
 
     def open_directory(self, parent: Directory, entry: Entry) -> int:
@@ -137,6 +141,7 @@ class Traversal:
         self._completed = 0
         self._drained_to = 0
         self.entries = 0
+        self.files = 0
         self.bytes = 0
 
     def run(self) -> None:
@@ -277,6 +282,7 @@ class Traversal:
         item = FileItem(directory, entry.name, entry.metadata, size, header, 1, None)
         with self._lock:
             directory.pending += 1
+        self.files += 1
         self.bytes += size
         if end > self._tree.content.size:
             item.failed = "its contents lie beyond the end of the archive"
@@ -352,7 +358,7 @@ class Traversal:
             return item.parts == 0
 
     def _load(self, reader: ChunkReader, number: int) -> tuple[Buffer | None, str | None]:
-        if number < 0:
+        if number < 0 or not self._visitor.needs_contents:
             return None, None
         size = self._index.end(number) - self._index.start(number)
         try:

@@ -32,12 +32,13 @@ _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, e
 class Writer:
     """A visitor of :class:`archiver.restore.traversal.Traversal`."""
 
+    needs_contents = True
+
     def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
         self._target = target
         self._digests = digests
         self._listener = listener
         self._lock = threading.Lock()
-        self.files = 0
         self.incomplete: set[bytes] = set()  # paths whose attributes could not all be set
         self.lost: set[bytes] = set()  # paths that could not be made, or whose contents are damaged
 
@@ -143,8 +144,8 @@ class Writer:
                 with item.lock:
                     if item.fd < 0:
                         self._open(item)
-            if data is not None and segment.end > segment.start:
-                self._write(item, segment, memoryview(data)[segment.start : segment.end])
+            if data is not None or segment.end == segment.start:
+                self._write(item, segment, memoryview(data or b"")[segment.start : segment.end])
         except OSError as error:
             if error.errno in _FATAL:
                 self._close(item)
@@ -185,7 +186,6 @@ class Writer:
             self._drop(item)
             return
         self._close(item)
-        self.files += 1
         if lost:
             self._attributes_lost(item.directory.path_of(item.name), lost)
 

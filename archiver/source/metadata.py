@@ -25,6 +25,7 @@ from archiver.core import linux
 from archiver.source.problem import Kind, Note, explain
 from formats.errors import FormatError
 from formats.pxar.acl import from_xattrs
+from formats.pxar.constants import MAX_XATTR
 from formats.pxar.metadata import NO_ACL, Acl, Metadata, Stat
 
 _CAPABILITY = "security.capability"
@@ -32,7 +33,6 @@ _ACCESS_ACL = "system.posix_acl_access"
 _DEFAULT_ACL = "system.posix_acl_default"
 _STORED_PREFIXES = ("user.", "trusted.")
 _STORED_NAME = "security.NTACL"
-_LARGEST_ATTRIBUTE = 255 + 65536  # name, NUL and value in one item (spec pxar.md 2)
 _WITH_QUOTA = {linux.EXT4, linux.XFS, linux.ZFS}
 
 
@@ -115,7 +115,7 @@ def _values(fd: int, names: list[str], features: Features, skip_e2big: bool, pro
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):  # ENODATA: removed since it was listed
                 problem(*_lost(f"extended attribute {name}", error, skip_e2big))
             continue
-        if len(os.fsencode(name)) + 1 + len(value) > _LARGEST_ATTRIBUTE:
+        if len(os.fsencode(name)) + 1 + len(value) > MAX_XATTR:
             problem("unreadable", f"extended attribute {name} is not stored: it is larger than the format allows")
             continue
         values[name] = value

@@ -28,7 +28,7 @@ _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 0x10, 0x20
 _BASE = (_USER_OBJ, _GROUP_OBJ, _MASK, _OTHER)
 _NO_ID = 2**32 - 1
 
-_Named = list[tuple[int, int]]
+_Named = tuple[tuple[int, int], ...]  # (id, permissions)
 
 
 def from_xattrs(mode: int, access: bytes | None, default: bytes | None) -> Acl:
@@ -36,7 +36,9 @@ def from_xattrs(mode: int, access: bytes | None, default: bytes | None) -> Acl:
 
     Only directories have a default ACL; it is ignored for others. Raises FormatError for a malformed value.
     """
-    users, groups, group_obj = (), (), None
+    users: _Named = ()
+    groups: _Named = ()
+    group_obj = None
     if access is not None:
         users, groups, base = _parse(access, "system.posix_acl_access")
         if _MASK in base:
@@ -75,15 +77,15 @@ def to_xattrs(mode: int, acl: Acl) -> tuple[bytes | None, bytes | None]:
     return _build(access, acl.users, acl.groups), _build(default, acl.default_users, acl.default_groups)
 
 
-def _parse(value: bytes, what: str) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...], dict[int, int]]:
+def _parse(value: bytes, what: str) -> tuple[_Named, _Named, dict[int, int]]:
     """(users, groups, base entries by tag), the first two sorted."""
     if len(value) < _VERSION.size or (len(value) - _VERSION.size) % _ENTRY.size:
         raise FormatError(f"{what}: length of the value", expected="4 bytes and 8 for each entry", got=len(value))
     (version,) = _VERSION.unpack_from(value)
     if version != 2:
         raise FormatError(f"{what}: version", offset=0, expected=2, got=version)
-    users: _Named = []
-    groups: _Named = []
+    users: list[tuple[int, int]] = []
+    groups: list[tuple[int, int]] = []
     base: dict[int, int] = {}
     for number, (tag, permissions, owner) in enumerate(_ENTRY.iter_unpack(value[_VERSION.size :])):
         offset = _VERSION.size + number * _ENTRY.size
@@ -102,7 +104,7 @@ def _parse(value: bytes, what: str) -> tuple[tuple[tuple[int, int], ...], tuple[
     return tuple(sorted(users)), tuple(sorted(groups)), base
 
 
-def _build(base: dict[int, int], users: tuple[tuple[int, int], ...], groups: tuple[tuple[int, int], ...]) -> bytes:
+def _build(base: dict[int, int], users: _Named, groups: _Named) -> bytes:
     entries = [(tag, permissions, _NO_ID) for tag, permissions in base.items()]
     entries += [(_USER, permissions, owner) for owner, permissions in users]
     entries += [(_GROUP, permissions, owner) for owner, permissions in groups]

@@ -12,12 +12,12 @@ items; a regular file of version 2 that was written with its contents counts the
 stream, one that refers to reused contents does not.
 
 Order: sorted by hash, then laid out as a binary search tree without gaps, children of record i at 2i + 1 and 2i + 2.
-Which sorted record comes to place i follows from the tree's shape: in a full tree of h + 1 levels the node j of level d
-has the rank j * 2^(h-d+1) + 2^(h-d) - 1; each leaf that is missing on the right of the last level lowers the ranks behind
-it by one.
+Which sorted record comes to place i follows from the tree's shape: in a full tree of h + 1 levels, node j of level d
+has the rank j * 2^(h-d+1) + 2^(h-d) - 1; each leaf that is missing on the right of the last level lowers the ranks
+behind it by one. Readers here accept any order.
 
-The children of an open directory are kept as a flat ``array("Q")`` with three numbers each, so that a directory of a
-million entries takes 24 MB. Big directories go through numpy, small ones do not: a call of it costs more than they do.
+The children of an open directory are kept as a flat ``array("Q")``, three numbers each, so that a directory of a
+million entries takes 24 MB. Big directories go through numpy; for small ones a single call of it would cost more.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ import struct
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from siphashc import siphash
 
 from formats.errors import FormatError
 from formats.pxar.constants import GOODBYE, HEADER, HEADER_SIZE
 
+if TYPE_CHECKING:
+    import numpy as np
+
 HASH_KEY = struct.pack("<QQ", 0x83AC3F1CFBB450DB, 0xAA4F1B6879369FBD)
 TAIL_MARKER = 0xEF5EED5B753E1555
 RECORD = struct.Struct("<QQQ")
 RECORD_SIZE = RECORD.size
 
-Children = array  # of u64: three for each child
-
 _NUMPY_FROM = 1024  # children
+_AT_ONCE = 4096  # records turned into Python numbers at a time
 
 
 def name_hash(name: bytes) -> int:
@@ -52,3 +55,141 @@ def name_hash(name: bytes) -> int:
 def table_size(count: int) -> int:
     """Bytes of the GOODBYE item of a directory with ``count`` children."""
     return HEADER_SIZE + (count + 1) * RECORD_SIZE
+
+
+def child_count(length: int) -> int:
+    """Number of children of a directory whose GOODBYE item is ``length`` bytes long."""
+    return (length - HEADER_SIZE) // RECORD_SIZE - 1
+
+
+def tree_order(count: int) -> Iterator[int]:
+    """For each place of the table the rank of its record among all records sorted by hash."""
+    height = count.bit_length() - 1
+    leaves = count - (1 << height) + 1  # on the last level
+    for level in range(height + 1):
+        step = 1 << (height - level)
+        for rank in range(step - 1, (2 << height) - 1, 2 * step):
+            yield rank - max(0, (rank + 1) // 2 - leaves)
+            count -= 1
+            if not count:
+                return
+
+
+@lru_cache(maxsize=128)
+def _small_order(count: int) -> tuple[int, ...]:
+    return tuple(tree_order(count)) if count else ()
+
+
+def build(children: array[int], goodbye_start: int, directory_start: int) -> bytes:
+    """The whole GOODBYE item. ``children`` are hash, FILENAME position and size, flat, in any order."""
+    count = len(children) // 3
+    length = table_size(count)
+    if count < _NUMPY_FROM:
+        rows = sorted(zip(children[0::3], children[1::3], children[2::3], strict=True))
+        flat: list[int] = []
+        for rank in _small_order(count):
+            name, start, size = rows[rank]
+            flat += (name, goodbye_start - start, size)
+        return struct.pack(
+            f"<{3 * count + 5}Q", GOODBYE, length, *flat, TAIL_MARKER, goodbye_start - directory_start, length
+        )
+    import numpy as np
+
+    records = _records(children)
+    order = np.argsort(records[:, 0], kind="stable")[np.fromiter(tree_order(count), np.int64, count)]
+    table = records[order].astype("<u8", copy=False)
+    table[:, 1] = goodbye_start - table[:, 1]
+    tail = RECORD.pack(TAIL_MARKER, goodbye_start - directory_start, length)
+    return b"".join((HEADER.pack(GOODBYE, length), table.data, tail))
+
+
+def _records(children: array[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    import numpy as np
+
+    return np.frombuffer(children, dtype=np.uint64).reshape(-1, 3)
+
+
+def read_tail(tail: bytes, end: int) -> tuple[int, int, int]:
+    """(goodbye start, directory start, number of children) from the last record of a table that ends at ``end``."""
+    marker, distance, length = RECORD.unpack(tail)
+    where = end - RECORD_SIZE
+    if marker != TAIL_MARKER:
+        raise FormatError("end of a directory", offset=where, expected="tail marker", got=f"{marker:#018x}")
+    if length > end or length < table_size(0) or (length - HEADER_SIZE) % RECORD_SIZE:
+        raise FormatError("size of a goodbye table", offset=where, got=length)
+    if distance > end - length:
+        raise FormatError("start of a directory", offset=where, expected=f"at most {end - length} back", got=distance)
+    return end - length, end - length - distance, child_count(length)
+
+
+def stream_order(table: bytes, goodbye_start: int) -> Iterator[tuple[int, int, int]]:
+    """(FILENAME position, hash, size) of each record of ``table`` (without its tail), in the order of the archive.
+
+    Positions may be negative: nothing was checked.
+    """
+    if len(table) < _NUMPY_FROM * RECORD_SIZE:
+        rows = [(goodbye_start - distance, name, size) for name, distance, size in RECORD.iter_unpack(table)]
+        rows.sort()
+        yield from rows
+        return
+    import numpy as np
+
+    records = np.frombuffer(table, dtype="<u8").reshape(-1, 3)
+    order = np.argsort(records[:, 1], kind="stable")[::-1]
+    for first in range(0, len(order), _AT_ONCE):
+        for name, distance, size in records[order[first : first + _AT_ONCE]].tolist():
+            yield goodbye_start - distance, name, size
+
+
+def check(table: bytes, children: array[int], goodbye_start: int, directory_start: int, *, ascending: bool) -> None:
+    """Compare the content of a GOODBYE item with what was really read: FormatError when they differ.
+
+    ``children``: hash, FILENAME position, and the bytes that the stored size may count on top of the items (contents of
+    a version 2 file, else 0), flat, in the order of the archive. ``ascending``: each name was greater than the one
+    before, so none is there twice; otherwise two equal hashes are taken for that.
+    """
+    count = len(children) // 3
+    expected = (TAIL_MARKER, goodbye_start - directory_start, table_size(count))
+    if RECORD.unpack_from(table, count * RECORD_SIZE) != expected:
+        raise FormatError("tail of a goodbye table does not fit its directory", offset=goodbye_start)
+    agrees = _agrees_small if count < _NUMPY_FROM else _agrees_big
+    if not agrees(table[: count * RECORD_SIZE], children, goodbye_start):
+        raise FormatError("goodbye table does not fit the directory's entries", offset=goodbye_start)
+    if not ascending and has_equal_hashes(table[: count * RECORD_SIZE]):
+        raise FormatError("directory has a name twice", offset=goodbye_start)
+
+
+def _agrees_small(table: bytes, children: array[int], goodbye_start: int) -> bool:
+    ends = pairwise((*children[1::3], goodbye_start))
+    for row, name, (start, end), extra in zip(
+        stream_order(table, goodbye_start), children[0::3], ends, children[2::3], strict=True
+    ):
+        size = end - start
+        if row != (start, name, size + extra) and row != (start, name, size):
+            return False
+    return True
+
+
+def _agrees_big(table: bytes, children: array[int], goodbye_start: int) -> bool:
+    import numpy as np
+
+    records = np.frombuffer(table, dtype="<u8").reshape(-1, 3)
+    records = records[np.argsort(records[:, 1])[::-1]]
+    truth = _records(children)
+    sizes = np.diff(truth[:, 1], append=np.uint64(goodbye_start))
+    return bool(
+        np.array_equal(records[:, 0], truth[:, 0])
+        and np.array_equal(records[:, 1], goodbye_start - truth[:, 1])
+        and np.all((records[:, 2] == sizes) | (records[:, 2] == sizes + truth[:, 2]))
+    )
+
+
+def has_equal_hashes(table: bytes) -> bool:
+    """Whether two records of ``table`` (without its tail) have the same hash."""
+    if len(table) < _NUMPY_FROM * RECORD_SIZE:
+        hashes = [name for name, _, _ in RECORD.iter_unpack(table)]
+        return len(set(hashes)) < len(hashes)
+    import numpy as np
+
+    ordered = np.sort(np.frombuffer(table, dtype="<u8").reshape(-1, 3)[:, 0])
+    return bool(np.any(ordered[1:] == ordered[:-1]))

@@ -433,6 +433,45 @@ def test_bombs():
         decoder.decode(endless)
 
 
+def test_more_than_the_frame_announces():
+    blocks = [rle_block(128 << 10, False)] * 3
+    raw = plain_blob(frame(0x80, b"\x58" + (1000).to_bytes(4, "little"), *blocks, rle_block(1, True)))
+    for read in (blob.decode, stream_read):
+        with pytest.raises(FormatError):
+            read(raw)
+
+
+@pytest.mark.parametrize("size", [0, 99, 101])
+def test_announced_size_is_not_left_to_the_decompressor(size):
+    class Decompressor:
+        def stream_reader(self, *_, **__):
+            return io.BytesIO(bytes(size))
+
+    decoder = BlobDecoder()
+    decoder._decompressor = Decompressor()
+    with pytest.raises(FormatError, match="size in the zstd frame header: expected 100"):
+        decoder.decode(blob.encode(bytes(100)))
+
+
+def test_announced_size_is_refused_before_it_is_allocated():
+    raw = blob.encode(bytes(100 * MIB))
+    decoder = BlobDecoder()
+    tracemalloc.start()
+    with pytest.raises(LimitExceeded):
+        decoder.decode(raw, max_size=MIB)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MIB
+
+
+def test_structure_errors_are_named():
+    for read in (blob.decode, stream_read):
+        with pytest.raises(FormatError, match="zstd frame magic at offset 0"):
+            read(plain_blob(b"garbage, no frame"))
+        with pytest.raises(FormatError, match="zstd block header"):
+            read(plain_blob(frame(0x20, b"\x05", b"\x07\0\0")))
+
+
 @pytest.mark.parametrize(
     "stream",
     [

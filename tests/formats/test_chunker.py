@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from formats import chunker as module
-from formats.buzhash import TABLE, WINDOW
+from formats.buzhash import TABLE, WINDOW, CandidateScanner
 from formats.chunker import Chunker, PayloadChunker
 from tests.golden_data import GOLDEN, content
 
@@ -133,6 +134,29 @@ def test_a_buffer_is_released() -> None:
     data = bytearray(random.Random(1).randbytes(8192))
     assert Chunker(SMALL).scan(data)
     data.clear()  # BufferError if a view was kept
+
+
+def test_minimum_is_the_first_possible_length() -> None:
+    data = random.Random(6).randbytes(9000)
+    hit = first_cut(data, SMALL)
+    assert cuts(data[hit - SMALL // 4 :], SMALL)[0] == SMALL // 4
+    assert cuts(data[hit - SMALL // 4 + 1 :], SMALL)[0] > SMALL // 4
+
+
+def test_no_byte_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    candidates = CandidateScanner.candidates
+
+    def counting(self: CandidateScanner, data: NDArray[np.uint8], lo: int, hi: int) -> NDArray[np.int64]:
+        scanned.append(hi - lo)
+        return candidates(self, data, lo, hi)
+
+    monkeypatch.setattr(CandidateScanner, "candidates", counting)
+    data = random.Random(7).randbytes(300_000)
+    for feed in (500, 300_000):
+        scanned.clear()
+        assert cuts(data, SMALL, repeat(feed))
+        assert 0 < sum(scanned) <= len(data)
 
 
 def test_many_hits_in_one_block() -> None:
@@ -316,6 +340,18 @@ def test_injected_bytes_shift_the_offsets() -> None:
     assert 700 in results[0] and 21_000 in results[0]
     last = [end - 21_000 for end in results[0] if end > 21_000]
     assert last == reference_payload_cuts(data[21_000:], SMALL, [border - 21_000 for border in borders])
+
+
+def test_restart_right_after_a_cut() -> None:
+    data = random.Random(10).randbytes(20_000)
+    plain = first_cut(data, SMALL)
+    end = plain + 50
+    follower = first_cut(data[end:], SMALL)
+    chunker = PayloadChunker(SMALL)
+    chunker.suggest(end + follower + 5)
+    assert chunker.scan(data[:end]) == plain
+    chunker.restart()  # the 50 bytes after the cut are a chunk of their own
+    assert chunker.scan(data[end:]) == follower + 5
 
 
 def test_suggestions_that_cannot_count_are_not_kept() -> None:

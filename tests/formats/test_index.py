@@ -148,7 +148,7 @@ def test_large_header_of_other_builds(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_lengths(name: str) -> None:
     data = (GOLDEN / "index" / name).read_bytes()
-    for length in {*range(0, 100), HEADER_SIZE - 1, HEADER_SIZE, *range(HEADER_SIZE + 1, HEADER_SIZE + 32)}:
+    for length in {*range(100), HEADER_SIZE - 1, HEADER_SIZE, *range(HEADER_SIZE + 1, HEADER_SIZE + 32)}:
         with pytest.raises(FormatError):
             decode_index(data[:length])
     for other in (data[:-1], data + b"\0", data[:LARGE_HEADER_SIZE] + bytes(LARGE_HEADER_SIZE - len(data))):

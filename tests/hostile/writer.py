@@ -1,6 +1,6 @@
 """Writes pxar archives item by item, with nothing but struct, so that every rule can be broken on purpose.
 
-Left alone it writes valid archives (tests/hostile/test_decoders.py compares one with known bytes); each hostile archive
+Left alone it writes valid archives (tests/hostile/test_build.py compares them with golden ones); each hostile archive
 breaks exactly one thing. Nothing of ``formats`` is used: a mistake there must not repeat itself here.
 """
 
@@ -124,8 +124,8 @@ class Writer:
         self.payload += item_bytes(kind, content, size)
         return start
 
-    def entry(self, mode: int) -> int:
-        return self.item(ENTRY, stat_bytes(mode))
+    def entry(self, mode: int, **stat: int) -> int:
+        return self.item(ENTRY, stat_bytes(mode, **stat))
 
     def name(self, name: bytes, end: bytes = b"\0") -> int:
         """The FILENAME that starts a child; its record is made when the next one starts or the directory ends."""
@@ -141,14 +141,14 @@ class Writer:
             directory.children.append(directory.child)
             directory.child = None
 
-    def root(self, mode: int = DIR) -> None:
-        self.entry(mode)
+    def root(self, mode: int = DIR, **stat: int) -> None:
+        self.entry(mode, **stat)
         self._open.append(_Open(0))
 
-    def directory(self, name: bytes, mode: int = DIR) -> int:
+    def directory(self, name: bytes, mode: int = DIR, **stat: int) -> int:
         """Open a directory; returns the position of its FILENAME."""
         start = self.name(name)
-        self._open.append(_Open(self.entry(mode)))
+        self._open.append(_Open(self.entry(mode, **stat)))
         return start
 
     def close(self, edit: Edit = lambda records: records) -> int:
@@ -172,10 +172,10 @@ class Writer:
         if self.version == 2:
             self.payload_item(PAYLOAD_TAIL)
 
-    def file(self, name: bytes, data: bytes = b"data", *, mode: int = REG, attributes: bytes = b"") -> int:
+    def file(self, name: bytes, data: bytes = b"data", *, mode: int = REG, attributes: bytes = b"", **stat: int) -> int:
         """A whole regular file; ``attributes`` are raw items behind the ENTRY. Returns the FILENAME position."""
         start = self.name(name)
-        self.entry(mode)
+        self.entry(mode, **stat)
         self.raw(attributes)
         self.contents(data)
         return start
@@ -203,9 +203,9 @@ class Writer:
         if child is not None:
             child[2] += size
 
-    def symlink(self, name: bytes, target: bytes) -> int:
+    def symlink(self, name: bytes, target: bytes, *, mode: int = LNK, **stat: int) -> int:
         start = self.name(name)
-        self.entry(LNK)
+        self.entry(mode, **stat)
         self.item(SYMLINK, target + b"\0")
         return start
 

@@ -1,0 +1,156 @@
+"""The pass that reads a restored tree again, from the disk, and compares it with the archive."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+
+from archiver.core.events import FileProblem, Listener
+from archiver.core.linux import open_noatime
+from archiver.restore import attributes
+from archiver.restore.digests import SegmentDigests
+from archiver.restore.traversal import Directory, FileItem, Segment
+from archiver.restore.write import Writer
+from formats.pxar.decoder import Entry
+from formats.wire import Buffer
+
+_KINDS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "char": st.S_IFCHR, "block": st.S_IFBLK}
+
+
+class Checker:
+    """A visitor of :class:`archiver.restore.traversal.Traversal`. Reports every difference as a FileProblem; entries
+    that ``writer`` has told about already are passed over."""
+
+    needs_contents = False
+
+    def __init__(self, target: str, writer: Writer, digests: SegmentDigests, listener: Listener) -> None:
+        self._target = target
+        self._writer = writer
+        self._digests = digests
+        self._listener = listener
+
+    def _differs(self, path: bytes, what: str) -> None:
+        self._listener(FileProblem(path, f"after restoring: {what}", "different"))
+
+    def _cannot(self, path: bytes, error: OSError) -> None:
+        if error.errno == errno.EACCES:
+            self._listener(FileProblem(path, "could not be read again to verify it", "not-verified"))
+        else:
+            self._differs(path, (error.strerror or str(error)).lower())
+
+    # -- directories ----------------------------------------------------------------------------------------------------
+
+    def open_root(self, entry: Entry) -> int:
+        return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def open_directory(self, parent: Directory, entry: Entry) -> int:
+        try:
+            return open_noatime(entry.name, os.O_DIRECTORY, parent.fd)
+        except OSError as error:
+            path = parent.path_of(entry.name)
+            if path not in self._writer.lost:
+                self._cannot(path, error)
+            return -1
+
+    def finish_directory(self, directory: Directory) -> None:
+        found = os.fstat(directory.fd)
+        for what in attributes.differences(directory.fd, directory.metadata, found):
+            if directory.path not in self._writer.incomplete:
+                self._differs(directory.path, what)
+
+    # -- entries without contents -----------------------------------------------------------------------------------------
+
+    def leaf(self, directory: Directory, entry: Entry) -> None:
+        assert entry.metadata is not None
+        path = directory.path_of(entry.name)
+        if path in self._writer.lost:
+            return
+        try:
+            found = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+            wrong = [] if path in self._writer.incomplete else attributes.stat_differences(entry.metadata.stat, found)
+            if st.S_IFMT(found.st_mode) != _KINDS[entry.kind]:
+                wrong.append("another kind of entry")
+            elif entry.kind == "symlink" and os.readlink(entry.name, dir_fd=directory.fd) != entry.target:
+                wrong.append("another link target")
+            elif entry.kind in ("char", "block") and found.st_rdev != os.makedev(entry.major, entry.minor):
+                wrong.append("another device number")
+        except OSError as error:
+            self._cannot(path, error)
+            return
+        for what in wrong:
+            self._differs(path, what)
+
+    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
+        path = directory.path_of(entry.name)
+        if path in self._writer.lost:
+            return
+        opened: list[int] = []
+        try:
+            parent = root.fd
+            *parents, last = entry.target.split(b"/")
+            for part in parents:
+                parent = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                opened.append(parent)
+            first = os.stat(last, dir_fd=parent, follow_symlinks=False)
+            found = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
+            if (first.st_dev, first.st_ino) != (found.st_dev, found.st_ino):
+                self._differs(path, "not linked to " + os.fsdecode(entry.target))
+        except OSError as error:
+            self._cannot(path, error)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    # -- files --------------------------------------------------------------------------------------------------------------
+
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
+        item = segment.item
+        if item.failed is not None:
+            return
+        try:
+            if item.lock is None:
+                self._open(item)
+            else:
+                with item.lock:
+                    if item.fd < 0:
+                        self._open(item)
+            offset, length = segment.offset, segment.end - segment.start
+            if offset < 0:
+                length = max(0, length + offset)
+                offset = 0
+                if segment.end - segment.start + segment.offset < 0:
+                    return  # a part of the payload header only
+            found = os.pread(item.fd, length, offset) if length else b""
+            if not self._digests.matches(segment.number, memoryview(found)):
+                item.failed = "other contents"
+        except OSError as error:
+            item.failed = ""
+            path = item.directory.path_of(item.name)
+            if path not in self._writer.lost:
+                self._cannot(path, error)
+
+    def _open(self, item: FileItem) -> None:
+        item.fd = open_noatime(item.name, 0, item.directory.fd)
+        os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what counts is on the disk, not in memory
+
+    def finish_file(self, item: FileItem) -> None:
+        path: bytes | None = None
+        if item.failed:
+            self._differs(item.directory.path_of(item.name), item.failed)
+        if item.fd < 0:
+            return
+        try:
+            if item.failed is None:
+                found = os.fstat(item.fd)
+                wrong = attributes.differences(item.fd, item.metadata, found)
+                if wrong:
+                    path = item.directory.path_of(item.name)
+                    wrong = [] if path in self._writer.incomplete else wrong
+                if found.st_size != item.size:
+                    wrong.append(f"size {found.st_size} instead of {item.size}")
+                for what in wrong:
+                    self._differs(path or item.directory.path_of(item.name), what)
+        finally:
+            os.close(item.fd)
+            item.fd = -1

@@ -1,0 +1,423 @@
+"""The benchmark's machinery on tiny trees: nothing here looks at how long anything takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from bench import __main__ as command
+from bench import datasets, limit, measure, peers, report, trees
+from bench.measure import Usage
+from bench.peers import Command, Program
+from bench.suite import WORKLOADS, Row, Suite
+
+
+class Copier(Program):
+    """A backup program that is three lines of shell, in the place of ours."""
+
+    name = "archiver"
+    restore_options: tuple[tuple[str, ...], ...] = ((), ("--no-verify",))
+
+    def version(self) -> str | None:
+        return "1.0"
+
+    def init(self, place: Path) -> Command:
+        return ["mkdir", str(self.repository(place))]
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        return ["cp", "-a", str(source), str(self.repository(place) / name)]
+
+    def restore(self, place: Path, target: Path) -> Command:
+        return ["sh", "-c", 'cp -a "$0"/. "$1"', str(self.repository(place) / "first"), str(target)]
+
+    def restored(self, target: Path, source: Path) -> Path:
+        return target
+
+    def verify(self, place: Path) -> Command:
+        return ["ls", str(self.repository(place) / "first")]
+
+    def snapshots(self, place: Path) -> Command:
+        return ["ls", str(self.repository(place))]
+
+    def help(self) -> Command:
+        return ["true"]
+
+
+class Careless(Copier):
+    name = "careless"
+    restore_options = ((),)
+
+    def restore(self, place: Path, target: Path) -> Command:
+        return ["sh", "-c", 'cp -a "$0"/. "$1"; rm "$1"/a', str(self.repository(place) / "first"), str(target)]
+
+
+class Crashing(Copier):
+    name = "crashing"
+    restore_options = ((),)
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        return ["sh", "-c", "echo disk on fire >&2; exit 9"]
+
+
+class Absent(Copier):
+    name = "absent"
+
+    def version(self) -> str | None:
+        return None
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "source"
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "a").write_bytes(b"alpha")
+    (root / "sub" / "b").write_bytes(os.urandom(5000))
+    (root / "sub" / "deep" / "empty").touch()
+    (root / "link").symlink_to("a")
+    os.link(root / "sub" / "b", root / "hard")
+    os.utime(root / "a", ns=(1, 1_234_567_891_234_567_891))
+    return root
+
+
+def run_suite(tree: Path, programs: list[Program], repeat: int = 1, only: list[str] | None = None) -> list[Row]:
+    data = datasets.take("tree", tree)
+    directory, logs = tree.parent / "run", tree.parent / "logs"
+    suite = Suite(data, programs, directory, logs, repeat=repeat, progress=lambda line: None)
+    return suite.run(only or list(WORKLOADS))
+
+
+def row(rows: list[Row], workload: str, label: str) -> Row:
+    return next(one for one in rows if (one.workload, one.label) == (workload, label))
+
+
+# Runs
+
+
+def test_every_workload_gives_a_row_for_each_command(tree: Path) -> None:
+    rows = run_suite(tree, [Copier()], repeat=2)
+    assert [(one.workload, one.label) for one in rows] == [
+        ("first", "archiver"),
+        ("first", "limit"),
+        ("unchanged", "archiver"),
+        ("restore", "archiver"),
+        ("restore", "archiver --no-verify"),
+        ("verify", "archiver"),
+        ("list", "archiver"),
+        ("help", "archiver"),
+    ]
+    assert all(len(one.runs) == 2 and not one.problems for one in rows)
+    assert [one.label for one in rows if one.checked] == ["archiver", "archiver --no-verify"]
+    assert (row(rows, "first", "archiver").stored or 0) >= 5005
+    assert (row(rows, "first", "limit").stored or 0) >= 5005
+
+
+def test_rounds_are_interleaved(tree: Path) -> None:
+    seen: list[str] = []
+    data = datasets.take("tree", tree)
+    suite = Suite(data, [Copier(), Careless()], tree.parent / "run", tree.parent, repeat=2, progress=seen.append)
+    suite.run(["unchanged"])
+    assert [line.split(": ")[1:3] for line in seen] == [
+        ["unchanged 1/2", "archiver"],
+        ["unchanged 1/2", "careless"],
+        ["unchanged 2/2", "archiver"],
+        ["unchanged 2/2", "careless"],
+    ]
+
+
+def test_a_restore_that_lost_a_file_is_a_problem(tree: Path) -> None:
+    rows = run_suite(tree, [Copier(), Careless()], only=["restore"])
+    assert not row(rows, "restore", "archiver").problems
+    said = "restore is not the source: "
+    assert set(row(rows, "restore", "careless").problems) == {f"{said}mtime: {tree}", f"{said}missing: {tree / 'a'}"}
+
+
+def test_a_failing_program_stops_nothing_else(tree: Path) -> None:
+    rows = run_suite(tree, [Crashing(), Copier()], only=["first", "unchanged"])
+    assert row(rows, "first", "crashing").problems == ["exit code 9: disk on fire"]
+    assert row(rows, "first", "crashing").runs == []
+    assert len(row(rows, "unchanged", "archiver").runs) == 1
+
+
+def test_a_failed_preparation_is_told_in_the_row_that_needs_it(tree: Path) -> None:
+    rows = run_suite(tree, [Crashing()], only=["verify"])
+    assert row(rows, "verify", "crashing").problems == ["exit code 9: disk on fire"]
+
+
+@pytest.mark.parametrize("program", [peers.Restic(), peers.Borg()], ids=lambda program: program.name)
+def test_peers_do_their_work(tree: Path, program: Program) -> None:
+    if program.version() is None:
+        pytest.skip(f"{program.name} is not installed")
+    rows = run_suite(tree, [program], only=["first", "restore", "verify", "list"])
+    assert [problem for one in rows for problem in one.problems] == []
+    assert sum(len(one.runs) for one in rows) == 4 + len(program.restore_options)
+
+
+def test_programs_get_no_directory_of_the_user(tmp_path: Path) -> None:
+    for program in peers.programs():
+        environment = program.environment(tmp_path)
+        home = Path(environment["HOME"])
+        assert home.is_relative_to(tmp_path) and Path(environment["TMPDIR"]).is_relative_to(tmp_path)
+        assert all(Path(value).is_relative_to(home) for name, value in environment.items() if name.startswith("XDG_"))
+
+
+# One command
+
+
+def launch(tmp_path: Path, *arguments: str) -> tuple[measure.Finished, str]:
+    output = tmp_path / "output"
+    finished = measure.run(arguments, environment={"PATH": os.defpath, "WHO": "me"}, cwd=tmp_path, output=output)
+    return finished, output.read_text()
+
+
+def test_a_run_reports_exit_code_and_output(tmp_path: Path) -> None:
+    finished, text = launch(tmp_path, "sh", "-c", 'echo "$WHO" "$PWD"; echo oops >&2; exit 7')
+    assert finished.code == 7
+    assert text == f"me {tmp_path}\noops\n"
+
+
+def test_a_run_ended_by_a_signal_has_a_negative_code(tmp_path: Path) -> None:
+    assert launch(tmp_path, "sh", "-c", "kill -9 $$")[0].code == -signal.SIGKILL
+
+
+def test_a_command_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no-such-program"):
+        launch(tmp_path, "no-such-program")
+
+
+def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
+    mine = b"x" * (128 << 20)
+    small = launch(tmp_path, "true")[0].usage
+    script = "import time; held = b'x' * (64 << 20); time.sleep(0.3)"
+    large = launch(tmp_path, sys.executable, "-c", script)[0].usage
+    assert len(mine) > 64 << 20 > small.rss
+    assert large.rss >= large.anon >= 64 << 20
+
+
+# Data
+
+
+def test_large_is_random_bytes_and_programs(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in "abc":
+        (programs / name).write_bytes(datasets.ELF + name.encode() * 100_000)
+    os.link(programs / "a", programs / "again")
+    (programs / "notes.txt").write_bytes(b"no program" * 100_000)
+    data = datasets.large(tmp_path / "data", half=150_000, program_directories=[programs])
+    assert (data.root / "random").stat().st_size == 150_000
+    with tarfile.open(data.root / "programs.tar") as archive:
+        assert [Path(name).name for name in archive.getnames()] == ["a", "b"]
+    assert data.entries == 3
+    newest, others = (data.root / "newest").stat(), [data.root / "random", data.root / "programs.tar"]
+    assert all(other.stat().st_ctime_ns < newest.st_ctime_ns for other in others)
+    assert len(zstandard.compress((data.root / "random").read_bytes())) > 149_000
+
+
+def test_built_data_is_kept_and_a_build_cut_short_is_not(tmp_path: Path) -> None:
+    (tmp_path / "tiny-3.partial" / "rubbish").mkdir(parents=True)
+    first = datasets.tiny(tmp_path, 3)
+    assert first.entries == 5 and not (tmp_path / "tiny-3.partial").exists()
+    inode = first.root.stat().st_ino
+    assert datasets.tiny(tmp_path, 3).root.stat().st_ino == inode
+
+
+def test_tiny_is_the_same_every_time(tmp_path: Path) -> None:
+    data = datasets.tiny(tmp_path / "one", 250)
+    again = datasets.tiny(tmp_path / "two", 250)
+    files = [Path(entry.path) for entry in trees.walk(data.root) if entry.is_file]
+    assert len(files) == len({file.read_bytes() for file in files}) == 250
+    assert max(len(list(file.parent.iterdir())) for file in files) == 100
+    for file in files:
+        twin = again.root / file.relative_to(data.root)
+        assert twin.read_bytes() == file.read_bytes() and twin.stat().st_mtime_ns == file.stat().st_mtime_ns
+
+
+def test_a_directory_is_taken_as_it_is(tree: Path) -> None:
+    data = datasets.choose(str(tree), tree.parent / "data")
+    assert (data.root, data.entries, data.size) == (tree, 7, 10_005)
+    with pytest.raises(NotADirectoryError):
+        datasets.choose(str(tree / "a"), tree.parent / "data")
+
+
+# The limit
+
+
+@pytest.mark.parametrize("piece", [700, 1 << 20])
+def test_the_limit_stores_every_piece_once(tree: Path, monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    monkeypatch.setattr(limit, "PIECE", piece)
+    (tree / "zeros").write_bytes(bytes(10_000))
+    target = tree.parent / "target"
+    target.mkdir()
+    limit.work(tree, target)
+    files = [Path(entry.path).read_bytes() for entry in trees.walk(tree) if entry.is_file]
+    stream = b"".join(files)
+    cuts = [stream[start : start + piece] for start in range(0, len(stream), piece)]
+    assert {file.name for file in target.iterdir()} == {hashlib.sha256(cut).hexdigest() for cut in cuts}
+    for file in target.iterdir():
+        stored = file.read_bytes()
+        data = zstandard.decompress(stored) if stored.startswith(zstandard.FRAME_HEADER) else stored
+        assert hashlib.sha256(data).hexdigest() == file.name
+
+
+def test_a_failure_in_a_thread_of_the_limit_is_raised(tree: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        limit.work(tree, tree.parent / "absent")
+
+
+# Trees
+
+
+def restored_copy(tree: Path) -> Path:
+    shutil.copytree(tree, tree.parent / "copy", symlinks=True)
+    return tree.parent / "copy"
+
+
+def _replace_link(root: Path) -> None:
+    status = (root / "link").lstat()
+    (root / "link").unlink()
+    (root / "link").symlink_to("b")
+    os.utime(root / "link", ns=(status.st_atime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def _keep_times(path: Path, change: Callable[[], object]) -> None:
+    status = path.stat()
+    change()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_equal_trees_have_no_differences(tree: Path) -> None:
+    assert trees.differences(tree, restored_copy(tree)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda root: _keep_times(root / "a", lambda: (root / "a").write_bytes(b"alphA")), "content"),
+        (lambda root: _keep_times(root / "a", lambda: (root / "a").write_bytes(b"alpha!")), "content"),
+        (lambda root: _keep_times(root / "sub/deep", (root / "sub/deep/empty").unlink), "missing"),
+        (lambda root: _keep_times(root / "sub/deep", (root / "sub/deep/new").touch), "not in the source"),
+        (lambda root: (root / "sub").chmod(0o701), "mode"),
+        (lambda root: root.chmod(0o701), "mode"),
+        (lambda root: os.utime(root / "a", ns=(1, 1_234_567_891_234_567_890)), "mtime"),
+        (lambda root: _keep_times(root, lambda: _replace_link(root)), "link target"),
+        (lambda root: _keep_times(root, lambda: ((root / "a").unlink(), (root / "a").mkdir())), "kind"),
+        pytest.param(
+            lambda root: os.lchown(root / "link", 1, 1),
+            "owner",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+        ),
+    ],
+)
+def test_one_difference_is_found_and_named(tree: Path, change: Callable[[Path], object], said: str) -> None:
+    copy = restored_copy(tree)
+    change(copy)
+    (found,) = trees.differences(tree, copy)
+    assert found.startswith(said)
+
+
+def test_emptied_and_removed_trees(tree: Path) -> None:
+    (tree / "a").chmod(0o400)
+    (tree / "sub").chmod(0o500)
+    before = trees.allocated(tree)
+    trees.empty(tree)
+    assert trees.allocated(tree) < before
+    assert [entry.status.st_size for entry in trees.walk(tree) if entry.is_file] == [0, 0, 0, 0]
+    trees.remove(tree)
+    assert not tree.exists()
+    trees.remove(tree)
+
+
+def test_hard_links_are_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(os.urandom(100_000))
+    alone = trees.allocated(tmp_path)
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert trees.allocated(tmp_path) == alone
+
+
+# The report
+
+
+def rows_of(workload: str, **walls: list[float]) -> list[Row]:
+    rows = []
+    for label, seconds in walls.items():
+        program, _, option = label.partition("_")
+        shown = f"{program} --{option}" if option else program
+        runs = [Usage(wall, wall, 50 << 20, 40 << 20) for wall in seconds]
+        rows.append(Row("small", workload, program, shown, runs))
+    return rows
+
+
+def test_ratios_compare_medians_with_the_default_runs_of_the_peers() -> None:
+    rows = rows_of("restore", archiver=[2.0, 9.0, 2.0], restic=[8.0], restic_verify=[99.0], borg=[5.0, 6.0, 7.0])
+    assert report.ratios(rows[0], rows) == {"restic": 4.0, "borg": 3.0, "faster": 3.0}
+    assert report.ratios(rows[1], rows) == {}
+    other = rows_of("verify", archiver=[1.0])
+    assert report.ratios(other[0], rows + other) == {}
+
+
+def test_the_limit_is_compared_with_everybody() -> None:
+    rows = rows_of("first", archiver=[3.0], borg=[6.0], limit=[2.0])
+    assert report.ratios(rows[0], rows) == {"borg": 2.0, "faster": 2.0, "limit": 1.5}
+    assert report.ratios(rows[1], rows) == {"limit": 3.0}
+    assert report.ratios(rows[2], rows) == {}
+
+
+def test_a_run_that_never_ended_well_has_no_ratio() -> None:
+    rows = rows_of("first", archiver=[], borg=[6.0])
+    rows[0].problems.append("exit code 1: no")
+    assert report.ratios(rows[0], rows) == {}
+    text = report.table([], {}, rows, Path("/"))
+    assert "FAILED" in text and "archiver: exit code 1: no" in text
+
+
+def test_many_problems_are_cut_short() -> None:
+    rows = rows_of("first", archiver=[1.0])
+    rows[0].problems = [f"problem {number}" for number in range(9)]
+    text = report.table([], {}, rows, Path("/"))
+    assert "problem 4" in text and "problem 5" not in text and "and 4 more" in text
+
+
+# The command
+
+
+def test_the_command_prints_a_table_and_writes_json(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "programs", lambda: [Copier(), Absent()])
+    work, document = tmp_path / "work", tmp_path / "result.json"
+    arguments = ["--data", str(tree), "--generate", "5", "--repeat", "1", "--work", str(work), "--json", str(document)]
+    assert command.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "absent not installed" in text and "archiver 1.0" in text and "tiny-5" in text
+    found = json.loads(document.read_text())
+    assert found["schema"] == 1 and found["programs"] == {"archiver": "1.0", "absent": None}
+    assert {item["workload"] for item in found["items"]} == set(WORKLOADS)
+    assert set(found["items"][0]["runs"][0]) == {"wall", "cpu", "rss", "anon"}
+    assert sorted(path.name for path in (work / "archiver-bench").iterdir()) == ["data", "logs"]
+
+
+def test_the_command_fails_when_a_restore_is_wrong(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "programs", lambda: [Careless()])
+    options = ["--only", "restore", "--repeat", "1", "--work", str(tmp_path / "work")]
+    assert command.main(["--data", str(tree), *options]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--data", "absent"], ["--repeat", "0"], ["--only", "nothing"], ["--data", ".", "--work", "inside"]],
+)
+def test_bad_arguments_are_usage_errors(tree: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.chdir(tree)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2
