@@ -86,6 +86,14 @@ class Snapshot:
                 found.append(ArchiveFiles(base, "blob", (file,)))
         return found
 
+    def restorable(self) -> list[ArchiveFiles]:
+        """What a whole restore restores: the trees; without any, images and blobs."""
+        archives = self.archives()
+        trees = [archive for archive in archives if archive.kind == "tree"]
+        if not archives:
+            raise NotFound(f"{self.ref} has no archives")
+        return trees or archives
+
     def archive(self, name: str | None) -> ArchiveFiles:
         """One archive by its name (``x.pxar``, also ``x``, ``x.mpxar`` or the server's file name); without a name the
         only tree, else UsageError."""

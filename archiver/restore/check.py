@@ -12,7 +12,7 @@ from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.traversal import Directory, FileItem, Segment
 from archiver.restore.write import Writer
-from formats.pxar.decoder import Entry
+from formats.pxar.items import Entry
 from formats.wire import Buffer
 
 _KINDS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "char": st.S_IFCHR, "block": st.S_IFBLK}

@@ -20,7 +20,8 @@ from archiver.errors import Damaged
 from archiver.store.chunks import ChunkDamaged, ChunkReader
 from formats.errors import FormatError
 from formats.pxar.constants import HEADER, HEADER_SIZE, PAYLOAD
-from formats.pxar.decoder import LEAVE, Entry
+from formats.pxar.decoder import LEAVE
+from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 

@@ -19,7 +19,7 @@ from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.traversal import Directory, FileItem, Segment
 from formats.pxar.constants import HEADER_SIZE
-from formats.pxar.decoder import Entry
+from formats.pxar.items import Entry
 from formats.wire import Buffer
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

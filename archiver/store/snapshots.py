@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from archiver.core.disk import explain
@@ -36,9 +36,26 @@ class SnapshotInfo:
         return self.manifest is not None
 
     @property
+    def verify_state(self) -> dict[str, object] | None:
+        return None if self.manifest is None else _verify_state(self.manifest)
+
+    @property
     def size(self) -> int | None:
         """Sum of the sizes in the manifest, bytes."""
         return None if self.manifest is None else sum(file.size for file in self.manifest.files)
+
+
+def _verify_state(manifest: Manifest) -> dict[str, object] | None:
+    """``{"state", "time"}`` of the last verify; its time is in the task id (spec blob-index-crypto.md 8.1)."""
+    state = manifest.unprotected.get("verify_state")
+    if not isinstance(state, Mapping):
+        return None
+    parts = str(state.get("upid", "")).split(":")
+    try:
+        when = int(parts[5], 16)
+    except (IndexError, ValueError):
+        return None
+    return {"state": str(state.get("state")), "time": when}
 
 
 def namespaces(layout: Layout, below: str = "") -> Iterator[str]:

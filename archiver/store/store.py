@@ -178,6 +178,12 @@ class Store:
                 return ref
         return None
 
+    @staticmethod
+    def qualified(text: str, namespace: str) -> str:
+        """``text`` with the namespace that was given apart from it."""
+        text = text.strip("/")
+        return text if not namespace or text.startswith("ns/") else f"{namespace_path(namespace)}/{text}"
+
     def find(self, text: str, namespace: str = "") -> SnapshotRef:
         """``[ns/a/ns/b/]TYPE/ID[/TIME]`` or ``latest`` (of ``namespace``). Raises UsageError or NotFound."""
         if text == "latest":
@@ -185,9 +191,7 @@ class Store:
             if not found:
                 raise NotFound("there is no finished snapshot yet", hint="make one with: archiver backup DIR")
             return max(found, key=lambda ref: ref.time)
-        reference = parse_reference(text)
-        if namespace and not text.lstrip("/").startswith("ns/"):
-            reference = parse_reference(f"{namespace_path(namespace)}/{text}")
+        reference = parse_reference(self.qualified(text, namespace))
         if isinstance(reference, SnapshotRef):
             if not os.path.isdir(self.layout.snapshot(reference)):
                 raise NotFound(f"there is no snapshot {reference}", hint="see the list with: archiver snapshots")
@@ -196,6 +200,11 @@ class Store:
         if newest is None:
             raise NotFound(f"the group {reference} has no finished snapshot", hint="see: archiver groups")
         return newest
+
+    def own_directories(self) -> frozenset[tuple[int, int]]:
+        """(st_dev, st_ino) of the store and its database, which must never be archived into themselves."""
+        paths = [self.layout.base, location.database_directory(self.layout, self.uuid)[0]]
+        return frozenset((status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.isdir, paths)))
 
     # -- writing --------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class Database:
             meta = self._env.table(records.META)
             schema = txn.get(b"schema", db=meta)
             owner = txn.get(b"store", db=meta)
-            return schema == records.U32.pack(records.SCHEMA) and owner == store.bytes
+            return bool(schema == records.U32.pack(records.SCHEMA) and owner == store.bytes)
 
         try:
             for name in records.TABLES:
@@ -354,7 +354,8 @@ class Database:
         def look(txn: Any) -> dict[str, int]:
             return {name.decode(): int(txn.stat(self._env.table(name))["entries"]) for name in records.TABLES}
 
-        result = self._ask(look, {})
+        nothing: dict[str, int] = {}
+        result = self._ask(look, nothing)
         result["bytes"] = os.path.getsize(os.path.join(self.directory, "data.mdb"))
         return result
 

@@ -1,0 +1,190 @@
+"""backup"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from archiver.cli.context import Context, global_options
+from archiver.cli.output import Output, size_text
+from archiver.errors import EXIT_OK, EXIT_PARTIAL, NotFound, TargetAbsent, UsageError
+
+if TYPE_CHECKING:
+    from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode
+    from archiver.store.store import Store
+    from formats.crypt import CryptConfig
+
+_KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
+
+
+@click.command()
+@click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
+@click.option("--id", "--backup-id", "backup_id", metavar="ID", help="Name of the group. Default: this machine's name.")
+@click.option("--type", "--backup-type", "backup_type", type=click.Choice(["host", "ct", "vm"]), default="host")
+@click.option("--time", "--backup-time", "backup_time", metavar="SECONDS|TIME", help="Snapshot time. Default: now.")
+@click.option(
+    "--mode",
+    "--change-detection-mode",
+    "mode",
+    type=click.Choice(["data", "legacy"]),
+    default="data",
+    show_default=True,
+    help="data: split archives; legacy: one archive with a catalog.",
+)
+@click.option(
+    "--crypt",
+    "--crypt-mode",
+    "crypt_mode",
+    type=click.Choice(["none", "encrypt", "sign-only"]),
+    help="Default: encrypt when there is a key, else none.",
+)
+@click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="Leave out what matches (repeatable).")
+@click.option("--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG keep the tag only.")
+@click.option("--include-dev", multiple=True, metavar="PATH", help="Enter the file system of PATH too (repeatable).")
+@click.option("--all-file-systems", is_flag=True, help="Enter every mount point but virtual file systems.")
+@click.option("--skip-lost-and-found", is_flag=True, help="Leave out lost+found directories.")
+@click.option("--skip-e2big-xattr", is_flag=True, help="Do not count attributes too large to be read as errors.")
+@click.option("--chunk-size", type=click.Choice(_KIB), default="4096", metavar="KIB", help="Average size of a chunk.")
+@click.option("--note", help="A note for the snapshot.")
+@click.option("--owner", default="root@pam", help="Owner of a group that is new.", show_default=True)
+@global_options
+@click.pass_context
+def backup(
+    ctx: click.Context,
+    context: Context,
+    specs: tuple[str, ...],
+    backup_id: str | None,
+    backup_type: str,
+    backup_time: str | None,
+    mode: Mode,
+    crypt_mode: CryptMode | None,
+    excludes: tuple[str, ...],
+    exclude_caches: bool,
+    include_dev: tuple[str, ...],
+    all_file_systems: bool,
+    skip_lost_and_found: bool,
+    skip_e2big_xattr: bool,
+    chunk_size: str,
+    note: str | None,
+    owner: str,
+) -> None:
+    """Save directories as one snapshot.
+
+    SPEC is a directory, archived under its own name, or NAME.pxar:DIRECTORY.
+    """
+    from archiver.backup.run import BackupOptions, check_options, default_backup_id
+    from archiver.backup.run import backup as run
+    from archiver.backup.specification import parse_specifications
+    from archiver.source.walk import WalkOptions
+    from archiver.store.layout import GroupRef
+    from formats.errors import FormatError
+    from formats.patterns import parse_exclude_option
+
+    output = context.output
+    if include_dev and all_file_systems:
+        raise UsageError("--include-dev and --all-file-systems exclude each other")
+    try:
+        patterns = [parse_exclude_option(os.fsencode(text)) for text in excludes]
+    except FormatError as error:
+        raise UsageError(f"--exclude: {error}") from error
+    sources = parse_specifications(specs)
+    crypt = _key(context, crypt_mode)
+    with _open_store(context, output) as store:
+        options = BackupOptions(
+            group=GroupRef(context.namespace, backup_type, backup_id or default_backup_id()),
+            mode=mode,
+            time=_time(backup_time),
+            crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
+            crypt=crypt,
+            chunk_size=int(chunk_size) << 10,
+            walk=WalkOptions(
+                excludes=patterns,
+                all_file_systems=all_file_systems,
+                include_dev=frozenset(_device(path) for path in include_dev),
+                skip_lost_and_found=skip_lost_and_found,
+                skip_e2big_xattr=skip_e2big_xattr,
+                exclude_caches=exclude_caches,
+                never_enter=store.own_directories(),
+            ),
+            owner=owner,
+            note=note,
+        )
+        check_options(options)
+        output.message(f"encryption: {_crypt_text(options)}")
+        result = run(store, sources, options, output.hear)
+    _print(output, result)
+    ctx.exit(EXIT_PARTIAL if result.errors else EXIT_OK)
+
+
+def _open_store(context: Context, output: Output) -> Store:
+    """The store; the default one is made on first use."""
+    from archiver.store.store import Store
+
+    try:
+        return context.open_store(output)
+    except (NotFound, TargetAbsent):
+        if not context.uses_default_store():
+            raise
+    Store.create(context.store_path())
+    output.message(f"made a store in {context.store_path()}")
+    return context.open_store(output)
+
+
+def _key(context: Context, crypt_mode: str | None) -> CryptConfig | None:
+    if crypt_mode == "none":
+        if context.keyfile:
+            raise UsageError("--crypt none and --keyfile exclude each other")
+        return None
+    crypt = context.key()
+    if crypt is None and crypt_mode is not None:
+        raise UsageError(f"--crypt {crypt_mode} needs a key", hint="name one with --keyfile")
+    return crypt
+
+
+def _crypt_text(options: BackupOptions) -> str:
+    from formats.crypt import short_fingerprint
+
+    if options.crypt is None:
+        return options.crypt_mode
+    return f"{options.crypt_mode} with the key {short_fingerprint(options.crypt.fingerprint)}"
+
+
+def _time(text: str | None) -> int | None:
+    from formats.errors import FormatError
+    from formats.naming import check_backup_time, parse_time
+
+    if text is None:
+        return None
+    try:
+        when = int(text) if text.isdigit() else parse_time(text)
+        check_backup_time(when)
+    except FormatError as error:
+        raise UsageError(f"--time {text!r} is no time", hint="write 2026-11-21T20:00:00Z or Unix seconds") from error
+    return when
+
+
+def _device(path: str) -> int:
+    try:
+        return os.stat(path).st_dev
+    except OSError as error:
+        raise UsageError(f"--include-dev {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _print(output: Output, result: BackupResult) -> None:
+    if output.as_json:
+        output.document(result.as_json())
+        return
+    if output.quiet:
+        return
+    for archive in result.archives:
+        counters = archive.counters
+        output.line(
+            f"{archive.name}: {size_text(counters.size)} in {counters.chunks} chunks,"
+            f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, stored as {size_text(counters.stored_bytes)})"
+        )
+    files = result.files
+    bad = f", {files.read_errors} unreadable, {files.torn} torn" if result.errors else ""
+    output.line(f"{files.total} files{bad}, {result.duration:.1f} s")
+    output.line(f"snapshot {result.snapshot}")

@@ -1,0 +1,111 @@
+"""What every command is told: the store, the key, how to print. Global options work before and after the command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from archiver.cli.output import Output
+
+if TYPE_CHECKING:
+    from archiver.store.store import Store
+    from formats.crypt import CryptConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--store", metavar="DIR", help="The store. Default: ARCHIVER_STORE, else one in your data directory."),
+    click.option("--ns", metavar="NAMESPACE", help="Namespace in the store, for example a/b."),
+    click.option("--keyfile", metavar="FILE", help="Encryption key. Default: ARCHIVER_KEYFILE, else your own key."),
+    click.option("--read-only", is_flag=True, help="Write nothing into the store."),
+    click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+    click.option("-v", "--verbose", is_flag=True, help="More about what is done."),
+)
+_NAMES = ("store", "ns", "keyfile", "read_only", "as_json", "quiet", "verbose")
+
+
+@dataclass(slots=True)
+class Context:
+    """The global options of a run, from both places."""
+
+    store: str | None = None
+    ns: str | None = None
+    keyfile: str | None = None
+    read_only: bool = False
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def output(self) -> Output:
+        return Output(as_json=self.as_json, quiet=self.quiet, verbose=self.verbose)
+
+    @property
+    def namespace(self) -> str:
+        return (self.ns or "").strip("/")
+
+    def store_path(self) -> str:
+        """``--store``, ``ARCHIVER_STORE``, or the default place."""
+        chosen = self.store or os.environ.get("ARCHIVER_STORE")
+        return chosen or default_store()
+
+    def uses_default_store(self) -> bool:
+        return not (self.store or os.environ.get("ARCHIVER_STORE"))
+
+    def open_store(self, output: Output) -> Store:
+        from archiver.store.store import Store
+
+        return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
+
+    def key(self, *, wanted: bool = True) -> CryptConfig | None:
+        """The key that was chosen, or the user's own one; None when there is none or it is not ``wanted``."""
+        from archiver.keys.ring import default_keyfile, load_key
+
+        if not wanted:
+            return None
+        path = self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or default_keyfile(os.environ)
+        return load_key(path, os.environ, _prompt) if path else None
+
+
+def default_store() -> str:
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(base, "archiver", "store")
+
+
+def _prompt(question: str) -> bytes | None:
+    if not sys.stdin.isatty():
+        return None
+    import getpass
+
+    return os.fsencode(getpass.getpass(question))
+
+
+def global_options(function: F) -> F:
+    """Add the global options to a command; a command that takes ``context`` gets them merged."""
+
+    @wraps(function)
+    @click.pass_context
+    def with_context(ctx: click.Context, /, **arguments: Any) -> Any:
+        context = ctx.find_object(Context)
+        if context is None:
+            context = Context()
+        ctx.obj = context
+        for name in _NAMES:
+            value = arguments.pop(name)
+            if value:
+                setattr(context, name, value)
+        if "context" in function.__annotations__:
+            arguments["context"] = context
+        return function(**arguments)
+
+    result: Any = with_context
+    for option in reversed(_OPTIONS):
+        result = option(result)
+    return result  # type: ignore[no-any-return]

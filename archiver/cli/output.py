@@ -1,0 +1,121 @@
+"""How things are printed: results on stdout, messages and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from archiver.core.events import Event, FileProblem, Notice
+
+_BAR_EVERY = 0.2  # seconds, on a terminal
+_LINE_EVERY = 60.0  # seconds, otherwise
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_PROBLEMS_SHOWN = 50
+
+
+def size_text(size: int) -> str:
+    """Binary units, three decimals at most, trailing zeros dropped, as PBS prints sizes."""
+    unit = max(0, (size.bit_length() - 1) // 10) if size > 0 else 0
+    if unit == 0:
+        return f"{size} B"
+    text = f"{size / (1 << (10 * unit)):.3f}".rstrip("0").rstrip(".")
+    return f"{text} {_UNITS[unit]}"
+
+
+def printable(path: bytes) -> str:
+    """A stored name for a terminal: control characters and bytes that are not UTF-8 are escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class Output:
+    """One per command."""
+
+    def __init__(self, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self._terminal = sys.stderr.isatty()
+        self._last = time.monotonic()
+        self._bar = False
+        self._shown = 0
+
+    # -- results ----------------------------------------------------------------------------------------------------------
+
+    def document(self, document: dict[str, Any]) -> None:
+        self.clear()
+        click.echo(json.dumps(document))
+
+    def line(self, text: str = "") -> None:
+        """A line of the result; nothing with --json."""
+        if not self.as_json:
+            self.clear()
+            click.echo(text)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns side by side; a header that starts with ``>`` aligns its column to the right."""
+        right = [name.startswith(">") for name in header]
+        lines = [[name.lstrip(">") for name in header], *[list(row) for row in rows]]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        for line in lines:
+            cells = (
+                cell.rjust(width) if to_right else cell.ljust(width)
+                for cell, width, to_right in zip(line, widths, right, strict=True)
+            )
+            self.line("  ".join(cells).rstrip())
+
+    # -- messages ---------------------------------------------------------------------------------------------------------
+
+    def message(self, text: str) -> None:
+        if not self.quiet:
+            self.clear()
+            click.echo(text, err=True)
+
+    def hear(self, event: Event) -> None:
+        """The listener of the engine."""
+        if isinstance(event, Notice):
+            if event.level == "warning" or self.verbose:
+                self.message(event.text)
+        elif isinstance(event, FileProblem):
+            self._problem(event)
+        else:
+            self._progress(event.task, event.files, event.bytes, event.total_bytes)
+
+    def _problem(self, problem: FileProblem) -> None:
+        if problem.kind in ("skipped", "vanished", "pattern") and not self.verbose:
+            return
+        self._shown += 1
+        if self._shown == _PROBLEMS_SHOWN + 1 and not self.verbose:
+            self.message("... and more; -v shows all of them")
+        if self._shown <= _PROBLEMS_SHOWN or self.verbose:
+            self.message(f"{problem.kind}: {printable(problem.path)}: {problem.reason}")
+
+    def _progress(self, task: str, files: int, done: int, total: int | None) -> None:
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if now - self._last < (_BAR_EVERY if self._terminal else _LINE_EVERY):
+            return
+        self._last = now
+        share = f" of {size_text(total)}" if total else ""
+        text = f"{task}: {files} entries, {size_text(done)}{share}"
+        if not self._terminal:
+            click.echo(text, err=True)
+            return
+        width = os.get_terminal_size(2).columns
+        sys.stderr.write("\r\x1b[K" + text[: width - 1])
+        sys.stderr.flush()
+        self._bar = True
+
+    def clear(self) -> None:
+        """Take the progress line away before something else is printed."""
+        if self._bar:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._bar = False

@@ -1,0 +1,52 @@
+"""restore"""
+
+from __future__ import annotations
+
+import click
+
+from archiver.cli.context import Context, global_options
+from archiver.cli.output import size_text
+from archiver.errors import EXIT_OK, EXIT_PARTIAL
+
+_EXIT_DIFFERENT = 4
+_EXIT_DAMAGED = 20
+
+
+@click.command()
+@click.argument("snapshot")
+@click.argument("target")
+@click.option("--archive", "archive_name", metavar="NAME", help="Restore this archive only, for example home.pxar.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Read everything again and compare.")
+@global_options
+@click.pass_context
+def restore(
+    ctx: click.Context, context: Context, snapshot: str, target: str, archive_name: str | None, verify: bool
+) -> None:
+    """Restore a SNAPSHOT into TARGET, a new or empty directory.
+
+    SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
+    of several each at TARGET/NAME.
+    """
+    from archiver.browse.snapshot import Snapshot
+    from archiver.restore.run import restore as run
+
+    output = context.output
+    with context.open_store(output) as store:
+        opened = Snapshot(store, store.find(snapshot, context.namespace), context.key())
+        archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
+        result = run(opened, archives, target, verify=verify, listener=output.hear)
+    if output.as_json:
+        output.document(result.as_json())
+    elif not output.quiet:
+        checked = ", verified" if verify else ""
+        output.line(
+            f"restored {result.entries} entries, {size_text(result.bytes)}, from {result.snapshot}"
+            f" to {target} in {result.duration:.1f} s{checked}"
+        )
+        for kind, count in sorted(result.kinds.items()):
+            output.line(f"  {kind}: {count}")
+    if result.kinds.get("damaged"):
+        ctx.exit(_EXIT_DAMAGED)
+    if result.kinds.get("different"):
+        ctx.exit(_EXIT_DIFFERENT)
+    ctx.exit(EXIT_PARTIAL if result.problem_count else EXIT_OK)

@@ -1,0 +1,62 @@
+"""init, status"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from archiver.cli.context import Context, global_options
+from archiver.cli.output import size_text
+
+
+@click.command()
+@click.argument("directory", required=False)
+@click.option("--name", help="Name of the store, 3 to 32 characters. Default: the directory's.")
+@click.option("--complete-shards", is_flag=True, help="Make all 65,536 chunk directories, so that a PBS can adopt it.")
+@global_options
+def init(context: Context, directory: str | None, name: str | None, complete_shards: bool) -> None:
+    """Make an empty store in DIRECTORY (default: the store that other commands would use)."""
+    from archiver.store.store import Store
+
+    output = context.output
+    path = os.path.abspath(directory or context.store_path())
+    identity = Store.create(path, name=name, complete_shards=complete_shards)
+    if output.as_json:
+        output.document({"schema": 1, "store": path, "uuid": str(identity.uuid), "name": identity.name})
+    output.line(f"made the store {identity.name} in {path}")
+
+
+@click.command()
+@global_options
+def status(context: Context) -> None:
+    """Space, deduplication, and the groups of the store."""
+    from archiver.store.status import store_status
+
+    output = context.output
+    with context.open_store(output) as store:
+        found = store_status(store)
+    if output.as_json:
+        output.document(found.as_json())
+        return
+    output.line(f"store {found.name} in {found.path}")
+    output.line(f"  disk      {size_text(found.used)} used, {size_text(found.available)} free of {size_text(found.total)}")
+    output.line(f"  stored    {size_text(found.stored_bytes)} in {found.chunks} chunks")
+    output.line(f"  contents  {size_text(found.logical_bytes)} in {found.snapshots} snapshots")
+    output.line(f"  deduplication factor {found.factor:.2f}")
+    if found.groups:
+        output.line()
+        output.table(
+            ("group", ">snapshots", ">contents", ">stored", ">factor", "last backup"),
+            [
+                (
+                    group.group,
+                    str(group.snapshots),
+                    size_text(group.logical_bytes),
+                    size_text(group.stored_bytes),
+                    f"{group.factor:.2f}",
+                    group.last,
+                )
+                for group in found.groups
+            ],
+        )
