@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -19,6 +20,7 @@ from formats.errors import FormatError, KeyMissing, WrongKey
 from formats.manifest import FileInfo, Manifest
 from formats.pxar.accessor import Accessor
 from formats.pxar.decoder import Decoder
+from formats.wire import Buffer
 
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
 
@@ -139,21 +141,47 @@ class Snapshot:
             raise UsageError(f"{archive.name} of {self.ref} is not a directory tree")
         return Tree(self, archive)
 
+    def contents(self, archive: ArchiveFiles) -> Iterator[Buffer]:
+        """The bytes of an image or blob, piece by piece."""
+        if archive.kind == "image":
+            stream = self.stream(archive.files[0])
+            yield from stream.pieces(0, stream.size)
+        else:
+            yield self.blob(archive.files[0])
+
     def blob(self, file: FileInfo) -> bytes:
         """Contents of a ``.blob`` file, checked against the manifest and by its own checksums."""
-        path = os.path.join(self.store.layout.snapshot(self.ref), file.filename)
         if file.filename != "rsa-encrypted.key.blob":  # carries the snapshot's mode but is never encrypted
             self.require_key(file)
+        data = self.stored_blob(file)
+        try:
+            return bytes(blob.decode(data, self.crypt))
+        except KeyMissing as error:
+            raise KeyProblem(
+                f"{file.filename} of {self.ref} is encrypted", hint="give the key with --keyfile"
+            ) from error
+        except FormatError as error:
+            raise Damaged(f"{file.filename} of {self.ref} is damaged: {error}") from error
+
+    def stored_blob(self, file: FileInfo) -> bytes:
+        """The stored bytes of a ``.blob`` file; Damaged unless they are those of the manifest."""
+        path = os.path.join(self.store.layout.snapshot(self.ref), file.filename)
         try:
             data = read_small(path, _LARGEST_BLOB_FILE)
         except OSError as error:
             raise Damaged(f"{file.filename} of {self.ref} cannot be read: {error.strerror}") from error
         if len(data) != file.size or sha256(data).digest() != file.csum:
             raise Damaged(f"{file.filename} of {self.ref} is not the file that its manifest describes")
+        return data
+
+    def check_blob(self, file: FileInfo) -> None:
+        """Everything that can be checked of a ``.blob`` file with or without its key. Raises Damaged."""
+        data = self.stored_blob(file)
         try:
-            return bytes(blob.decode(data, self.crypt))
-        except KeyMissing as error:
-            raise KeyProblem(f"{file.filename} of {self.ref} is encrypted", hint="give the key with --keyfile") from error
+            if blob.inspect(data).encrypted and self.crypt is None:
+                blob.BlobDecoder(None).check_stored(data)
+            else:
+                blob.decode(data, self.crypt)
         except FormatError as error:
             raise Damaged(f"{file.filename} of {self.ref} is damaged: {error}") from error
 

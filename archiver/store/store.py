@@ -128,6 +128,13 @@ class Store:
                 refresh(self.layout, self._database, self.listener)
         return self._database if self._database is not None and self._database.usable else None
 
+    def rebuild_database(self) -> None:
+        """Forget everything in the database and read it again from the files."""
+        database = self.database
+        if database is not None:
+            database.reset(self.uuid)
+            refresh(self.layout, database, self.listener)
+
     # -- reading --------------------------------------------------------------------------------------------------------
 
     def reader(self, crypt: CryptConfig | None = None) -> ChunkReader:
@@ -170,11 +177,14 @@ class Store:
             ref, manifest, problem, snapshots.is_protected(self.layout, ref), snapshots.owner(self.layout, ref.group)
         )
 
+    def is_finished(self, ref: SnapshotRef) -> bool:
+        return snapshots.manifest_stamp(self.layout, ref) is not None
+
     def newest(self, group: GroupRef) -> SnapshotRef | None:
         """The group's newest finished snapshot."""
         for when in reversed(self.times(group)):
             ref = SnapshotRef(group, when)
-            if snapshots.manifest_stamp(self.layout, ref) is not None:
+            if self.is_finished(ref):
                 return ref
         return None
 

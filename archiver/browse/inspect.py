@@ -1,0 +1,181 @@
+"""What a single file of the formats is and says, recognised by its contents."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from hashlib import sha256
+from typing import Any
+
+from archiver.core.disk import explain
+from archiver.errors import Damaged, UsageError
+from archiver.store.indexes import load_index
+from formats import blob
+from formats.catalog import MAGIC as CATALOG_MAGIC
+from formats.catalog import CatalogReader
+from formats.crypt import CryptConfig, format_fingerprint
+from formats.errors import FormatError
+from formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, DynamicIndex
+from formats.keyfile import KeyFile
+from formats.manifest import Manifest
+from formats.pxar import constants
+from formats.pxar.decoder import LEAVE, Decoder
+
+_LARGEST = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
+_ARCHIVE_STARTS = {
+    constants.HEADER.pack(kind, size)
+    for kind, size in ((constants.FORMAT_VERSION, 24), (constants.ENTRY, 56), (constants.ENTRY_V1, 48))
+}
+
+
+def inspect_file(path: str, payload: str | None, crypt: CryptConfig | None) -> dict[str, Any]:
+    """Fields of the file at ``path``; ``payload`` belongs to an ``.mpxar``. Raises Damaged, UsageError."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+        if start[:8] in (DYNAMIC_MAGIC, FIXED_MAGIC):
+            return _index(path)
+        if start[:8] == CATALOG_MAGIC:
+            return _catalog(path)
+        if start in _ARCHIVE_STARTS:
+            return _archive(path, payload)
+        if start[:1] == b"{":
+            return _json(path)
+        return _blob(path, crypt)
+    except FormatError as error:
+        raise Damaged(f"{path} is damaged or of no known kind: {error}") from error
+    except OSError as error:
+        raise explain(error, "read", path) from error
+
+
+def _read(path: str) -> bytes:
+    size = os.path.getsize(path)
+    if size > _LARGEST:
+        raise UsageError(f"{path} is too large for a file of its kind: {size} bytes")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _index(path: str) -> dict[str, Any]:
+    index = load_index(path)
+    fields: dict[str, Any] = {
+        "kind": "dynamic index" if isinstance(index, DynamicIndex) else "fixed index",
+        "uuid": index.uuid.hex(),
+        "ctime": index.ctime,
+        "size": index.size,
+        "csum": index.csum().hex(),
+        "stored_csum": index.stored_csum.hex(),
+    }
+    if not isinstance(index, DynamicIndex):
+        fields["chunk_size"] = index.chunk_size
+    fields["chunks"] = [{"end": index.end(at), "digest": index.digest(at).hex()} for at in range(len(index))]
+    return fields
+
+
+def _blob(path: str, crypt: CryptConfig | None) -> dict[str, Any]:
+    data = _read(path)
+    info = blob.inspect(data)
+    fields: dict[str, Any] = {
+        "kind": "blob",
+        "encrypted": info.encrypted,
+        "compressed": info.compressed,
+        "crc": f"{info.crc:08x}",
+        "file_size": len(data),
+        "file_sha256": sha256(data).hexdigest(),
+    }
+    blob.BlobDecoder(None).check_stored(data)
+    if info.encrypted and crypt is None:
+        fields["contents"] = "encrypted, no key given"
+        return fields
+    plain = bytes(blob.decode(data, crypt))
+    fields["size"] = len(plain)
+    fields["digest"] = (crypt.digest(plain) if info.encrypted and crypt is not None else sha256(plain).digest()).hex()
+    if plain[:1] == b"{":
+        try:
+            manifest = Manifest.decode(plain)
+        except FormatError:
+            return fields
+        fields["kind"] = "manifest"
+        fields["manifest"] = json.loads(plain)
+        fingerprint = manifest.fingerprint
+        fields["key_fingerprint"] = None if fingerprint is None else format_fingerprint(fingerprint)
+    return fields
+
+
+def _json(path: str) -> dict[str, Any]:
+    data = _read(path)
+    try:
+        key = KeyFile.decode(data)
+    except FormatError:
+        manifest = Manifest.decode(data)
+        return {"kind": "manifest", "manifest": json.loads(manifest.encode())}
+    kdf = "none" if key.kdf is None else type(key.kdf).__name__.lower()
+    fingerprint = None if key.fingerprint is None else format_fingerprint(key.fingerprint)
+    return {"kind": "key file", "kdf": kdf, "fingerprint": fingerprint, "hint": key.hint}
+
+
+def _catalog(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:
+
+        def read_at(offset: int, length: int) -> bytes:
+            return os.pread(file.fileno(), length, offset)
+
+        reader = CatalogReader(read_at, os.path.getsize(path))
+        entries = [
+            {"type": entry.kind.decode(), "path": where.decode("utf-8", "surrogateescape"), "size": entry.size}
+            for where, entry in reader.walk()
+        ]
+    return {"kind": "catalog", "entries": entries}
+
+
+class _File:
+    """A file as input of the decoder."""
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115 - closed with the decoder's process
+        self._offset = 0
+
+    def read(self, length: int) -> bytes:
+        data = os.pread(self._file.fileno(), length, self._offset)
+        self._offset += len(data)
+        return data
+
+    def skip(self, length: int) -> None:
+        self._offset = min(self._offset + length, os.fstat(self._file.fileno()).st_size)
+
+
+def _archive(path: str, payload: str | None) -> dict[str, Any]:
+    decoder = Decoder(_File(path), _File(payload) if payload is not None else None)
+    entries: list[dict[str, Any]] = []
+    names: list[bytes] = []
+    for event in decoder:
+        if event is LEAVE:
+            names.pop()
+            continue
+        where = b"/".join([*names, event.name]) or b"/"
+        if event.kind == "dir":
+            names.append(event.name)
+        mode = "" if event.metadata is None else f"{event.metadata.stat.mode:o}"
+        entries.append(
+            {"kind": event.kind, "mode": mode, "size": event.size, "path": where.decode("utf-8", "surrogateescape")}
+        )
+    prelude = None if decoder.prelude is None else decoder.prelude.decode("utf-8", "replace")
+    return {"kind": "pxar archive", "version": decoder.version, "prelude": prelude, "entries": entries}
+
+
+def decode_blob(path: str, crypt: CryptConfig | None, target: str) -> None:
+    """Write the contents of a blob or chunk file to the new file ``target``, or to stdout for ``-``."""
+    try:
+        plain = blob.decode(_read(path), crypt)
+        if target == "-":
+            sys.stdout.buffer.write(plain)
+            return
+        with open(target, "xb") as file:
+            file.write(plain)
+    except FormatError as error:
+        raise Damaged(f"{path} cannot be decoded: {error}") from error
+    except FileExistsError as error:
+        raise UsageError(f"{target} exists already") from error
+    except OSError as error:
+        raise explain(error, "decode", path) from error

@@ -1,0 +1,204 @@
+"""Reading everything back: manifests, index checksums, blobs, every chunk once (spec datastore.md 10)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from archiver.browse.damage import Range, damaged_files
+from archiver.browse.snapshot import ArchiveFiles, Snapshot
+from archiver.core.events import Listener, Notice, Progress
+from archiver.core.pipeline import Channel, Pipeline
+from archiver.errors import ArchiverError, KeyProblem
+from archiver.store.chunks import ChunkDamaged
+from archiver.store.database.database import unique_digests
+from archiver.store.indexes import Index, is_index
+from archiver.store.layout import SnapshotRef
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from formats.manifest import FileInfo
+
+_WORKERS = 2
+_QUEUED = 16
+_RECORD_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyError:
+    """``chunk`` and ``files`` are empty where the damage is not that of a chunk."""
+
+    snapshot: str
+    archive: str
+    chunk: str
+    reason: str
+    files: list[str]
+
+
+@dataclass(slots=True)
+class VerifyResult:
+    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key."""
+
+    snapshots: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    unchecked: int = 0
+    errors: list[VerifyError] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "snapshots": self.snapshots,
+            "chunks": self.chunks,
+            "bytes": self.bytes,
+            "without_key": self.unchecked,
+            "errors": [asdict(error) for error in self.errors],
+        }
+
+
+def verify(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig | None, listener: Listener) -> VerifyResult:
+    """Check ``refs``; every chunk is read once however many snapshots use it. Damage is in the result, not raised."""
+    return _Verification(store, crypt, listener).run(refs)
+
+
+class _Verification:
+    def __init__(self, store: Store, crypt: CryptConfig | None, listener: Listener) -> None:
+        self._store = store
+        self._crypt = crypt
+        self._listener = listener
+        self._result = VerifyResult()
+        self._lock = threading.Lock()
+        self._checked: set[tuple[bytes, bool]] = set()  # digest, encrypted
+        self._bad: dict[tuple[bytes, bool], str] = {}
+        self._good: list[tuple[bytes, bytes, int]] = []
+
+    def run(self, refs: Iterable[SnapshotRef]) -> VerifyResult:
+        for ref in refs:
+            self._result.snapshots += 1
+            try:
+                snapshot = Snapshot(self._store, ref, self._crypt)
+            except KeyProblem as error:
+                self._listener(Notice(f"{error}; its chunks are checked without a key", "warning"))
+                snapshot = Snapshot(self._store, ref, None)
+            except ArchiverError as error:
+                self._fail(ref, "index.json.blob", str(error))
+                continue
+            self._snapshot(snapshot)
+        self._record()
+        return self._result
+
+    def _fail(self, ref: SnapshotRef, archive: str, reason: str) -> None:
+        self._result.errors.append(VerifyError(str(ref), archive, "", reason, []))
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        opened: dict[str, Index] = {}
+        for file in snapshot.manifest.files:
+            try:
+                if is_index(file.filename):
+                    opened[file.filename] = snapshot.index(file)
+                else:
+                    snapshot.check_blob(file)
+            except ArchiverError as error:
+                self._fail(snapshot.ref, file.filename, str(error))
+        encrypted = {file.filename: file.crypt_mode == "encrypt" for file in snapshot.manifest.files}
+        for filename, index in opened.items():
+            self._chunks(snapshot, index, encrypted[filename])
+        if self._bad:
+            self._report(snapshot, opened, encrypted)
+
+    # -- chunks -----------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, snapshot: Snapshot, index: Index, encrypted: bool) -> None:
+        unique, inverse = unique_digests(index.digests)
+        sizes = np.zeros(len(unique), np.uint64)
+        sizes[inverse] = index.sizes()
+        with Pipeline() as pipeline:
+            tasks: Channel[tuple[bytes, int]] = Channel(pipeline, _QUEUED)
+            for number in range(_WORKERS):
+                pipeline.start(lambda: self._work(snapshot, tasks, encrypted), f"verify-{number}")
+            for row, size in zip(unique, sizes.tolist(), strict=True):
+                digest = row.tobytes()
+                if (digest, encrypted) in self._checked:
+                    continue
+                self._checked.add((digest, encrypted))
+                tasks.put((digest, size))
+                self._listener(Progress("verify", self._result.chunks, self._result.bytes))
+            tasks.close()
+            pipeline.join()
+
+    def _work(self, snapshot: Snapshot, tasks: Channel[tuple[bytes, int]], encrypted: bool) -> None:
+        reader = self._store.reader(snapshot.crypt)
+        while (task := tasks.get()) is not None:
+            digest, size = task
+            try:
+                total, stored = reader.verify(digest, size, encrypted=encrypted)
+            except ChunkDamaged as error:
+                with self._lock:
+                    self._bad[(digest, encrypted)] = error.reason
+                    self._result.chunks += 1
+                continue
+            with self._lock:
+                self._result.chunks += 1
+                self._result.bytes += size
+                if encrypted and not reader.has_key:
+                    self._result.unchecked += 1
+                else:
+                    self._good.append((digest, total, stored))
+                full = len(self._good) >= _RECORD_AT_ONCE
+            if full:
+                self._record()
+
+    def _record(self) -> None:
+        """Tell the database which chunks were read and found good."""
+        with self._lock:
+            good, self._good = self._good, []
+        if good and self._store.database is not None:
+            self._store.database.mark_verified(good, self._store.clock.now())
+
+    # -- damage -----------------------------------------------------------------------------------------------------------
+
+    def _report(self, snapshot: Snapshot, opened: dict[str, Index], encrypted: dict[str, bool]) -> None:
+        for archive in snapshot.archives():
+            bad = {file.filename: self._bad_positions(opened.get(file.filename), file, encrypted) for file in archive.files}
+            for file in archive.files:
+                for position, digest, reason in bad[file.filename]:
+                    files = self._files(snapshot, archive, file, opened[file.filename], position)
+                    self._result.errors.append(
+                        VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, files)
+                    )
+        listed = {file.filename for archive in snapshot.archives() for file in archive.files}
+        for file in snapshot.manifest.files:
+            if file.filename not in listed and file.filename in opened:
+                for _, digest, reason in self._bad_positions(opened[file.filename], file, encrypted):
+                    self._result.errors.append(VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, []))
+
+    def _bad_positions(
+        self, index: Index | None, file: FileInfo, encrypted: dict[str, bool]
+    ) -> list[tuple[int, bytes, str]]:
+        """(chunk position, digest, reason) of the damaged chunks of an index."""
+        if index is None:
+            return []
+        mode = encrypted[file.filename]
+        found = []
+        for (digest, kind), reason in self._bad.items():
+            if kind == mode:
+                row = np.frombuffer(digest, np.uint8)
+                found += [(int(at), digest, reason) for at in np.flatnonzero((index.digests == row).all(axis=1))]
+        return sorted(found)
+
+    def _files(
+        self, snapshot: Snapshot, archive: ArchiveFiles, file: FileInfo, index: Index, position: int
+    ) -> list[str]:
+        if archive.kind != "tree":
+            return [archive.name]
+        damage: list[Range] = [(index.start(position), index.end(position))]
+        try:
+            tree = snapshot.tree(archive)
+        except ArchiverError:
+            return []
+        if file is archive.files[-1]:
+            return damaged_files(tree, damage, [] if tree.split else damage)
+        return damaged_files(tree, [], damage)

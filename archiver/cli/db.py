@@ -1,0 +1,77 @@
+"""db check, rebuild, stats"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from archiver.cli.context import Context, global_options
+from archiver.cli.output import size_text
+from archiver.errors import EXIT_OK, ArchiverError
+
+if TYPE_CHECKING:
+    from archiver.store.database.database import Database
+    from archiver.store.store import Store
+
+_EXIT_DAMAGED = 20
+
+
+@click.group()
+@global_options
+def db() -> None:
+    """The database over the store: an index that can be rebuilt from the files at any time."""
+
+
+def _database(store: Store) -> Database:
+    database = store.database
+    if database is None:
+        raise ArchiverError("there is no usable database here", hint="everything else works without it, slower")
+    return database
+
+
+@db.command()
+@global_options
+@click.pass_context
+def check(ctx: click.Context, context: Context) -> None:
+    """Look for contradictions in the database."""
+    output = context.output
+    with context.open_store(output) as store:
+        found = _database(store).check()
+    if output.as_json:
+        output.document({"schema": 1, "items": found})
+    for text in found:
+        output.line(text)
+    if not found and not output.quiet:
+        output.line("no contradictions")
+    ctx.exit(_EXIT_DAMAGED if found else EXIT_OK)
+
+
+@db.command()
+@global_options
+def rebuild(context: Context) -> None:
+    """Build the database anew from the files."""
+    output = context.output
+    with context.open_store(output) as store:
+        store.rebuild_database()
+        numbers = _database(store).statistics()
+    if output.as_json:
+        output.document({"schema": 1, **numbers})
+    elif not output.quiet:
+        output.line(f"rebuilt: {numbers['snap']} snapshots, {numbers['chunk']} chunks")
+
+
+@db.command()
+@global_options
+def stats(context: Context) -> None:
+    """Where the database is and how large its tables are."""
+    output = context.output
+    with context.open_store(output) as store:
+        database = _database(store)
+        directory, numbers = database.directory, database.statistics()
+    if output.as_json:
+        output.document({"schema": 1, "directory": directory, **numbers})
+        return
+    output.line(directory)
+    for name, number in numbers.items():
+        output.line(f"  {name:8} {size_text(number) if name == 'bytes' else number}")
