@@ -56,7 +56,7 @@ def _follow(pid: int, ended: threading.Event, peak: list[int]) -> None:
     """Keeps the largest RssAnon of a process in ``peak``, until it or the caller ends."""
     while not ended.is_set():
         try:
-            with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123 - pathlib is memory of its own
+            with open(f"/proc/{pid}/status", "rb") as file:
                 found = file.read().partition(FIELD)[2].split(maxsplit=1)
         except OSError:
             return

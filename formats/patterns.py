@@ -41,7 +41,8 @@ def _regex(pattern: Pattern) -> re.Pattern[bytes]:
     while i < n:
         c = text[i : i + 1]
         if c == b"*":
-            whole = text[i : i + 2] == b"**" and (i == 0 or text[i - 1 : i] == b"/") and text[i + 2 : i + 3] in (b"", b"/")
+            starts = i == 0 or text[i - 1 : i] == b"/"
+            whole = starts and text[i : i + 2] == b"**" and text[i + 2 : i + 3] in (b"", b"/")
             if whole:
                 i += 2
                 if text[i : i + 1] == b"/":
@@ -60,7 +61,8 @@ def _regex(pattern: Pattern) -> re.Pattern[bytes]:
             body = text[i + 1 : end]
             negate = body[:1] in (b"!", b"^")
             body = body[1:] if negate else body
-            out.append(rb"(?!/)[" + (b"^" if negate else b"") + body.replace(b"\\", b"\\\\").replace(b"[", b"\\[") + b"]")
+            body = body.replace(b"\\", b"\\\\").replace(b"[", b"\\[")
+            out.append(rb"(?!/)[" + (b"^" if negate else b"") + body + b"]")
             i = end
         elif c == b"\\":
             i += 1

@@ -116,7 +116,7 @@ class TreeArchiver:
                 self._add(directory, entry)
         self._encoder.finish()
 
-    # -- entries --------------------------------------------------------------------------------------------------------
+    # -- entries -----------------------------------------------------------------------------------------------------
 
     def _add(self, directory: SourceDirectory, entry: SourceEntry) -> None:
         mode = entry.stat.st_mode
@@ -253,7 +253,7 @@ class TreeArchiver:
             return done, error
         return done, None
 
-    # -- the exclude patterns of the command line ------------------------------------------------------------------------
+    # -- the exclude patterns of the command line --------------------------------------------------------------------
 
     def _prelude(self) -> bytes | None:
         """spec pxar.md 9"""
@@ -274,7 +274,7 @@ class TreeArchiver:
         self._encoder.advance(len(data))
         self._list_file(_CLI_EXCLUDES, len(data), metadata)
 
-    # -- telling ----------------------------------------------------------------------------------------------------------
+    # -- telling -----------------------------------------------------------------------------------------------------
 
     def _list(self, kind: bytes, name: bytes) -> None:
         if self._catalog is not None:

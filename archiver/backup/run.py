@@ -179,7 +179,12 @@ class _Run:
         self._add("catalog.pcat1", [listing.finish()], 0)
 
     def _archive(
-        self, spec: ArchiveSpec, machinery: Machinery, archive: Stream, payload: Stream | None, catalog: CatalogWriter | None
+        self,
+        spec: ArchiveSpec,
+        machinery: Machinery,
+        archive: Stream,
+        payload: Stream | None,
+        catalog: CatalogWriter | None,
     ) -> int:
         """Archive one source; returns the padding in its payload stream, bytes."""
         report: list[Callable[[Problem], None]] = []
@@ -206,9 +211,7 @@ class _Run:
         counters = Counters(padding_bytes=padding)
         for result in results:
             counters.add(result.counters)
-            self._manifest_files.append(
-                FileInfo(result.filename, self._options.crypt_mode, result.size, result.csum)
-            )
+            self._manifest_files.append(FileInfo(result.filename, self._options.crypt_mode, result.size, result.csum))
         self._archives.append(ArchiveResult(name, counters))
 
     def _write_log(self, session: Session) -> None:
@@ -242,4 +245,3 @@ class _Run:
         if self._options.crypt is not None:
             manifest = manifest.sign(self._options.crypt)
         return bytes(blob.encode(manifest.encode()))
-

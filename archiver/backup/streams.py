@@ -136,7 +136,7 @@ class Stream:
             self._file = machinery.session.disk.create(path, names.FILE_MODE)
             self._file.append(self._index.header())
 
-    # -- writer ---------------------------------------------------------------------------------------------------
+    # -- writer ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         end = self._pos + len(data)
@@ -210,7 +210,7 @@ class Stream:
         self._machinery.session.barrier.note(path)
         return StreamResult(self.filename, self._index.size, self._index.csum, self.counters)
 
-    # -- cutter ---------------------------------------------------------------------------------------------------
+    # -- cutter ------------------------------------------------------------------------------------------------------
 
     def cut(self, part: _Part, chunks: Channel[_Chunk]) -> None:
         """Cut what is decided by the bytes up to the end of ``part``; runs in the cutter's thread."""
@@ -250,7 +250,7 @@ class Stream:
         self._cut_slab = slab
         self._chunk_start = start
 
-    # -- workers --------------------------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------------------------
 
     def stored(self, position: int, digest: bytes, size: int, new: bool, stored: int) -> None:
         """Chunk number ``position`` is in the store; entries reach the index in stream order."""

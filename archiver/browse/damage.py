@@ -18,7 +18,9 @@ def damaged_files(tree: Tree, content: list[Range], metadata: list[Range]) -> li
     """
     found: list[str] = []
     if metadata:
-        found.append(f"(names and attributes in bytes {metadata[0][0]} to {metadata[0][1]} of {tree.metadata_file.filename})")
+        found.append(
+            f"(names and attributes in bytes {metadata[0][0]} to {metadata[0][1]} of {tree.metadata_file.filename})"
+        )
     path: list[bytes] = []
     last = b"/"
     position = 0

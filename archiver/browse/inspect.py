@@ -133,7 +133,7 @@ class _File:
     """A file as input of the decoder."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115 - closed with the decoder's process
+        self._file = open(path, "rb")
         self._offset = 0
 
     def read(self, length: int) -> bytes:

@@ -30,9 +30,7 @@ class ChunkStream:
             return data
         index = self.index
         start = index.start(number)
-        data = bytes(
-            self._reader.read(index.digest(number), index.end(number) - start, encrypted=self._encrypted)
-        )
+        data = bytes(self._reader.read(index.digest(number), index.end(number) - start, encrypted=self._encrypted))
         self._kept[number] = data
         if len(self._kept) > _KEPT_CHUNKS:
             self._kept.popitem(last=False)

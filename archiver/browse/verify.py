@@ -109,7 +109,7 @@ class _Verification:
         if self._bad:
             self._report(snapshot, opened, encrypted)
 
-    # -- chunks -----------------------------------------------------------------------------------------------------------
+    # -- chunks ------------------------------------------------------------------------------------------------------
 
     def _chunks(self, snapshot: Snapshot, index: Index, encrypted: bool) -> None:
         unique, inverse = unique_digests(index.digests)
@@ -158,11 +158,13 @@ class _Verification:
         if good and self._store.database is not None:
             self._store.database.mark_verified(good, self._store.clock.now())
 
-    # -- damage -----------------------------------------------------------------------------------------------------------
+    # -- damage ------------------------------------------------------------------------------------------------------
 
     def _report(self, snapshot: Snapshot, opened: dict[str, Index], encrypted: dict[str, bool]) -> None:
         for archive in snapshot.archives():
-            bad = {file.filename: self._bad_positions(opened.get(file.filename), file, encrypted) for file in archive.files}
+            bad = {
+                file.filename: self._bad_positions(opened.get(file.filename), file, encrypted) for file in archive.files
+            }
             for file in archive.files:
                 for position, digest, reason in bad[file.filename]:
                     files = self._files(snapshot, archive, file, opened[file.filename], position)

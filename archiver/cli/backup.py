@@ -182,7 +182,7 @@ def _print(output: Output, result: BackupResult) -> None:
         counters = archive.counters
         output.line(
             f"{archive.name}: {size_text(counters.size)} in {counters.chunks} chunks,"
-            f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, stored as {size_text(counters.stored_bytes)})"
+            f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, {size_text(counters.stored_bytes)} on disk)"
         )
     files = result.files
     bad = f", {files.read_errors} unreadable, {files.torn} torn" if result.errors else ""

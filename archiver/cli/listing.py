@@ -77,9 +77,7 @@ def _snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
         "ns": ref.group.namespace,
         "files": []
         if manifest is None
-        else [
-            {"filename": file.filename, "crypt_mode": file.crypt_mode, "size": file.size} for file in manifest.files
-        ],
+        else [{"filename": file.filename, "crypt_mode": file.crypt_mode, "size": file.size} for file in manifest.files],
         "size": info.size,
         "protected": info.protected,
         "owner": info.owner,

@@ -40,7 +40,9 @@ def status(context: Context) -> None:
         output.document(found.as_json())
         return
     output.line(f"store {found.name} in {found.path}")
-    output.line(f"  disk      {size_text(found.used)} used, {size_text(found.available)} free of {size_text(found.total)}")
+    output.line(
+        f"  disk      {size_text(found.used)} used, {size_text(found.available)} free of {size_text(found.total)}"
+    )
     output.line(f"  stored    {size_text(found.stored_bytes)} in {found.chunks} chunks")
     output.line(f"  contents  {size_text(found.logical_bytes)} in {found.snapshots} snapshots")
     output.line(f"  deduplication factor {found.factor:.2f}")

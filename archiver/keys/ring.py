@@ -74,7 +74,12 @@ def passphrase_from(environment: Mapping[str, str]) -> bytes | None:
                 return _first_line(file.read(_LARGEST_PASSPHRASE))
         if command is not None:
             done = subprocess.run(
-                command, shell=True, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=True, stdin=subprocess.DEVNULL
+                command,
+                shell=True,
+                stdout=subprocess.PIPE,
+                timeout=_COMMAND_SECONDS,
+                check=True,
+                stdin=subprocess.DEVNULL,
             )
             return _first_line(done.stdout[:_LARGEST_PASSPHRASE])
     except (OSError, ValueError, subprocess.SubprocessError) as error:

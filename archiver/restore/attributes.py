@@ -20,11 +20,7 @@ CAPABILITY = "security.capability"
 
 _RESTORED_CHATTR = linux.KEPT_CHATTR & ~linux.FS_NODUMP_FL  # nodump is archived, never restored
 _EARLY_CHATTR = (  # these work on empty files only, or spare work when set first
-    linux.FS_NOATIME_FL
-    | linux.FS_COMPR_FL
-    | linux.FS_NOCOW_FL
-    | linux.FS_NOCOMP_FL
-    | linux.FS_PROJINHERIT_FL
+    linux.FS_NOATIME_FL | linux.FS_COMPR_FL | linux.FS_NOCOW_FL | linux.FS_NOCOMP_FL | linux.FS_PROJINHERIT_FL
 )
 _FOREVER_CHATTR = linux.FS_IMMUTABLE_FL | linux.FS_APPEND_FL
 _SET_IDS = st.S_ISUID | st.S_ISGID

@@ -39,7 +39,7 @@ class Checker:
         else:
             self._differs(path, (error.strerror or str(error)).lower())
 
-    # -- directories ----------------------------------------------------------------------------------------------------
+    # -- directories -------------------------------------------------------------------------------------------------
 
     def open_root(self, entry: Entry) -> int:
         return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -59,7 +59,7 @@ class Checker:
             if directory.path not in self._writer.incomplete:
                 self._differs(directory.path, what)
 
-    # -- entries without contents -----------------------------------------------------------------------------------------
+    # -- entries without contents ------------------------------------------------------------------------------------
 
     def leaf(self, directory: Directory, entry: Entry) -> None:
         assert entry.metadata is not None
@@ -102,7 +102,7 @@ class Checker:
             for fd in opened:
                 os.close(fd)
 
-    # -- files --------------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item

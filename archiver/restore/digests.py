@@ -20,7 +20,7 @@ class SegmentDigests:
 
     def __init__(self, random: Random) -> None:
         self._key = random(32)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._file = tempfile.TemporaryFile()
 
     def _digest(self, data: memoryview) -> bytes:
         return blake3(data, key=self._key).digest(_SIZE)

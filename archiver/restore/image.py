@@ -13,7 +13,6 @@ from archiver.errors import Damaged
 from formats.manifest import FileInfo
 
 
-
 class _Hash(Protocol):
     def digest(self) -> bytes: ...
 

@@ -198,7 +198,7 @@ class Traversal:
             else:
                 self._visitor.leaf(directory, entry)
 
-    # -- directories ------------------------------------------------------------------------------------------------
+    # -- directories -------------------------------------------------------------------------------------------------
 
     def _push(self, parent: Directory | None, entry: Entry, fd: int) -> Directory:
         assert entry.metadata is not None
@@ -269,7 +269,7 @@ class Traversal:
             if directory.fd >= 0:
                 self._close(directory)
 
-    # -- files --------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def _add_file(self, directory: Directory, entry: Entry) -> None:
         assert entry.metadata is not None
@@ -334,7 +334,7 @@ class Traversal:
             while self._completed < self._submitted:
                 self._pipeline.wait()
 
-    # -- workers ------------------------------------------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         snapshot = self._tree.snapshot

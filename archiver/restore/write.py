@@ -42,7 +42,7 @@ class Writer:
         self.incomplete: set[bytes] = set()  # paths whose attributes could not all be set
         self.lost: set[bytes] = set()  # paths that could not be made, or whose contents are damaged
 
-    # -- telling ------------------------------------------------------------------------------------------------------
+    # -- telling -----------------------------------------------------------------------------------------------------
 
     def _not_restored(self, path: bytes, reason: str) -> None:
         with self._lock:
@@ -67,7 +67,7 @@ class Writer:
             raise explain(error, "restore", self._target + os.fsdecode(path)) from error
         self._not_restored(path, (error.strerror or str(error)).lower())
 
-    # -- directories ----------------------------------------------------------------------------------------------------
+    # -- directories -------------------------------------------------------------------------------------------------
 
     def open_root(self, entry: Entry) -> int:
         fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -92,7 +92,7 @@ class Writer:
         if lost:
             self._attributes_lost(directory.path, lost)
 
-    # -- entries without contents -----------------------------------------------------------------------------------------
+    # -- entries without contents ------------------------------------------------------------------------------------
 
     def leaf(self, directory: Directory, entry: Entry) -> None:
         assert entry.metadata is not None
@@ -128,7 +128,7 @@ class Writer:
             for fd in opened:
                 os.close(fd)
 
-    # -- files --------------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item

@@ -147,7 +147,9 @@ def _check_vacant(base: str) -> None:
     if os.path.lexists(Layout(base).chunks):
         raise UsageError(f"{base} already holds a store", hint="use it as it is: no init is needed")
     if present:
-        raise UsageError(f"{base} is not empty (it holds {sorted(present)[0]!r})", hint="name an empty or new directory")
+        raise UsageError(
+            f"{base} is not empty (it holds {sorted(present)[0]!r})", hint="name an empty or new directory"
+        )
 
 
 def check_file_system(base: str) -> None:

@@ -70,7 +70,10 @@ class Session:
         with os.scandir(self._layout.sessions) as entries:
             found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         for entry in found:
-            if entry.name.startswith(".") and self._clock.now() - entry.stat(follow_symlinks=False).st_mtime < _STALE_NEW:
+            if (
+                entry.name.startswith(".")
+                and self._clock.now() - entry.stat(follow_symlinks=False).st_mtime < _STALE_NEW
+            ):
                 continue
             try:
                 with DirectoryLock(entry.path):
@@ -82,9 +85,7 @@ class Session:
         """Path of a file of the snapshot under construction."""
         return os.path.join(self.snapshot_path, name)
 
-    def publish(
-        self, group: GroupRef, wanted_time: int, owner: str, manifest: Callable[[int], bytes]
-    ) -> SnapshotRef:
+    def publish(self, group: GroupRef, wanted_time: int, owner: str, manifest: Callable[[int], bytes]) -> SnapshotRef:
         """Make the snapshot visible, complete and durable. ``manifest(time)`` gives the encoded manifest blob.
 
         The time is moved past the group's newest snapshot when it is not later. Raises ArchiverError; nothing is

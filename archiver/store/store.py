@@ -102,7 +102,7 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    # -- database -----------------------------------------------------------------------------------------------------
+    # -- database ----------------------------------------------------------------------------------------------------
 
     @property
     def uuid(self) -> uuid.UUID:
@@ -135,7 +135,7 @@ class Store:
             database.reset(self.uuid)
             refresh(self.layout, database, self.listener)
 
-    # -- reading --------------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------------
 
     def reader(self, crypt: CryptConfig | None = None) -> ChunkReader:
         """A chunk reader for one thread."""
@@ -216,7 +216,7 @@ class Store:
         paths = [self.layout.base, location.database_directory(self.layout, self.uuid)[0]]
         return frozenset((status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.isdir, paths)))
 
-    # -- writing --------------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------------------------
 
     def session(self) -> Session:
         """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""

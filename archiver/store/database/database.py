@@ -38,7 +38,7 @@ class Database:
         if not self._fits(store):
             self._change(lambda txn: self._reset(txn, store))
 
-    # -- life -------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         environment.release(self._env)
@@ -111,7 +111,7 @@ class Database:
             self._give_up(str(error))
             return unknown
 
-    # -- chunks -----------------------------------------------------------------------------------------------------
+    # -- chunks ------------------------------------------------------------------------------------------------------
 
     def lookup(self, digest: bytes) -> tuple[int, int] | None:
         """(chunk number, stored length in bytes) of a chunk that is known to be durable in the store, else None."""
@@ -194,7 +194,7 @@ class Database:
         empty = np.zeros(0, np.uint32)
         return self._ask(look, (empty, empty))
 
-    # -- snapshots --------------------------------------------------------------------------------------------------
+    # -- snapshots ---------------------------------------------------------------------------------------------------
 
     def snapshot(self, path: str) -> SnapshotRow | None:
         """The record of the snapshot at ``path`` (relative to the store)."""
@@ -322,7 +322,7 @@ class Database:
 
         self._change(work)
 
-    # -- care ---------------------------------------------------------------------------------------------------------
+    # -- care --------------------------------------------------------------------------------------------------------
 
     def check(self) -> list[str]:
         """Contradictions between the tables, as sentences; empty when there are none."""

@@ -1,8 +1,8 @@
 """Where a store's database lies (DESIGN.md 3).
 
 In the store when that is on the same device as the user's cache, else in the cache: an unplugged drive under a memory
-map kills a process, a lost drive should carry no index, and a read-only store must still have one. ``ARCHIVER_DB_DIR`` names another
-place for the databases of all stores.
+map kills a process, a lost drive should carry no index, and a read-only store must still have one. ``ARCHIVER_DB_DIR``
+names another place for the databases of all stores.
 """
 
 from __future__ import annotations
