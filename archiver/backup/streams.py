@@ -1,6 +1,10 @@
-"""Streams that become index files: written by the archiver, cut, hashed and stored by other threads.
+"""Streams that become index files: cut where they are written, hashed and stored by other threads.
 
-writer thread -> (filled parts of slabs) -> cutter thread -> (chunks) -> workers -> index file, in stream order
+archiver's thread: write, cut -> (chunks, in place) -> workers: hash, dedup, compress, write -> index, in stream order
+
+Cutting is a stage of its own but not a thread of its own: with a third kind of thread it was not faster (both take and
+give back the interpreter lock all the time), and every chunk had to change hands once more. The workers' calls are long
+and run without the lock; they have a lower priority than the archiver's thread, which they all wait for.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import NamedTuple
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.slabs import Slab, SlabPool
 from archiver.core.disk import explained
-from archiver.core.pipeline import Channel, Pipeline
+from archiver.core.pipeline import Channel, Pipeline, yield_to_main_thread
 from archiver.store import layout as names
 from archiver.store.counters import Counters
 from archiver.store.sessions import Session
@@ -22,21 +26,10 @@ from formats.chunker import Chunker, PayloadChunker
 from formats.crypt import CryptConfig, chunk_digest
 from formats.index import DynamicIndexWriter
 
-_TELL_EVERY = 512 << 10  # bytes written before the cutter is told
+_CUT_EVERY = 512 << 10  # bytes written before the chunker looks at them
 _INDEX_ENTRIES_AT_ONCE = 1024
 _QUEUED_CHUNKS = 4
-_QUEUED_PARTS = 64
 _ZEROS = 1 << 20
-
-
-class _Part(NamedTuple):
-    """What the cutter is told: ``slab`` is filled up to ``end``; ``last``: the stream ends there."""
-
-    stream: Stream
-    slab: Slab
-    end: int
-    suggestions: list[int]
-    last: bool
 
 
 class _Chunk(NamedTuple):
@@ -57,7 +50,7 @@ class StreamResult(NamedTuple):
 
 
 class Machinery:
-    """The threads of a run: one cutter, and workers that hash, compress and store."""
+    """The workers of a run, which hash, compress and store chunks."""
 
     def __init__(
         self,
@@ -75,24 +68,18 @@ class Machinery:
         self.now = now
         self._deduplicator = deduplicator
         self._crypt = crypt
-        self.parts: Channel[_Part] = Channel(pipeline, _QUEUED_PARTS)
-        self._chunks: Channel[_Chunk] = Channel(pipeline, _QUEUED_CHUNKS)
-        pipeline.start(self._cut, "cut")
+        self.chunks: Channel[_Chunk] = Channel(pipeline, _QUEUED_CHUNKS)
         for number in range(os.cpu_count() or 2):
             pipeline.start(self._work, f"store-{number}")
 
     def close(self) -> None:
         """No more streams will come; the threads end."""
-        self.parts.close()
-
-    def _cut(self) -> None:
-        while (part := self.parts.get()) is not None:
-            part.stream.cut(part, self._chunks)
-        self._chunks.close()
+        self.chunks.close()
 
     def _work(self) -> None:
+        yield_to_main_thread()
         encoder = BlobEncoder(self._crypt)
-        while (chunk := self._chunks.get()) is not None:
+        while (chunk := self.chunks.get()) is not None:
             data = chunk.slab.view[chunk.start : chunk.end]
             digest = chunk_digest(data, self._crypt)
             new, stored = False, 0
@@ -110,18 +97,13 @@ class Stream:
         self._machinery = machinery
         self._chunker = chunker
         self._slabs = slabs
-        # the writer's side
         self._slab = slabs.acquire()
         self._view = self._slab.view
         self._pos = self._slab.headroom
         self._limit = self._slab.size
-        self._tell_at = self._pos + _TELL_EVERY
-        self._suggestions: list[int] = []
-        # the cutter's side
-        self._cut_slab: Slab | None = None
-        self._chunk_start = 0
-        self._filled = 0
-        self._cut_count = 0
+        self._cut_at = self._pos + _CUT_EVERY
+        self._chunk_start = self._pos
+        self._chunk_count = 0
         # the workers' side
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[bytes, int]] = {}
@@ -136,7 +118,7 @@ class Stream:
             self._file = machinery.session.disk.create(path, names.FILE_MODE)
             self._file.append(self._index.header())
 
-    # -- writer ------------------------------------------------------------------------------------------------------
+    # -- the archiver's thread ---------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
         end = self._pos + len(data)
@@ -145,8 +127,8 @@ class Stream:
             return
         self._view[self._pos : end] = data
         self._pos = end
-        if end >= self._tell_at:
-            self._tell(last=False)
+        if end >= self._cut_at:
+            self._cut(last=False)
 
     def _write_across(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -160,20 +142,13 @@ class Stream:
     def reserve(self) -> memoryview:
         """Free memory (at least one byte) to put the next bytes of the stream into; then ``commit``."""
         if self._pos == self._limit:
-            self._tell(last=False)
-            full = self._slab
-            self._slab = self._slabs.acquire()
-            full.drop()
-            self._view = self._slab.view
-            self._pos = self._slab.headroom
-            self._limit = self._slab.size
-            self._tell_at = self._pos + _TELL_EVERY
+            self._next_slab()
         return self._view[self._pos : self._limit]
 
     def commit(self, length: int) -> None:
         self._pos += length
-        if self._pos >= self._tell_at:
-            self._tell(last=False)
+        if self._pos >= self._cut_at:
+            self._cut(last=False)
 
     def write_zeros(self, length: int) -> None:
         """``length`` zero bytes: a hole."""
@@ -186,18 +161,37 @@ class Stream:
 
     def suggest(self, offset: int) -> None:
         """A file starts at stream offset ``offset``, which is the current end of the stream."""
-        self._suggestions.append(offset)
+        if isinstance(self._chunker, PayloadChunker):
+            self._chunker.suggest(offset)
 
-    def _tell(self, *, last: bool) -> None:
-        self._slab.hold()
-        suggestions, self._suggestions = self._suggestions, []
-        self._tell_at = self._pos + _TELL_EVERY
-        self._machinery.parts.put(_Part(self, self._slab, self._pos, suggestions, last))
+    def _cut(self, *, last: bool) -> None:
+        """Hand out the chunks whose ends are decided by the bytes written so far."""
+        slab = self._slab
+        self._cut_at = self._pos + _CUT_EVERY
+        while length := self._chunker.scan(slab.array[self._chunk_start : self._pos], last):
+            start = self._chunk_start
+            self._chunk_start += length
+            slab.hold()
+            self._machinery.chunks.put(_Chunk(self, self._chunk_count, slab, start, start + length))
+            self._chunk_count += 1
+
+    def _next_slab(self) -> None:
+        """Go on in a new slab: the bytes of the open chunk move into its headroom."""
+        self._cut(last=False)
+        old, tail = self._slab, self._pos - self._chunk_start
+        self._slab = slab = self._slabs.acquire()
+        start = slab.headroom - tail
+        slab.view[start : slab.headroom] = old.view[self._chunk_start : self._pos]
+        old.drop()
+        self._view, self._limit = slab.view, slab.size
+        self._chunk_start, self._pos = start, slab.headroom
+        self._cut_at = self._pos + _CUT_EVERY
 
     def finish(self) -> StreamResult:
         """The stream is complete: wait until all of it is stored and its index file is written."""
-        self._tell(last=True)
+        self._cut(last=True)
         self._slab.drop()
+        self._expect(self._chunk_count)
         pipeline = self._machinery.pipeline
         with pipeline.changed:
             while not self._ready:
@@ -209,46 +203,6 @@ class Stream:
             self._file.close()
         self._machinery.session.barrier.note(path)
         return StreamResult(self.filename, self._index.size, self._index.csum, self.counters)
-
-    # -- cutter ------------------------------------------------------------------------------------------------------
-
-    def cut(self, part: _Part, chunks: Channel[_Chunk]) -> None:
-        """Cut what is decided by the bytes up to the end of ``part``; runs in the cutter's thread."""
-        if isinstance(self._chunker, PayloadChunker):
-            for offset in part.suggestions:
-                self._chunker.suggest(offset)
-        slab = self._cut_slab
-        if slab is not part.slab:
-            self._move_tail(part.slab)
-            slab = part.slab
-        else:
-            slab.drop()  # already held
-        self._filled = part.end
-        while True:
-            open_bytes = slab.array[self._chunk_start : self._filled]
-            length = self._chunker.scan(open_bytes, part.last)
-            if not length:
-                break
-            slab.hold()
-            start = self._chunk_start
-            self._chunk_start += length
-            chunks.put(_Chunk(self, self._cut_count, slab, start, start + length))
-            self._cut_count += 1
-        if part.last:
-            slab.drop()
-            self._cut_slab = None
-            self._expect(self._cut_count)
-
-    def _move_tail(self, slab: Slab) -> None:
-        """Go on in a new slab: the open chunk's bytes move into its headroom."""
-        old = self._cut_slab
-        tail = self._filled - self._chunk_start if old is not None else 0
-        start = slab.headroom - tail
-        if old is not None:
-            slab.view[start : slab.headroom] = old.view[self._chunk_start : self._filled]
-            old.drop()
-        self._cut_slab = slab
-        self._chunk_start = start
 
     # -- workers -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ A failure in any thread, Ctrl-C or SIGTERM in the main thread, makes every block
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,9 +15,20 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_NICER = 5
+
 
 class Cancelled(BaseException):
     """Raised inside threads of a pipeline that has failed elsewhere. Not an Exception, so no handler swallows it."""
+
+
+def yield_to_main_thread() -> None:
+    """Let the main thread, which feeds the others, go first where there are more threads than processors.
+
+    /usr/share on two processors: 2.13 s instead of 2.35 s. Called by a worker for itself.
+    """
+    lower = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICER, 19)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), lower)
 
 
 class Pipeline:

@@ -202,7 +202,7 @@ class Accessor:
         if room < goodbye.table_size(0):
             raise FormatError("directory without a goodbye table", offset=node.entry_start)
         data = self._window.read(end - min(room, _READ), min(room, _READ))
-        start, directory_start, _ = goodbye.read_tail(data[-goodbye.RECORD_SIZE :], end)
+        start, directory_start = goodbye.read_tail(data[-goodbye.RECORD_SIZE :], end)
         length = end - start
         if length > room or directory_start != (0 if node.depth == 0 else node.entry_start):
             raise FormatError("goodbye table does not fit its directory", offset=start)

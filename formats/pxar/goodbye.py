@@ -33,6 +33,7 @@ from siphashc import siphash
 
 from formats.errors import FormatError
 from formats.pxar.constants import GOODBYE, HEADER, HEADER_SIZE
+from formats.wire import Buffer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,11 +56,6 @@ def name_hash(name: bytes) -> int:
 def table_size(count: int) -> int:
     """Bytes of the GOODBYE item of a directory with ``count`` children."""
     return HEADER_SIZE + (count + 1) * RECORD_SIZE
-
-
-def child_count(length: int) -> int:
-    """Number of children of a directory whose GOODBYE item is ``length`` bytes long."""
-    return (length - HEADER_SIZE) // RECORD_SIZE - 1
 
 
 def tree_order(count: int) -> Iterator[int]:
@@ -109,8 +105,8 @@ def _records(children: array[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.frombuffer(children, dtype=np.uint64).reshape(-1, 3)
 
 
-def read_tail(tail: bytes, end: int) -> tuple[int, int, int]:
-    """(goodbye start, directory start, number of children) from the last record of a table that ends at ``end``."""
+def read_tail(tail: bytes, end: int) -> tuple[int, int]:
+    """(goodbye start, directory start) from the last record of a table that ends at ``end``."""
     marker, distance, length = RECORD.unpack(tail)
     where = end - RECORD_SIZE
     if marker != TAIL_MARKER:
@@ -119,10 +115,10 @@ def read_tail(tail: bytes, end: int) -> tuple[int, int, int]:
         raise FormatError("size of a goodbye table", offset=where, got=length)
     if distance > end - length:
         raise FormatError("start of a directory", offset=where, expected=f"at most {end - length} back", got=distance)
-    return end - length, end - length - distance, child_count(length)
+    return end - length, end - length - distance
 
 
-def stream_order(table: bytes, goodbye_start: int) -> Iterator[tuple[int, int, int]]:
+def stream_order(table: Buffer, goodbye_start: int) -> Iterator[tuple[int, int, int]]:
     """(FILENAME position, hash, size) of each record of ``table`` (without its tail), in the order of the archive.
 
     Positions may be negative: nothing was checked.
@@ -141,7 +137,7 @@ def stream_order(table: bytes, goodbye_start: int) -> Iterator[tuple[int, int, i
             yield goodbye_start - distance, name, size
 
 
-def check(table: bytes, children: array[int], goodbye_start: int, directory_start: int, *, ascending: bool) -> None:
+def check(table: Buffer, children: array[int], goodbye_start: int, directory_start: int, *, ascending: bool) -> None:
     """Compare the content of a GOODBYE item with what was really read: FormatError when they differ.
 
     ``children``: hash, FILENAME position, and the bytes that the stored size may count on top of the items (contents of
@@ -152,14 +148,15 @@ def check(table: bytes, children: array[int], goodbye_start: int, directory_star
     expected = (TAIL_MARKER, goodbye_start - directory_start, table_size(count))
     if RECORD.unpack_from(table, count * RECORD_SIZE) != expected:
         raise FormatError("tail of a goodbye table does not fit its directory", offset=goodbye_start)
+    records = memoryview(table)[: count * RECORD_SIZE]
     agrees = _agrees_small if count < _NUMPY_FROM else _agrees_big
-    if not agrees(table[: count * RECORD_SIZE], children, goodbye_start):
+    if not agrees(records, children, goodbye_start):
         raise FormatError("goodbye table does not fit the directory's entries", offset=goodbye_start)
-    if not ascending and has_equal_hashes(table[: count * RECORD_SIZE]):
+    if not ascending and has_equal_hashes(records):
         raise FormatError("directory has a name twice", offset=goodbye_start)
 
 
-def _agrees_small(table: bytes, children: array[int], goodbye_start: int) -> bool:
+def _agrees_small(table: Buffer, children: array[int], goodbye_start: int) -> bool:
     ends = pairwise((*children[1::3], goodbye_start))
     for row, name, (start, end), extra in zip(
         stream_order(table, goodbye_start), children[0::3], ends, children[2::3], strict=True
@@ -170,21 +167,23 @@ def _agrees_small(table: bytes, children: array[int], goodbye_start: int) -> boo
     return True
 
 
-def _agrees_big(table: bytes, children: array[int], goodbye_start: int) -> bool:
+def _agrees_big(table: Buffer, children: array[int], goodbye_start: int) -> bool:
     import numpy as np
 
     records = np.frombuffer(table, dtype="<u8").reshape(-1, 3)
-    records = records[np.argsort(records[:, 1])[::-1]]
+    order = np.argsort(records[:, 1])[::-1]
     truth = _records(children)
     sizes = np.diff(truth[:, 1], append=np.uint64(goodbye_start))
-    return bool(
-        np.array_equal(records[:, 0], truth[:, 0])
-        and np.array_equal(records[:, 1], goodbye_start - truth[:, 1])
-        and np.all((records[:, 2] == sizes) | (records[:, 2] == sizes + truth[:, 2]))
-    )
+    for first in range(0, len(order), _AT_ONCE):
+        block = slice(first, first + _AT_ONCE)
+        rows, real, size = records[order[block]], truth[block], sizes[block]
+        same = (rows[:, 0] == real[:, 0]) & (rows[:, 1] == goodbye_start - real[:, 1])
+        if not np.all(same & ((rows[:, 2] == size) | (rows[:, 2] == size + real[:, 2]))):
+            return False
+    return True
 
 
-def has_equal_hashes(table: bytes) -> bool:
+def has_equal_hashes(table: Buffer) -> bool:
     """Whether two records of ``table`` (without its tail) have the same hash."""
     if len(table) < _NUMPY_FROM * RECORD_SIZE:
         hashes = [name for name, _, _ in RECORD.iter_unpack(table)]
