@@ -24,7 +24,8 @@ class Slab:
     def __init__(self, headroom: int, body: int) -> None:
         self.headroom = headroom
         self.size = headroom + body
-        memory = mmap.mmap(-1, self.size)  # anonymous: pages that are never touched take no memory
+        # Pages that are never touched take no memory.
+        memory = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(memory)
         self.array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
         self._users = 0

@@ -1,0 +1,72 @@
+"""What the README shows is run as it stands there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = [
+    "\n".join(line[4:] for line in block.splitlines())
+    for block in re.findall(r"(?:^    .*\n(?:\n(?=    ))?)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+]
+
+
+def block(start: str) -> str:
+    (found,) = [text for text in BLOCKS if start in text]
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A directory that looks like the repository, with ``archiver`` on the path of its venv."""
+    for name in ("archiver", "formats"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    program = tmp_path / ".venv/bin/archiver"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -m archiver "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / ".venv/bin/activate").write_text(f"PATH={tmp_path}/.venv/bin:$PATH\n")
+    return tmp_path
+
+
+def run(script: str, directory: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ARCHIVER")}
+    environment |= {"HOME": str(directory / "home"), "XDG_CACHE_HOME": str(directory / "cache")}
+    done = subprocess.run(
+        ["sh", "-eu", "-c", script], cwd=directory, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_first_command_then_tour(checkout: Path) -> None:
+    first = block("archiver --store ./store init")
+    _, installed = first.split("pip install -q . && ")  # the installation itself is what CI does
+    assert "snapshot" in run(installed, checkout)
+    output = run(block("export ARCHIVER_STORE"), checkout)
+    assert "verified" in output
+    assert "0 errors" in output
+    assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
+
+
+def test_library_example(checkout: Path) -> None:
+    code = block("from archiver.backup.run").replace("/tmp/archiver-example", str(checkout / "example"))
+    assert code.count("\n") < 20
+    (checkout / "example").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env=os.environ | {"XDG_CACHE_HOME": str(checkout / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (checkout / "example/out/errors.py").read_bytes() == (checkout / "formats/errors.py").read_bytes()
