@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
+import threading
 
 from archiver.core.events import FileProblem, Listener
 from archiver.core.linux import open_noatime
@@ -15,6 +16,7 @@ from archiver.restore.write import Writer
 from formats.pxar.items import Entry
 from formats.wire import Buffer
 
+_BUFFER = 1 << 20
 _KINDS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "char": st.S_IFCHR, "block": st.S_IFBLK}
 
 
@@ -29,6 +31,7 @@ class Checker:
         self._writer = writer
         self._digests = digests
         self._listener = listener
+        self._local = threading.local()
 
     def _differs(self, path: bytes, what: str) -> None:
         self._listener(FileProblem(path, f"after restoring: {what}", "different"))
@@ -121,14 +124,24 @@ class Checker:
                 offset = 0
                 if segment.end - segment.start + segment.offset < 0:
                     return  # a part of the payload header only
-            found = os.pread(item.fd, length, offset) if length else b""
-            if not self._digests.matches(segment.number, memoryview(found)):
+            if not self._digests.matches(segment.number, self._read(item.fd, length, offset)):
                 item.failed = "other contents"
         except OSError as error:
             item.failed = ""
             path = item.directory.path_of(item.name)
             if path not in self._writer.lost:
                 self._cannot(path, error)
+
+    def _read(self, fd: int, length: int, offset: int) -> memoryview:
+        """Up to ``length`` bytes; the buffer belongs to the thread and serves again."""
+        buffer: bytearray | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < length:
+            buffer = self._local.buffer = bytearray(max(length, _BUFFER))
+        view = memoryview(buffer)[:length]
+        done = 0
+        while done < length and (got := os.preadv(fd, [view[done:]], offset + done)):
+            done += got
+        return view[:done]
 
     def _open(self, item: FileItem) -> None:
         item.fd = open_noatime(item.name, 0, item.directory.fd)

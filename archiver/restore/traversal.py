@@ -17,7 +17,7 @@ from archiver.browse.snapshot import Tree
 from archiver.core.events import Listener, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import Damaged
-from archiver.store.chunks import ChunkDamaged, ChunkReader
+from archiver.store.chunks import ChunkDamaged
 from formats.errors import FormatError
 from formats.pxar.constants import HEADER, HEADER_SIZE, PAYLOAD
 from formats.pxar.decoder import LEAVE
@@ -339,8 +339,19 @@ class Traversal:
     def _work(self) -> None:
         snapshot = self._tree.snapshot
         reader = snapshot.store.reader(snapshot.crypt)
+        loaded: tuple[bytes, Buffer] | None = None  # the last chunk; sparse files repeat one chunk again and again
         while (task := self._tasks.get()) is not None:
-            data, damage = self._load(reader, task.chunk)
+            data, damage = None, None
+            if task.chunk >= 0 and self._visitor.needs_contents:
+                digest = self._index.digest(task.chunk)
+                size = self._index.end(task.chunk) - self._index.start(task.chunk)
+                try:
+                    if loaded is None or loaded[0] != digest or len(loaded[1]) != size:
+                        loaded = None  # the buffer is about to be used again
+                        loaded = digest, reader.read(digest, size, encrypted=self._encrypted)
+                    data = loaded[1]
+                except ChunkDamaged as error:
+                    damage = str(error)
             for segment in task.segments:
                 self._visitor.segment(segment, data, damage)
                 item = segment.item
@@ -357,12 +368,3 @@ class Traversal:
         with item.lock:
             item.parts -= 1
             return item.parts == 0
-
-    def _load(self, reader: ChunkReader, number: int) -> tuple[Buffer | None, str | None]:
-        if number < 0 or not self._visitor.needs_contents:
-            return None, None
-        size = self._index.end(number) - self._index.start(number)
-        try:
-            return reader.read(self._index.digest(number), size, encrypted=self._encrypted), None
-        except ChunkDamaged as error:
-            return None, str(error)

@@ -214,7 +214,7 @@ def _write_sparse(fd: int, data: memoryview, offset: int) -> None:
     """Write ``data``, leaving out blocks of zeros; the file is extended to its size afterwards."""
     lead = -offset % _BLOCK
     if lead:
-        _write_at(fd, data[:lead], offset)
+        _write_unless_zero(fd, data[:lead], offset)
         data, offset = data[lead:], offset + lead
     blocks = len(data) // _BLOCK
     words = np.frombuffer(data[: blocks * _BLOCK], np.uint8).reshape(blocks, _BLOCK)
@@ -222,9 +222,13 @@ def _write_sparse(fd: int, data: memoryview, offset: int) -> None:
     edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         _write_at(fd, data[start:end], offset + start)
-    rest = data[blocks * _BLOCK :]
-    if len(rest):
-        _write_at(fd, rest, offset + blocks * _BLOCK)
+    _write_unless_zero(fd, data[blocks * _BLOCK :], offset + blocks * _BLOCK)
+
+
+def _write_unless_zero(fd: int, data: memoryview, offset: int) -> None:
+    """Less than a block; a hole there would be lost by one written zero."""
+    if data != bytes(len(data)):
+        _write_at(fd, data, offset)
 
 
 def _link_fixed(source: bytes, source_fd: int, name: bytes, dir_fd: int) -> None:
