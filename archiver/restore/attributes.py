@@ -37,6 +37,17 @@ def may_own(stat: Stat) -> bool:
     return euid == 0 or (stat.uid == euid and stat.gid in _groups)
 
 
+def is_plain(metadata: Metadata) -> bool:
+    """Nothing but owner, mode and time: nearly every file."""
+    return not (
+        metadata.xattrs
+        or metadata.stat.flags
+        or metadata.acl is not NO_ACL
+        or metadata.fcaps is not None
+        or metadata.quota_project_id
+    )
+
+
 def prepare(fd: int, stat: Stat) -> None:
     """Attributes that must be set while a regular file is still empty; what is not supported is told by ``apply``."""
     if not stat.flags:
@@ -52,6 +63,14 @@ def prepare(fd: int, stat: Stat) -> None:
 def apply(fd: int, metadata: Metadata) -> list[str]:
     """Set everything on an open file or directory; returns what could not be set, as short reasons."""
     stat = metadata.stat
+    if is_plain(metadata):
+        try:
+            os.fchown(fd, stat.uid, stat.gid)
+            os.fchmod(fd, stat.mode & 0o7777)
+            linux.set_mtime(fd, stat.mtime_secs, stat.mtime_nanos)
+            return []
+        except OSError:
+            pass  # find out below which of them
     lost: list[str] = []
 
     def attempt(what: str, work: Callable[[], T]) -> None:
