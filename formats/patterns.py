@@ -9,7 +9,7 @@ r"""Patterns that exclude or include paths (spec pxar.md 13).
                     | "\" byte             that byte
                     | byte )
 
-None of these but "**" matches a "/". Bytes are compared, case matters. "[]" matches nothing, reversed ranges are swapped.
+None of these but "**" matches a "/". Bytes are compared, case matters. "[]" matches nothing, "z-a" is "a-z".
 
 A path is "/" and its names from the root of the archive on. A pattern matches if it matches the whole path or any tail
 of it that starts right after a "/"; so one that starts with "/" stands for the whole path alone (it is anchored). Of a
@@ -65,7 +65,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: bytes) -> Pattern:
-        """A pattern as it is stored (see ``line``). FormatError if it breaks a rule, LimitExceeded if it is too long."""
+        """A pattern as it is stored (see ``line``). FormatError if it breaks a rule, LimitExceeded if too long."""
         return cls._checked(text.removeprefix(b"!"), text.startswith(b"!"))
 
     @classmethod
