@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from formats.errors import FormatError
+from formats.pxar.accessor import Accessor
+from formats.pxar.decoder import LEAVE, Decoder
 from tests.hostile.build import HostileArchive, corpus
 from tests.hostile.limits import outcome
 from tests.hostile.streams import sample
-
-if find_spec("formats.pxar.decoder") is None or find_spec("formats.pxar.accessor") is None:
-    pytest.skip("the pxar readers are not written yet", allow_module_level=True)
-
-from formats.pxar.accessor import Accessor
-from formats.pxar.decoder import LEAVE, Decoder
 
 ARCHIVES = corpus()
 MANY = 300_000  # entries; no archive of the corpus has as many

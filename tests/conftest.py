@@ -1,0 +1,18 @@
+"""Every test runs without the user's own stores, keys and settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ARCHIVER_* variable is set, the XDG directories are empty ones of this test, the umask is the usual one."""
+    for name in [name for name in os.environ if name.startswith("ARCHIVER_")]:
+        monkeypatch.delenv(name)
+    for name in ("CACHE", "CONFIG", "DATA", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / ".xdg" / name.lower()))
+    os.umask(0o022)
