@@ -20,6 +20,7 @@ from archiver.errors import ArchiverError, NoSpace
 Buffers = Sequence[bytes | bytearray | memoryview]
 
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
+_NEARLY_FULL = 16 << 20  # bytes free
 
 
 @contextmanager
@@ -34,11 +35,21 @@ def explained(doing: str, path: str) -> Iterator[None]:
 def explain(error: OSError, doing: str, path: str) -> ArchiverError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(
-            f"no space left to {doing} {path}",
-            hint="free some space on that file system; everything stored before is unharmed",
-        )
+        return no_space(doing, path)
     return ArchiverError(f"cannot {doing} {path}: {reason}")
+
+
+def no_space(doing: str, path: str) -> NoSpace:
+    return NoSpace(
+        f"no space left to {doing} {path}",
+        hint="free some space on that file system; everything stored before is unharmed",
+    )
+
+
+def nearly_full(path: str) -> bool:
+    """True where a write error that LMDB calls an I/O error means a full disk."""
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize < _NEARLY_FULL
 
 
 class Disk:

@@ -51,8 +51,8 @@ class Pipeline:
                 self.fail(error)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def fail(self, error: BaseException) -> None:
         with self.changed:

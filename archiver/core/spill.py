@@ -9,10 +9,14 @@ import os
 import tempfile
 from typing import Any
 
+from archiver.core.disk import explained, nearly_full, no_space
+from archiver.errors import ArchiverError
+
 _IN_MEMORY = 100_000  # entries
 _BATCH = 10_000
 _NONCE = 12
-_FIRST_MAP = 1 << 40
+_LARGEST_MAP = 1 << 40  # bytes of address space
+_SMALLEST_MAP = 1 << 30
 
 
 class SpillTable:
@@ -51,21 +55,28 @@ class SpillTable:
 
 class _Sealed:
     def __init__(self, directory: str) -> None:
-        import lmdb
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        self._folder = tempfile.TemporaryDirectory(prefix="spill-", dir=directory)
+        with explained("write into", directory):
+            self._folder = tempfile.TemporaryDirectory(prefix="spill-", dir=directory)
         self._cipher = AESGCM(os.urandom(32))
         self._count = 0
-        # Gone with the process, so nothing needs to be durable.
-        self._env: Any = lmdb.open(self._folder.name, map_size=_FIRST_MAP, sync=False, lock=False, mode=0o600)
+        self._env = _open(self._folder.name)
 
     def add(self, entries: dict[bytes, bytes]) -> None:
-        with self._env.begin(write=True) as txn:
-            for key, value in sorted(entries.items()):
-                nonce = self._count.to_bytes(_NONCE, "little")
-                self._count += 1
-                txn.put(key, nonce + self._cipher.encrypt(nonce, value, key))
+        """Raises ArchiverError (NoSpace on a full disk)."""
+        import lmdb
+
+        try:
+            with self._env.begin(write=True) as txn:
+                for key, value in sorted(entries.items()):
+                    nonce = self._count.to_bytes(_NONCE, "little")
+                    self._count += 1
+                    txn.put(key, nonce + self._cipher.encrypt(nonce, value, key))
+        except lmdb.Error as error:
+            if nearly_full(self._folder.name):
+                raise no_space("write into", self._folder.name) from error
+            raise ArchiverError(f"cannot write into {self._folder.name}: {error}") from error
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as txn:
@@ -75,3 +86,17 @@ class _Sealed:
     def close(self) -> None:
         self._env.close()
         self._folder.cleanup()
+
+
+def _open(directory: str) -> Any:
+    import lmdb
+
+    size = _LARGEST_MAP
+    while True:
+        try:
+            # Gone with the process, so nothing needs to be durable.
+            return lmdb.open(directory, map_size=size, sync=False, lock=False, mode=0o600)
+        except lmdb.MemoryError:  # the process may not have so much address space
+            if size <= _SMALLEST_MAP:
+                raise
+            size //= 2

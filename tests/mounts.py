@@ -1,0 +1,65 @@
+"""File systems for a test: a small one in a loop-mounted image, and a read-only view of a directory. Need root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def _mount(*arguments: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
+
+
+def _unmount(place: Path) -> None:
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@contextmanager
+def small_file_system(directory: Path, size: int) -> Iterator[Path]:
+    """An ext4 of ``size`` bytes (no blocks reserved for root), mounted below ``directory``."""
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("mkfs.ext4 is not installed")
+    image, place = directory / "small.image", directory / "small"
+    with open(image, "wb") as file:
+        file.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode", str(image)], check=True)
+    place.mkdir()
+    _mount("-o", "loop", str(image), str(place))
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+@contextmanager
+def read_only_view(directory: Path, place: Path) -> Iterator[Path]:
+    """``directory`` seen read-only at ``place``, which is made."""
+    place.mkdir()
+    _mount("-o", "bind,ro", str(directory), str(place))
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+def fill(place: Path, leave: int = 0) -> None:
+    """Use up the space of the file system at ``place`` but for about ``leave`` bytes."""
+    space = os.statvfs(place)
+    with open(place / "filler", "wb", buffering=0) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(space.f_bavail * space.f_frsize - leave, 1))
+            while not leave:
+                file.seek(0, os.SEEK_END)
+                file.write(bytes(4096))
+        except OSError:
+            pass
