@@ -2,6 +2,7 @@
 
     id, name of a namespace     [A-Za-z0-9_][A-Za-z0-9._-]*      (a namespace component: at most 32 characters)
     snapshot time               YYYY-MM-DDTHH:MM:SSZ, UTC, 20 characters, not before 1970-01-01T00:00:01Z
+    owner of a group            USER@REALM or USER@REALM!TOKEN, 3 to 64 characters
     archive file                the same characters as an id, then .didx (dynamic index), .fidx (fixed index) or .blob
 
 A user may leave the last extension away: it follows from the one before (x.pxar is the file x.pxar.didx).
@@ -22,10 +23,12 @@ BACKUP_ID_RE = re.compile(r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 MAX_NAME = 255
 MAX_NAMESPACE_COMPONENT = 32
 MAX_NAMESPACE_DEPTH = 7  # so a namespace has at most 230 characters; the format's own limit of 256 never binds
+MAX_OWNER = 64
 MAX_TIME = 253402300799  # 9999-12-31T23:59:59Z
 
 FileKind = Literal["dynamic", "fixed", "blob"]
 
+_OWNER_RE = re.compile(r"\A[^\s/:]+@[A-Za-z0-9_][A-Za-z0-9._-]*(![A-Za-z0-9_][A-Za-z0-9._-]*)?\Z")
 _TIME_RE = re.compile(r"\A([0-9]{4})-([0-9]{2})-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})Z\Z")
 _KINDS: dict[str, FileKind] = {"didx": "dynamic", "fidx": "fixed", "blob": "blob"}
 _EXTENSIONS = {
@@ -67,6 +70,12 @@ def check_namespace(text: str) -> None:
         raise FormatError("namespace depth", expected=f"at most {MAX_NAMESPACE_DEPTH}", got=_shown(text))
     for component in components:
         _check_name("namespace", component, MAX_NAMESPACE_COMPONENT)
+
+
+def check_owner(text: str) -> None:
+    """Raises FormatError unless it can be the owner of a group: ``user@realm``, ``user@realm!token``."""
+    if not 3 <= len(text) <= MAX_OWNER or not _OWNER_RE.match(text) or not text.isprintable():
+        raise FormatError("owner", expected="USER@REALM or USER@REALM!TOKEN", got=_shown(text))
 
 
 def check_file_name(name: str) -> None:

@@ -32,7 +32,7 @@ from formats.chunker import Chunker, PayloadChunker
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.manifest import FileInfo, Manifest
-from formats.naming import check_backup_id, check_namespace
+from formats.naming import check_backup_id, check_namespace, check_owner
 
 Mode = Literal["data", "legacy"]
 CryptMode = Literal["none", "encrypt", "sign-only"]
@@ -115,8 +115,12 @@ def check_options(options: BackupOptions) -> None:
     try:
         check_backup_id(options.group.id)
         check_namespace(options.group.namespace)
+        check_owner(options.owner)
+        (options.note or "").encode()
     except FormatError as error:
         raise UsageError(f"the snapshot cannot be named so: {error}") from error
+    except UnicodeEncodeError as error:
+        raise UsageError("the note is not UTF-8 text") from error
     if (options.crypt_mode == "none") != (options.crypt is None):
         raise UsageError(f"crypt mode {options.crypt_mode} {'with' if options.crypt else 'without'} a key")
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from hashlib import sha256
-from typing import Any
+from typing import Any, BinaryIO
 
 from archiver.core.disk import explain
-from archiver.errors import Damaged, UsageError
+from archiver.errors import Damaged, KeyProblem, UsageError
 from archiver.store.indexes import load_index
 from formats import blob
 from formats.catalog import MAGIC as CATALOG_MAGIC
 from formats.catalog import CatalogReader
 from formats.crypt import CryptConfig, format_fingerprint
-from formats.errors import FormatError
+from formats.errors import FormatError, KeyMissing, WrongKey
 from formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, DynamicIndex
 from formats.keyfile import KeyFile
 from formats.manifest import Manifest
@@ -32,7 +33,7 @@ _ARCHIVE_STARTS = {
 def inspect_file(path: str, payload: str | None, crypt: CryptConfig | None) -> dict[str, Any]:
     """Fields of the file at ``path``; ``payload`` belongs to an ``.mpxar``. Raises Damaged, UsageError."""
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             start = file.read(16)
         if start[:8] in (DYNAMIC_MAGIC, FIXED_MAGIC):
             return _index(path)
@@ -49,12 +50,21 @@ def inspect_file(path: str, payload: str | None, crypt: CryptConfig | None) -> d
         raise explain(error, "read", path) from error
 
 
+def _open(path: str) -> BinaryIO:
+    """A regular file: anything else may block, or never end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is not a regular file")
+    return os.fdopen(fd, "rb")
+
+
 def _read(path: str) -> bytes:
-    size = os.path.getsize(path)
-    if size > _LARGEST:
-        raise UsageError(f"{path} is too large for a file of its kind: {size} bytes")
-    with open(path, "rb") as file:
-        return file.read()
+    with _open(path) as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise UsageError(f"{path} is too large for a file of its kind")
+    return data
 
 
 def _index(path: str) -> dict[str, Any]:
@@ -133,7 +143,7 @@ class _File:
     """A file as input of the decoder."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")
+        self._file = _open(path)
         self._offset = 0
 
     def read(self, length: int) -> bytes:
@@ -173,6 +183,8 @@ def decode_blob(path: str, crypt: CryptConfig | None, target: str) -> None:
             return
         with open(target, "xb") as file:
             file.write(plain)
+    except (KeyMissing, WrongKey) as error:
+        raise KeyProblem(f"{path} cannot be decoded: {error}", hint="give its key with --keyfile") from error
     except FormatError as error:
         raise Damaged(f"{path} cannot be decoded: {error}") from error
     except FileExistsError as error:

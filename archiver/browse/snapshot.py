@@ -23,6 +23,7 @@ from formats.pxar.decoder import Decoder
 from formats.wire import Buffer
 
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
+_WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +38,35 @@ class ArchiveFiles:
 class Snapshot:
     """Raises on opening: NotFound, Damaged, KeyProblem (wrong key, or a signature that does not verify)."""
 
-    def __init__(self, store: Store, ref: SnapshotRef, crypt: CryptConfig | None = None) -> None:
+    def __init__(
+        self, store: Store, ref: SnapshotRef, crypt: CryptConfig | None = None, *, manifest: Manifest | None = None
+    ) -> None:
+        """``manifest``: the snapshot's own, read already."""
         self.store = store
         self.ref = ref
-        self.crypt = crypt
-        self.manifest: Manifest = store.manifest(ref)
-        self._check_key()
+        self.manifest: Manifest = store.manifest(ref) if manifest is None else manifest
+        self.crypt: CryptConfig | None = None
+        if crypt is not None:
+            self.unlock(crypt)
 
-    def _check_key(self) -> None:
+    @property
+    def protected(self) -> bool:
+        """Whether it was encrypted or signed."""
+        return self.manifest.fingerprint is not None or any(file.crypt_mode != "none" for file in self.manifest.files)
+
+    def unlock(self, crypt: CryptConfig) -> None:
+        """Take the key, which must be the one that the snapshot was made with. Raises KeyProblem, Damaged."""
         fingerprint = self.manifest.fingerprint
-        if self.crypt is None:
-            return
-        if fingerprint is not None and fingerprint != self.crypt.fingerprint:
+        self.crypt = crypt
+        if fingerprint is not None and fingerprint != crypt.fingerprint:
             raise KeyProblem(
                 f"{self.ref} was made with the key {short_fingerprint(fingerprint)},"
-                f" the key given is {short_fingerprint(self.crypt.fingerprint)}"
+                f" the key given is {short_fingerprint(crypt.fingerprint)}"
             )
-        protected = any(file.crypt_mode != "none" for file in self.manifest.files)
-        if not protected and fingerprint is None:
+        if not self.protected:
             return
         try:
-            signed = self.manifest.check_signature(self.crypt)
+            signed = self.manifest.check_signature(crypt)
         except WrongKey as error:
             raise KeyProblem(f"{self.ref} was made with another key: {error}") from error
         except FormatError as error:
@@ -124,7 +133,7 @@ class Snapshot:
 
     def require_key(self, file: FileInfo) -> None:
         """Raises KeyProblem when ``file`` is encrypted and no key was given."""
-        if file.crypt_mode == "encrypt" and self.crypt is None:
+        if file.crypt_mode == "encrypt" and self.crypt is None and file.filename != _WRAPPED_KEY:
             fingerprint = self.manifest.fingerprint
             which = f" {short_fingerprint(fingerprint)}" if fingerprint is not None else ""
             raise KeyProblem(f"{self.ref} is encrypted", hint=f"give its key{which} with --keyfile")
@@ -151,8 +160,7 @@ class Snapshot:
 
     def blob(self, file: FileInfo) -> bytes:
         """Contents of a ``.blob`` file, checked against the manifest and by its own checksums."""
-        if file.filename != "rsa-encrypted.key.blob":  # carries the snapshot's mode but is never encrypted
-            self.require_key(file)
+        self.require_key(file)
         data = self.stored_blob(file)
         try:
             return bytes(blob.decode(data, self.crypt))

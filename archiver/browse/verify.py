@@ -17,7 +17,7 @@ from archiver.errors import ArchiverError, KeyProblem
 from archiver.store.chunks import ChunkDamaged
 from archiver.store.database.database import unique_digests
 from archiver.store.indexes import Index, is_index
-from archiver.store.layout import SnapshotRef
+from archiver.store.layout import MANIFEST, SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from formats.manifest import FileInfo
@@ -79,16 +79,21 @@ class _Verification:
         for ref in refs:
             self._result.snapshots += 1
             try:
-                snapshot = Snapshot(self._store, ref, self._crypt)
-            except KeyProblem as error:
-                self._listener(Notice(f"{error}; its chunks are checked without a key", "warning"))
-                snapshot = Snapshot(self._store, ref, None)
+                snapshot = self._open(ref)
             except ArchiverError as error:
-                self._fail(ref, "index.json.blob", str(error))
+                self._fail(ref, MANIFEST, str(error))
                 continue
             self._snapshot(snapshot)
         self._record()
         return self._result
+
+    def _open(self, ref: SnapshotRef) -> Snapshot:
+        manifest = self._store.manifest(ref, from_file=True)
+        try:
+            return Snapshot(self._store, ref, self._crypt, manifest=manifest)
+        except KeyProblem as error:
+            self._listener(Notice(f"{error}; its chunks are checked without a key", "warning"))
+            return Snapshot(self._store, ref, manifest=manifest)
 
     def _fail(self, ref: SnapshotRef, archive: str, reason: str) -> None:
         self._result.errors.append(VerifyError(str(ref), archive, "", reason, []))
@@ -161,21 +166,16 @@ class _Verification:
     # -- damage ------------------------------------------------------------------------------------------------------
 
     def _report(self, snapshot: Snapshot, opened: dict[str, Index], encrypted: dict[str, bool]) -> None:
-        for archive in snapshot.archives():
-            bad = {
-                file.filename: self._bad_positions(opened.get(file.filename), file, encrypted) for file in archive.files
-            }
-            for file in archive.files:
-                for position, digest, reason in bad[file.filename]:
-                    files = self._files(snapshot, archive, file, opened[file.filename], position)
-                    self._result.errors.append(
-                        VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, files)
-                    )
-        listed = {file.filename for archive in snapshot.archives() for file in archive.files}
+        try:
+            archive_of = {file.filename: archive for archive in snapshot.archives() for file in archive.files}
+        except ArchiverError as error:
+            self._fail(snapshot.ref, MANIFEST, str(error))
+            archive_of = {}
         for file in snapshot.manifest.files:
-            if file.filename not in listed and file.filename in opened:
-                for _, digest, reason in self._bad_positions(opened[file.filename], file, encrypted):
-                    self._result.errors.append(VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, []))
+            archive = archive_of.get(file.filename)  # none for a catalog
+            for position, digest, reason in self._bad_positions(opened.get(file.filename), file, encrypted):
+                files = [] if archive is None else self._files(snapshot, archive, file, opened[file.filename], position)
+                self._result.errors.append(VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, files))
 
     def _bad_positions(
         self, index: Index | None, file: FileInfo, encrypted: dict[str, bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -91,27 +92,27 @@ def backup(
         raise UsageError(f"--exclude: {error}") from error
     sources = parse_specifications(specs)
     crypt = _key(context, crypt_mode)
+    options = BackupOptions(
+        group=GroupRef(context.namespace, backup_type, default_backup_id() if backup_id is None else backup_id),
+        mode=mode,
+        time=_time(backup_time),
+        crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
+        crypt=crypt,
+        chunk_size=int(chunk_size) << 10,
+        walk=WalkOptions(
+            excludes=patterns,
+            all_file_systems=all_file_systems,
+            include_dev=frozenset(_device(path) for path in include_dev),
+            skip_lost_and_found=skip_lost_and_found,
+            skip_e2big_xattr=skip_e2big_xattr,
+            exclude_caches=exclude_caches,
+        ),
+        owner=owner,
+        note=note,
+    )
+    check_options(options)
     with _open_store(context, output) as store:
-        options = BackupOptions(
-            group=GroupRef(context.namespace, backup_type, backup_id or default_backup_id()),
-            mode=mode,
-            time=_time(backup_time),
-            crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
-            crypt=crypt,
-            chunk_size=int(chunk_size) << 10,
-            walk=WalkOptions(
-                excludes=patterns,
-                all_file_systems=all_file_systems,
-                include_dev=frozenset(_device(path) for path in include_dev),
-                skip_lost_and_found=skip_lost_and_found,
-                skip_e2big_xattr=skip_e2big_xattr,
-                exclude_caches=exclude_caches,
-                never_enter=store.own_directories(),
-            ),
-            owner=owner,
-            note=note,
-        )
-        check_options(options)
+        options = replace(options, walk=replace(options.walk, never_enter=store.own_directories()))
         output.message(f"encryption: {_crypt_text(options)}")
         result = run(store, sources, options, output.hear)
     _print(output, result)
@@ -125,7 +126,7 @@ def _open_store(context: Context, output: Output) -> Store:
     try:
         return context.open_store(output)
     except (NotFound, TargetAbsent):
-        if not context.uses_default_store():
+        if context.read_only or not context.uses_default_store():
             raise
     Store.create(context.store_path())
     output.message(f"made a store in {context.store_path()}")
@@ -152,15 +153,14 @@ def _crypt_text(options: BackupOptions) -> str:
 
 
 def _time(text: str | None) -> int | None:
-    from formats.errors import FormatError
     from formats.naming import check_backup_time, parse_time
 
     if text is None:
         return None
     try:
-        when = int(text) if text.isdigit() else parse_time(text)
+        when = int(text) if text.isdecimal() else parse_time(text)
         check_backup_time(when)
-    except FormatError as error:
+    except ValueError as error:  # a FormatError, or thousands of digits
         raise UsageError(f"--time {text!r} is no time", hint="write 2026-11-21T20:00:00Z or Unix seconds") from error
     return when
 
@@ -176,15 +176,13 @@ def _print(output: Output, result: BackupResult) -> None:
     if output.as_json:
         output.document(result.as_json())
         return
-    if output.quiet:
-        return
     for archive in result.archives:
         counters = archive.counters
-        output.line(
+        output.summary(
             f"{archive.name}: {size_text(counters.size)} in {counters.chunks} chunks,"
             f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, {size_text(counters.stored_bytes)} on disk)"
         )
     files = result.files
     bad = f", {files.read_errors} unreadable, {files.torn} torn" if result.errors else ""
-    output.line(f"{files.total} files{bad}, {result.duration:.1f} s")
-    output.line(f"snapshot {result.snapshot}")
+    output.summary(f"{files.total} files{bad}, {result.duration:.1f} s")
+    output.summary(f"snapshot {result.snapshot}")

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from archiver.cli.output import Output
+from archiver.errors import UsageError
 
 if TYPE_CHECKING:
+    from archiver.browse.snapshot import Snapshot
     from archiver.store.store import Store
     from formats.crypt import CryptConfig
 
@@ -49,7 +51,16 @@ class Context:
 
     @property
     def namespace(self) -> str:
-        return (self.ns or "").strip("/")
+        """``--ns``; the empty string for the root."""
+        from formats.errors import FormatError
+        from formats.naming import check_namespace
+
+        namespace = (self.ns or "").strip("/")
+        try:
+            check_namespace(namespace)
+        except FormatError as error:
+            raise UsageError(f"--ns {namespace!r} is no namespace: {error}", hint="write for example a/b") from error
+        return namespace
 
     def store_path(self) -> str:
         """``--store``, ``ARCHIVER_STORE``, or the default place."""
@@ -64,12 +75,21 @@ class Context:
 
         return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
 
-    def key(self, *, wanted: bool = True) -> CryptConfig | None:
-        """The key that was chosen, or the user's own one; None when there is none or it is not ``wanted``."""
+    def open_snapshot(self, store: Store, text: str) -> Snapshot:
+        """The snapshot a user names. A key that was not asked for is not needed where nothing is protected."""
+        from archiver.browse.snapshot import Snapshot
+
+        snapshot = Snapshot(store, store.find(text, self.namespace))
+        if self.keyfile is not None or snapshot.protected:
+            crypt = self.key()
+            if crypt is not None:
+                snapshot.unlock(crypt)
+        return snapshot
+
+    def key(self) -> CryptConfig | None:
+        """The key that was chosen, or the user's own one; None when there is none."""
         from archiver.keys.ring import default_keyfile, load_key
 
-        if not wanted:
-            return None
         path = self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or default_keyfile(os.environ)
         return load_key(path, os.environ, _prompt) if path else None
 
@@ -99,7 +119,9 @@ def global_options(function: F) -> F:
         ctx.obj = context
         for name in _NAMES:
             value = arguments.pop(name)
-            if value:
+            if value == "" and name in ("store", "keyfile"):  # most likely a variable of a script that is not set
+                raise UsageError(f"--{name} is empty")
+            if value is not None and value is not False:
                 setattr(context, name, value)
         if "context" in function.__annotations__:
             arguments["context"] = context

@@ -42,8 +42,8 @@ def check(ctx: click.Context, context: Context) -> None:
         output.document({"schema": 1, "items": found})
     for text in found:
         output.line(text)
-    if not found and not output.quiet:
-        output.line("no contradictions")
+    if not found:
+        output.summary("no contradictions")
     ctx.exit(_EXIT_DAMAGED if found else EXIT_OK)
 
 
@@ -57,8 +57,7 @@ def rebuild(context: Context) -> None:
         numbers = _database(store).statistics()
     if output.as_json:
         output.document({"schema": 1, **numbers})
-    elif not output.quiet:
-        output.line(f"rebuilt: {numbers['snap']} snapshots, {numbers['chunk']} chunks")
+    output.summary(f"rebuilt: {numbers['snap']} snapshots, {numbers['chunk']} chunks")
 
 
 @db.command()

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.errors import UsageError
 
 
 @click.group()
@@ -26,6 +27,8 @@ def inspect(context: Context, file: str, payload: str | None, decode: str | None
 
     output = context.output
     if decode is not None:
+        if output.as_json:
+            raise UsageError("--decode writes contents, it has no JSON form")
         decode_blob(file, context.key(), decode)
         return
     found = inspect_file(file, payload, context.key())

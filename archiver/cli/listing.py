@@ -152,7 +152,7 @@ def files(context: Context, snapshot: str) -> None:
         for extra in (layout.MANIFEST, layout.CLIENT_LOG):
             path = os.path.join(store.layout.snapshot(ref), extra)
             if extra not in listed and os.path.lexists(path):
-                items.append({"filename": extra, "crypt_mode": "", "size": os.path.getsize(path), "csum": ""})
+                items.append({"filename": extra, "crypt_mode": "", "size": os.lstat(path).st_size, "csum": ""})
     if output.as_json:
         output.document({"schema": 1, "snapshot": str(ref), "items": items})
         return

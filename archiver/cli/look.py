@@ -31,12 +31,11 @@ def ls(
 ) -> None:
     """List a directory of a SNAPSHOT without restoring it."""
     from archiver.browse.files import listing
-    from archiver.browse.snapshot import Snapshot
 
     output = context.output
     items = []
     with context.open_store(output) as store:
-        opened = Snapshot(store, store.find(snapshot, context.namespace), context.key())
+        opened = context.open_snapshot(store, snapshot)
         if archive_name is None and path == "/" and len(opened.restorable()) != 1:
             for archive in opened.archives():
                 if output.as_json:
@@ -91,12 +90,11 @@ def _as_json(found: Found) -> dict[str, Any]:
 def cat(context: Context, snapshot: str, path: str, archive_name: str | None) -> None:
     """Write the contents of one file of a SNAPSHOT to stdout."""
     from archiver.browse.files import contents
-    from archiver.browse.snapshot import Snapshot
 
     if context.as_json:
         raise UsageError("cat writes a file's contents, it has no JSON form")
     with context.open_store(context.output) as store:
-        opened = Snapshot(store, store.find(snapshot, context.namespace), context.key())
+        opened = context.open_snapshot(store, snapshot)
         try:
             tree = opened.tree(opened.archive(archive_name))
         except UsageError:

@@ -9,13 +9,15 @@ import os
 import signal
 import sys
 import traceback
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from archiver import __version__
 from archiver.cli.context import global_options
-from archiver.errors import ArchiverError, Interrupted
+from archiver.cli.output import printable
+from archiver.errors import EXIT_OK, ArchiverError, Interrupted, NoSpace, UsageError
 
 # command -> (module in archiver.cli, function); modules are imported when a command is asked for
 COMMANDS = {
@@ -33,7 +35,6 @@ COMMANDS = {
     "debug": ("debug", "debug"),
 }
 _EXIT_BUG = 70
-_EXIT_USAGE = 2
 
 
 class Commands(click.Group):
@@ -62,52 +63,89 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit the process (DESIGN.md 5 has the exit codes)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(arguments, "--json" in arguments))
+    _open_streams()
+    code = run(arguments, "--json" in arguments)
+    _close_streams()
+    sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Streams that were closed by our caller lead nowhere: a file that is opened later must not take their place. A
+    name that the terminal's encoding lacks is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif isinstance(stream, TextIOWrapper) and mode == "w":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_streams() -> None:
+    """What nobody reads any more, as with `| head`, must not fail once more when the interpreter ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run(arguments: list[str], as_json: bool) -> int:
     try:
-        code = cli.main(arguments, prog_name="archiver", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        with cli.make_context("archiver", list(arguments)) as ctx:
+            cli.invoke(ctx)
+        return EXIT_OK
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        if as_json:
-            return _tell({"code": "usage", "message": error.format_message(), "hint": None}, _EXIT_USAGE)
-        error.show()
-        return _EXIT_USAGE
+        return _misused(error, as_json)
     except ArchiverError as error:
         return _told(error, as_json)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, EOFError, click.Abort):
         return _told(Interrupted("interrupted"), as_json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read our output has gone, as with `| head`
-        return 0
+        return EXIT_OK
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _told(ArchiverError(f"no space left: {error}"), as_json)
-        return _told(ArchiverError(str(error)), as_json)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _told(NoSpace(str(error)) if full else ArchiverError(str(error)), as_json)
     except Exception as error:  # a bug of ours
         if as_json:
             return _tell({"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}, _EXIT_BUG)
-        traceback.print_exc()
-        click.echo("archiver: this is a bug of archiver's, please report it with the lines above", err=True)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            _say(printable(line))
+        _say("archiver: this is a bug of archiver's, please report it with the lines above")
         return _EXIT_BUG
+
+
+def _misused(error: click.ClickException, as_json: bool) -> int:
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"see: {ctx.command_path} --help" if ctx is not None else None
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        if not as_json:
+            error.show()
+            return UsageError.exit_code
+        return _told(UsageError("a command is missing", hint=hint), as_json)
+    return _told(UsageError(error.format_message(), hint=hint), as_json)
 
 
 def _told(error: ArchiverError, as_json: bool) -> int:
     if as_json:
         return _tell({"code": error.code, "message": str(error), "hint": error.hint}, error.exit_code)
-    click.echo(f"archiver: {error}", err=True)
+    _say(f"archiver: {printable(str(error))}")
     if error.hint:
-        click.echo(f"  ({error.hint})", err=True)
+        _say(f"  ({printable(error.hint)})")
     return error.exit_code
 
 
 def _tell(error: dict[str, Any], code: int) -> int:
-    click.echo(json.dumps({"schema": 1, "error": error}))
+    _say(json.dumps({"schema": 1, "error": error}), on_stderr=False)
     return code
+
+
+def _say(text: str, *, on_stderr: bool = True) -> None:
+    try:
+        click.echo(text, err=on_stderr)
+    except OSError:
+        pass  # nobody listens; the exit code still tells
 
 
 def _terminate(number: int, frame: object) -> None:

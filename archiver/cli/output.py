@@ -17,25 +17,36 @@ _BAR_EVERY = 0.2  # seconds, on a terminal
 _LINE_EVERY = 60.0  # seconds, otherwise
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _PROBLEMS_SHOWN = 50
+_DETAILS = {"skipped", "vanished", "pattern"}  # problems of files that only -v shows
+_NO_ERRORS = _DETAILS | {"mount"}
 
 
 def size_text(size: int) -> str:
     """Binary units, three decimals at most, trailing zeros dropped, as PBS prints sizes."""
-    unit = max(0, (size.bit_length() - 1) // 10) if size > 0 else 0
+    unit = min((size.bit_length() - 1) // 10, len(_UNITS) - 1) if size > 0 else 0
     if unit == 0:
         return f"{size} B"
     text = f"{size / (1 << (10 * unit)):.3f}".rstrip("0").rstrip(".")
     return f"{text} {_UNITS[unit]}"
 
 
-def printable(path: bytes) -> str:
-    """A stored name for a terminal: control characters and bytes that are not UTF-8 are escaped."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def printable(text: str | bytes) -> str:
+    """For a terminal: control characters and bytes that are not UTF-8 are escaped."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable():
+        return char
+    if "\udc80" <= char <= "\udcff":  # a byte that could not be decoded
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 class Output:
-    """One per command."""
+    """One per command. Whatever is printed is made ``printable`` here: names in a store or an archive are anybody's."""
 
     def __init__(self, *, as_json: bool, quiet: bool, verbose: bool) -> None:
         self.as_json = as_json
@@ -56,7 +67,12 @@ class Output:
         """A line of the result; nothing with --json."""
         if not self.as_json:
             self.clear()
-            click.echo(text)
+            click.echo(printable(text))
+
+    def summary(self, text: str) -> None:
+        """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
+        if not self.quiet:
+            self.line(text)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns side by side; a header that starts with ``>`` aligns its column to the right."""
@@ -73,9 +89,13 @@ class Output:
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def message(self, text: str) -> None:
+        """Nothing with --quiet."""
         if not self.quiet:
-            self.clear()
-            click.echo(text, err=True)
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        self.clear()
+        click.echo(printable(text), err=True)
 
     def hear(self, event: Event) -> None:
         """The listener of the engine."""
@@ -88,13 +108,13 @@ class Output:
             self._progress(event.task, event.files, event.bytes, event.total_bytes)
 
     def _problem(self, problem: FileProblem) -> None:
-        if problem.kind in ("skipped", "vanished", "pattern") and not self.verbose:
+        if (problem.kind in _NO_ERRORS and self.quiet) or (problem.kind in _DETAILS and not self.verbose):
             return
         self._shown += 1
         if self._shown == _PROBLEMS_SHOWN + 1 and not self.verbose:
-            self.message("... and more; -v shows all of them")
+            self._tell("... and more; -v shows all of them")
         if self._shown <= _PROBLEMS_SHOWN or self.verbose:
-            self.message(f"{problem.kind}: {printable(problem.path)}: {problem.reason}")
+            self._tell(f"{problem.kind}: {printable(problem.path)}: {problem.reason}")
 
     def _progress(self, task: str, files: int, done: int, total: int | None) -> None:
         if self.quiet:

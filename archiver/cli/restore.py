@@ -27,24 +27,22 @@ def restore(
     SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
     of several each at TARGET/NAME.
     """
-    from archiver.browse.snapshot import Snapshot
     from archiver.restore.run import restore as run
 
     output = context.output
     with context.open_store(output) as store:
-        opened = Snapshot(store, store.find(snapshot, context.namespace), context.key())
+        opened = context.open_snapshot(store, snapshot)
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
         result = run(opened, archives, target, verify=verify, listener=output.hear)
     if output.as_json:
         output.document(result.as_json())
-    elif not output.quiet:
-        checked = ", verified" if verify else ""
-        output.line(
-            f"restored {result.entries} entries, {size_text(result.bytes)}, from {result.snapshot}"
-            f" to {target} in {result.duration:.1f} s{checked}"
-        )
-        for kind, count in sorted(result.kinds.items()):
-            output.line(f"  {kind}: {count}")
+    checked = ", verified" if verify else ""
+    output.summary(
+        f"restored {result.entries} entries, {size_text(result.bytes)}, from {result.snapshot}"
+        f" to {target} in {result.duration:.1f} s{checked}"
+    )
+    for kind, count in sorted(result.kinds.items()):
+        output.summary(f"  {kind}: {count}")
     if result.kinds.get("damaged"):
         ctx.exit(_EXIT_DAMAGED)
     if result.kinds.get("different"):

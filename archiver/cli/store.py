@@ -24,7 +24,7 @@ def init(context: Context, directory: str | None, name: str | None, complete_sha
     identity = Store.create(path, name=name, complete_shards=complete_shards)
     if output.as_json:
         output.document({"schema": 1, "store": path, "uuid": str(identity.uuid), "name": identity.name})
-    output.line(f"made the store {identity.name} in {path}")
+    output.summary(f"made the store {identity.name} in {path}")
 
 
 @click.command()

@@ -47,11 +47,10 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
                 output.line(f"    {name}")
             if len(error.files) > _FILES_SHOWN:
                 output.line(f"    ... and {len(error.files) - _FILES_SHOWN} more")
-        if not output.quiet:
-            output.line(
-                f"{result.snapshots} snapshots, {result.chunks} chunks, {size_text(result.bytes)}:"
-                f" {len(result.errors)} errors"
-            )
-            if result.unchecked:
-                output.line(f"  {result.unchecked} encrypted chunks were checked without their key")
+        output.summary(
+            f"{result.snapshots} snapshots, {result.chunks} chunks, {size_text(result.bytes)}:"
+            f" {len(result.errors)} errors"
+        )
+        if result.unchecked:
+            output.summary(f"  {result.unchecked} encrypted chunks were checked without their key")
     ctx.exit(_EXIT_DAMAGED if result.errors else EXIT_OK)

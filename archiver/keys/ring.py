@@ -6,8 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping
 
-from archiver.core.disk import explain
-from archiver.errors import KeyProblem, NotFound
+from archiver.errors import KeyProblem
 from formats.crypt import CryptConfig
 from formats.errors import FormatError, KeyMissing, WrongKey
 from formats.keyfile import KeyFile
@@ -29,15 +28,14 @@ def default_keyfile(environment: Mapping[str, str]) -> str | None:
 def load_key(path: str, environment: Mapping[str, str], prompt: Prompt) -> CryptConfig:
     """Unlock the key file at ``path``. ``prompt(question)`` asks a person, None when there is nobody.
 
-    Raises NotFound, KeyProblem.
+    Raises KeyProblem.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST_KEY_FILE + 1)
-    except FileNotFoundError as error:
-        raise NotFound(f"there is no key file {path}") from error
     except OSError as error:
-        raise explain(error, "read", path) from error
+        reason = (error.strerror or str(error)).lower()
+        raise KeyProblem(f"the key file {path} cannot be read: {reason}") from error
     try:
         key = KeyFile.decode(data)
         passphrase = None

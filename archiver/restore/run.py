@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
-from archiver.core.disk import explain, explained
+from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener
 from archiver.core.linux import syncfs
 from archiver.errors import UsageError
@@ -60,8 +60,9 @@ def restore(
 ) -> RestoreResult:
     """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``.
 
-    Raises UsageError when the target is in use, ArchiverError when the restore cannot go on. What concerns single
-    files is told as events and in the result.
+    Raises UsageError when the target is in use and KeyProblem without the key that is needed, both before anything is
+    written; ArchiverError when the restore cannot go on. What concerns single files is told as events and in the
+    result.
     """
     clock = snapshot.store.clock
     began = clock.steady()
@@ -75,12 +76,16 @@ def restore(
                 result.problems.append(event)
         listener(event)
 
-    for archive in archives:
+    places = [_place(archive, target, several=len(archives) > 1) for archive in archives]
+    for archive, place in zip(archives, places, strict=True):
+        for file in archive.files:
+            snapshot.require_key(file)
+        _check_place(archive, place, snapshot)
+    for archive, place in zip(archives, places, strict=True):
         if archive.kind == "tree":
-            place = target if len(archives) == 1 else os.path.join(target, archive.name)
             _restore_tree(snapshot, archive, place, verify, hear, result)
         else:
-            _restore_file(snapshot, archive, target, len(archives) > 1, verify, result)
+            _restore_file(snapshot, archive, place, verify, result)
     result.verified = verify
     result.duration = clock.steady() - began
     return result
@@ -90,7 +95,8 @@ def _restore_tree(
     snapshot: Snapshot, archive: ArchiveFiles, target: str, verify: bool, hear: Listener, result: RestoreResult
 ) -> None:
     tree = snapshot.tree(archive)
-    _make_target(target, snapshot)
+    with explained("make", target):
+        os.makedirs(target, 0o700, exist_ok=True)
     digests = SegmentDigests(snapshot.store.random) if verify else None
     try:
         writer = Writer(target, digests, hear)
@@ -117,34 +123,36 @@ def _write_back(target: str) -> None:
         os.close(fd)
 
 
-def _make_target(target: str, snapshot: Snapshot) -> None:
-    base = os.path.realpath(snapshot.store.layout.base)
-    place = os.path.realpath(target)
-    if place == base or place.startswith(base + "/"):
-        raise UsageError(f"{target} lies in the store itself", hint="restore to a place outside of it")
-    try:
-        if os.path.lexists(target):
-            if not os.path.isdir(target):
-                raise UsageError(f"{target} is not a directory")
-            if os.listdir(target):
-                raise UsageError(f"{target} is not empty", hint="restore into a new or empty directory")
-        else:
-            os.makedirs(target, 0o700)
-    except OSError as error:
-        raise explain(error, "make", target) from error
+def _place(archive: ArchiveFiles, target: str, *, several: bool) -> str:
+    """Where an archive goes. For an image or blob the target names the new file, or the directory that gets it."""
+    if several or (archive.kind != "tree" and os.path.isdir(target)):
+        return os.path.join(target, archive.name)
+    return target
 
 
-def _restore_file(
-    snapshot: Snapshot, archive: ArchiveFiles, target: str, several: bool, verify: bool, result: RestoreResult
-) -> None:
-    """An image or blob: the target names the new file, or the directory that gets it."""
-    path = target
-    if several or os.path.isdir(target):
-        with explained("make", target):
-            os.makedirs(target, exist_ok=True)
-        path = os.path.join(target, archive.name)
-    if os.path.lexists(path):
-        raise UsageError(f"{path} exists already", hint="name a file that does not exist")
+def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot) -> None:
+    """Raises UsageError unless ``place`` is free: for a tree an empty directory will do."""
+    if not place:
+        raise UsageError("the target has no name")
+    base, real = os.path.realpath(snapshot.store.layout.base), os.path.realpath(place)
+    if real == base or real.startswith(base + "/"):
+        raise UsageError(f"{place} lies in the store itself", hint="restore to a place outside of it")
+    with explained("look into", place):
+        if not os.path.lexists(place):
+            return
+        if archive.kind != "tree":
+            raise UsageError(f"{place} exists already", hint="name a file that does not exist")
+        if not os.path.isdir(place):
+            raise UsageError(f"{place} is not a directory")
+        if os.listdir(place):
+            raise UsageError(f"{place} is not empty", hint="restore into a new or empty directory")
+
+
+def _restore_file(snapshot: Snapshot, archive: ArchiveFiles, path: str, verify: bool, result: RestoreResult) -> None:
+    parent = os.path.dirname(path)
+    if parent:
+        with explained("make", parent):
+            os.makedirs(parent, 0o700, exist_ok=True)
     write = write_image if archive.kind == "image" else write_blob
     result.bytes += write(snapshot, archive.files[0], path, verify)
     result.files += 1

@@ -188,10 +188,10 @@ class ChunkReader:
                 return self._read(fd, status.st_size)
             finally:
                 os.close(fd)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ChunkDamaged(digest, "is missing") from error
         except OSError as error:
-            if error.errno in (errno.EIO, errno.ELOOP, errno.EUCLEAN):
+            if error.errno in (errno.EIO, errno.ELOOP, errno.ENXIO, errno.EUCLEAN):
                 raise ChunkDamaged(digest, f"cannot be read: {error.strerror}") from error
             raise explain(error, "read", path) from error
 

@@ -15,6 +15,7 @@ from archiver.core.disk import Disk, explain, explained
 from archiver.errors import ArchiverError, Damaged, TooNew, UsageError
 from archiver.store import layout as names
 from archiver.store.layout import Layout
+from archiver.store.snapshots import read_small
 
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{2,31}")
@@ -56,21 +57,18 @@ def read_identity(base: str) -> Identity | None:
     """
     path = Layout(base).identity
     try:
-        with open(path, "rb") as file:
-            data = file.read(_READ_AT_MOST)
+        data = read_small(path, _READ_AT_MOST)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise explain(error, "read", path) from error
     try:
         fields = json.loads(data)
-        schema = int(fields["schema"])
-        identity = Identity(uuid.UUID(fields["uuid"]), str(fields["name"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(fields["schema"], int) and fields["schema"] > SCHEMA:
+            raise TooNew(f"the store {base} was written by a newer archiver", hint="update archiver")
+        return Identity(uuid.UUID(fields["uuid"]), str(fields["name"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is damaged: it does not say which store this is", hint=f"remove {path}") from error
-    if schema > SCHEMA:
-        raise TooNew(f"the store {base} was written by a newer archiver (schema {schema})", hint="update archiver")
-    return identity
 
 
 def write_identity(base: str, identity: Identity, disk: Disk) -> None:

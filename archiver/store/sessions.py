@@ -16,11 +16,11 @@ from archiver.core.clock import Clock, Random
 from archiver.core.disk import Barrier, Disk, explain, explained
 from archiver.core.events import Listener, Notice
 from archiver.core.locks import DirectoryLock, lock_range
-from archiver.errors import Locked
+from archiver.errors import Locked, UsageError
 from archiver.store import layout as names
 from archiver.store import snapshots
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
-from formats.naming import format_time
+from formats.naming import MAX_TIME, format_time
 
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
 _STALE_NEW = 3600.0  # seconds after which a session directory that was never registered is removed
@@ -102,6 +102,8 @@ class Session:
         with lock:
             newest = max(snapshots.times(layout, group), default=0)
             when = max(wanted_time, newest + 1, 1)
+            if when > MAX_TIME:
+                raise UsageError(f"{group} has a snapshot of the last possible time", hint="choose another --id")
             if when != wanted_time:
                 text = f"the snapshot time is moved to {format_time(when)}: the group already has a later one"
                 self._listener(Notice(text, "warning"))

@@ -14,7 +14,7 @@ from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from formats import blob
 from formats.errors import FormatError
 from formats.manifest import Manifest
-from formats.naming import BACKUP_TYPES, check_backup_id, check_namespace, parse_time
+from formats.naming import BACKUP_TYPES, check_backup_id, check_backup_time, check_namespace, parse_time
 
 MAX_MANIFEST = 64 << 20  # bytes, plain
 _MAX_SMALL_FILE = 1 << 20
@@ -53,6 +53,7 @@ def _verify_state(manifest: Manifest) -> dict[str, object] | None:
     parts = str(state.get("upid", "")).split(":")
     try:
         when = int(parts[5], 16)
+        check_backup_time(when)
     except (IndexError, ValueError):
         return None
     return {"state": str(state.get("state")), "time": when}

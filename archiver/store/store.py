@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from types import TracebackType
@@ -65,15 +66,17 @@ class Store:
         base = os.path.abspath(os.fspath(path))
         layout = Layout(base)
         try:
-            present = os.path.isdir(layout.chunks)
-            if not present and not os.path.isdir(base):
-                raise TargetAbsent(
-                    f"there is no directory {base}", hint=f"plug in its drive, or make a store: archiver init {base}"
-                )
+            present = stat.S_ISDIR(os.stat(layout.chunks).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            present = False
         except OSError as error:
             raise explain(error, "open", base) from error
+        if not present and not os.path.exists(base):
+            raise TargetAbsent(
+                f"there is no directory {base}", hint=f"plug in its drive, or make a store: archiver init {base}"
+            )
         if not present:
-            raise NotFound(f"{base} is not a store", hint=f"make one with: archiver init {base}")
+            raise NotFound(f"{base} is not a store", hint="make one with: archiver init DIRECTORY")
         read_only = read_only or bool(os.statvfs(base).f_flag & os.ST_RDONLY) or not os.access(layout.chunks, os.W_OK)
         identity = creation.read_identity(base)
         return cls(layout, identity, read_only=read_only, listener=listener, clock=clock or Clock(), random=random)
@@ -132,6 +135,8 @@ class Store:
         """Forget everything in the database and read it again from the files."""
         database = self.database
         if database is not None:
+            if database.read_only:
+                raise UsageError(f"the database in {database.directory} is read-only")
             database.reset(self.uuid)
             refresh(self.layout, database, self.listener)
 
@@ -142,6 +147,9 @@ class Store:
         return ChunkReader(self.layout, crypt)
 
     def namespaces(self, below: str = "") -> Iterator[str]:
+        """``below`` and every namespace in it. NotFound when there is none."""
+        if below and not os.path.isdir(self.layout.namespace(below)):
+            raise NotFound(f"there is no namespace {below}")
         return snapshots.namespaces(self.layout, below)
 
     def groups(self, namespace: str = "") -> list[GroupRef]:
@@ -153,12 +161,12 @@ class Store:
     def owner(self, group: GroupRef) -> str | None:
         return snapshots.owner(self.layout, group)
 
-    def manifest(self, ref: SnapshotRef) -> Manifest:
-        """Raises NotFound (also for an unfinished snapshot) or Damaged."""
-        return snapshots.decode_manifest(ref, self._manifest_json(ref))
+    def manifest(self, ref: SnapshotRef, *, from_file: bool = False) -> Manifest:
+        """Raises NotFound (also for an unfinished snapshot) or Damaged. ``from_file``: whatever the database says."""
+        return snapshots.decode_manifest(ref, self._manifest_json(ref, from_file))
 
-    def _manifest_json(self, ref: SnapshotRef) -> bytes:
-        database = self._database  # as it is: a listing must not wait for a rebuild
+    def _manifest_json(self, ref: SnapshotRef, from_file: bool) -> bytes:
+        database = None if from_file else self._database  # as it is: a listing must not wait for a rebuild
         row = database.snapshot(ref.path) if database is not None else None
         if row is not None and row.stamp == snapshots.manifest_stamp(self.layout, ref):
             return row.manifest

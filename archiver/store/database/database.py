@@ -48,6 +48,10 @@ class Database:
     def directory(self) -> str:
         return self._env.directory
 
+    @property
+    def read_only(self) -> bool:
+        return self._env.read_only
+
     def _tell(self, text: str) -> None:
         self._listener(Notice(text, "warning"))
 
