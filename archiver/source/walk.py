@@ -275,7 +275,8 @@ class Walk:
                 for entry in found:
                     names.append(os.fsencode(entry.name))
         except OSError as error:
-            note("unreadable", f"not all of its entries could be listed: {explain(error)[1]}")
+            kind, reason = explain(error)
+            note(kind, reason if kind == "vanished" else f"not all of its entries could be listed: {reason}")
         names.sort()
         directory.names, directory.patterns = self._selection.choose(
             directory.fd, names, inherited, lambda: directory.path, partial(directory.note, EXCLUDE_FILE)
