@@ -9,13 +9,16 @@ A test is made only where the window of 64 bytes lies in the chunk, so the new s
 the hash passes is a property of the stream, and only the part from minimum - 64 on of each chunk has to be looked at.
 
 Payload rule (ours: the original's cuts depend on how the data arrives, any cut within the limits is valid). The writer
-suggests the offsets where files begin. Let c be the length of the chunk by the plain rule:
+suggests the offsets where files begin. Let c be the length of the chunk by the plain rule, but with a minimum of 5/8 of
+the average and a test that passes twice as often:
 
-    cut at the first suggestion o (counted from the start of the chunk) with c <= o <= c + minimum and o < maximum,
+    cut at the first suggestion o (counted from the start of the chunk) with c <= o <= c + average / 4 and o < maximum,
     and where there is none, cut at c. The end of the stream ends the search for both.
 
 So cuts stand at file borders where files are small, and follow the content always. They depend on the data and the
-suggestions alone, and are known when min(c + minimum + 1, maximum) bytes of the chunk are there.
+suggestions alone, and are known when min(c + average / 4 + 1, maximum) bytes of the chunk are there. The other minimum
+and test keep the mean size, halve the part of the stream that must be hashed (36 % instead of 73 %) and the spread of
+sizes; two shifted streams meet again after 1 chunk (median; 90 %: 3 instead of 1), simulated for files of all sizes.
 """
 
 from __future__ import annotations
@@ -33,19 +36,18 @@ LARGEST_AVERAGE = 4 * 1024 * 1024
 Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
 
-class Chunker:
-    """Cuts a stream by the plain rule; ``minimum``, ``average`` and ``maximum`` are bytes.
+def _check_average(average: int) -> None:
+    if not SMALLEST_AVERAGE <= average <= LARGEST_AVERAGE or average & (average - 1):
+        raise ValueError(f"average chunk size is no power of two from 64 KiB to 4 MiB: {average}")
 
-    ``average``: a power of two from SMALLEST_AVERAGE to LARGEST_AVERAGE, else ValueError.
-    """
 
-    def __init__(self, average: int) -> None:
-        if not SMALLEST_AVERAGE <= average <= LARGEST_AVERAGE or average & (average - 1):
-            raise ValueError(f"average chunk size is no power of two from 64 KiB to 4 MiB: {average}")
-        self.minimum = average // 4
-        self.average = average
-        self.maximum = average * 4
-        self._scanner = CandidateScanner(average)
+class HashCutter:
+    """Cuts where the hash passes, and at the maximum. Sizes are bytes; ``scanner`` decides how often it passes."""
+
+    def __init__(self, minimum: int, maximum: int, scanner: CandidateScanner) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+        self._scanner = scanner
         self.restart()
 
     def restart(self) -> None:
@@ -86,14 +88,28 @@ class Chunker:
             self._hits = self._hits[np.searchsorted(self._hits, length + first) :] - length
 
 
+class Chunker(HashCutter):
+    """Cuts a stream by the plain rule; ``minimum``, ``average`` and ``maximum`` are bytes.
+
+    ``average``: a power of two from SMALLEST_AVERAGE to LARGEST_AVERAGE, else ValueError.
+    """
+
+    def __init__(self, average: int) -> None:
+        _check_average(average)
+        super().__init__(average // 4, average * 4, CandidateScanner(average))
+        self.average = average
+
+
 class PayloadChunker:
     """Cuts a payload stream by the payload rule. ``average`` as for Chunker."""
 
     def __init__(self, average: int) -> None:
-        self._chunker = Chunker(average)
-        self.minimum = self._chunker.minimum
+        _check_average(average)
+        self._cutter = HashCutter(average // 8 * 5, average * 4, CandidateScanner(average // 2))
+        self._reach = average // 4
+        self.minimum = self._cutter.minimum
         self.average = average
-        self.maximum = self._chunker.maximum
+        self.maximum = self._cutter.maximum
         self._start = 0  # stream offset of the current chunk
         self._seen = 0  # bytes of it that were in the last call of scan
         self._suggestions: deque[int] = deque()
@@ -106,11 +122,11 @@ class PayloadChunker:
         self._suggestions.append(offset)
 
     def scan(self, chunk: Bytes, final: bool = False) -> int:
-        """As Chunker.scan."""
+        """As HashCutter.scan."""
         self._seen = len(chunk)
         length = self._find(chunk, final)
         if length:
-            self._chunker.move(length)
+            self._cutter.move(length)
             self._start += length
             self._seen -= length
         return length
@@ -122,19 +138,19 @@ class PayloadChunker:
 
     def restart(self) -> None:
         """A cut was forced from outside at the end of the bytes that were last given to ``scan``."""
-        self._chunker.restart()
+        self._cutter.restart()
         self._start += self._seen
         self._seen = 0
 
     def _find(self, chunk: Bytes, final: bool) -> int:
-        plain = self._chunker.find(chunk)
+        plain = self._cutter.find(chunk)
         suggestions = self._suggestions
         reached = self._start + (plain or len(chunk) + 1)  # no cut can come before
         while suggestions and suggestions[0] < reached:
             suggestions.popleft()
         if not plain:
             return len(chunk) if final else 0
-        limit = min(plain + self.minimum + 1, self.maximum)
+        limit = min(plain + self._reach + 1, self.maximum)
         suggested = suggestions[0] - self._start if suggestions else limit
         if suggested < limit and suggested <= len(chunk):
             return suggested

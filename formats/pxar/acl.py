@@ -55,26 +55,25 @@ def from_xattrs(mode: int, access: bytes | None, default: bytes | None) -> Acl:
 
 
 def to_xattrs(mode: int, acl: Acl) -> tuple[bytes | None, bytes | None]:
-    """The two attribute values for an object with ``mode``; None: nothing to set.
+    """The two attribute values for an object with ``mode``; None: nothing to set, the mode says it all.
 
     An ACL without a mask gets the mode's group bits as mask when it names users or groups. Raises FormatError for an id
     or permissions that the kernel cannot hold.
     """
     if acl == NO_ACL:
         return None, None
-    owner, group, other = mode >> 6 & 7, mode >> 3 & 7, mode & 7
-    if acl.group_obj is not None:
-        access = {_USER_OBJ: owner, _GROUP_OBJ: acl.group_obj, _MASK: group, _OTHER: other}
-    else:
-        access = {_USER_OBJ: owner, _GROUP_OBJ: group, _OTHER: other}
-        if acl.users or acl.groups:
-            access[_MASK] = group
+    access = None
+    if acl.users or acl.groups or acl.group_obj is not None:
+        owner, mask, other = mode >> 6 & 7, mode >> 3 & 7, mode & 7
+        group = mask if acl.group_obj is None else acl.group_obj
+        entries = {_USER_OBJ: owner, _GROUP_OBJ: group, _MASK: mask, _OTHER: other}
+        access = _build(entries, acl.users, acl.groups)
     if acl.default is None:
-        return _build(access, acl.users, acl.groups), None
+        return access, None
     four = acl.default
     default = {_USER_OBJ: four.user_obj, _GROUP_OBJ: four.group_obj, _MASK: four.mask, _OTHER: four.other}
     default = {tag: permissions for tag, permissions in default.items() if permissions != ACL_UNSET}
-    return _build(access, acl.users, acl.groups), _build(default, acl.default_users, acl.default_groups)
+    return access, _build(default, acl.default_users, acl.default_groups)
 
 
 def _parse(value: bytes, what: str) -> tuple[_Named, _Named, dict[int, int]]:

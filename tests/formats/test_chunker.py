@@ -42,8 +42,16 @@ def cuts(data: bytes, average: int, feeds: Iterable[int] = repeat(1 << 20)) -> l
 
 def first_cut(data: bytes, average: int) -> int:
     """Spec change-detection.md 1.1, byte by byte: the length of the first chunk, 0 if the data ends before."""
+    return first_hash_cut(data, 2 * average - 1, average // 4, average * 4)
+
+
+def first_payload_cut(data: bytes, average: int) -> int:
+    """The same for payload streams, when no file begins nearby."""
+    return first_hash_cut(data, average - 1, average // 8 * 5, average * 4)
+
+
+def first_hash_cut(data: bytes, mask: int, minimum: int, maximum: int) -> int:
     table = TABLE.tolist()
-    mask, minimum, maximum = 2 * average - 1, average // 4, average * 4
     value = 0
     for i, byte in enumerate(data):
         value = (value << 1 | value >> 31) & 0xFFFF_FFFF ^ table[byte]
@@ -188,8 +196,9 @@ def test_averages_that_are_refused(average: int, monkeypatch: pytest.MonkeyPatch
 
 
 def test_limits_come_from_the_average() -> None:
-    for chunker in (Chunker(4 << 20), PayloadChunker(4 << 20)):
-        assert (chunker.minimum, chunker.average, chunker.maximum) == (1 << 20, 4 << 20, 16 << 20)
+    plain, payload = Chunker(4 << 20), PayloadChunker(4 << 20)
+    assert (plain.minimum, plain.average, plain.maximum) == (1 << 20, 4 << 20, 16 << 20)
+    assert (payload.minimum, payload.average, payload.maximum) == (2560 << 10, 4 << 20, 16 << 20)
 
 
 def test_small_feeds_cost_no_more_than_their_bytes() -> None:
@@ -229,12 +238,12 @@ def payload_cuts(
 
 
 def reference_payload_cuts(data: bytes, average: int, suggestions: list[int]) -> list[int]:
-    minimum, maximum = average // 4, average * 4
+    reach, maximum = average // 4, average * 4
     ends, start = [], 0
     while start < len(data):
-        if plain := first_cut(data[start:], average):
+        if plain := first_payload_cut(data[start:], average):
             end = start + plain
-            allowed = range(end, min(end + minimum + 1, start + maximum, len(data) + 1))
+            allowed = range(end, min(end + reach + 1, start + maximum, len(data) + 1))
             start = next((offset for offset in suggestions if offset in allowed), end)
         else:
             start = len(data)
@@ -257,24 +266,33 @@ def test_payload_cuts_follow_the_rule_alone(seed: int) -> None:
     assert payload_cuts(data, SMALL, borders, repeat(1 << 20)) == expected
 
 
-def test_without_suggestions_payload_cuts_are_plain_cuts() -> None:
-    data = mixed_bytes(11, 200_000)
-    assert payload_cuts(data, SMALL, [], repeat(777)) == reference_cuts(data, SMALL)
+def test_mean_size_is_about_the_average() -> None:
+    data = random.Random(4).randbytes(4 << 20)
+    for average in (4096, 16384):
+        assert 0.85 < len(data) / len(payload_cuts(data, average, [])) / average < 1.1
+
+
+def test_shifted_streams_meet_again() -> None:
+    """Bytes put in near the start change a few chunks only."""
+    data = random.Random(12).randbytes(400_000)
+    before = payload_cuts(data, 4096, [])
+    after = [end - 100 for end in payload_cuts(data[:1000] + bytes(100) + data[1000:], 4096, [])]
+    assert len(set(before) - set(after)) < 12
 
 
 def test_which_suggestions_count() -> None:
     data = random.Random(8).randbytes(9000)
-    plain = reference_cuts(data, SMALL)[0]
-    minimum = SMALL // 4
-    assert plain + minimum < 4 * SMALL
+    plain = first_payload_cut(data, SMALL)
+    reach = SMALL // 4
+    assert plain + reach < 4 * SMALL
 
     def first(*suggestions: int) -> int:
         return payload_cuts(data, SMALL, list(suggestions), repeat(100))[0]
 
-    assert first(plain - 1) == first(plain + minimum + 1) == plain
+    assert first(plain - 1) == first(plain + reach + 1) == plain
     assert first(plain - 1, plain) == plain
     assert first(plain + 1, plain + 2) == plain + 1
-    assert first(plain + minimum) == plain + minimum
+    assert first(plain + reach) == plain + reach
 
 
 def test_the_maximum_holds() -> None:
@@ -287,12 +305,12 @@ def test_the_maximum_holds() -> None:
 
 def test_waits_for_suggestions_and_no_longer() -> None:
     data = random.Random(8).randbytes(9000)
-    plain, minimum = reference_cuts(data, SMALL)[0], SMALL // 4
+    plain, reach = first_payload_cut(data, SMALL), SMALL // 4
     chunker = PayloadChunker(SMALL)
-    assert chunker.scan(data[: plain + minimum]) == 0
-    assert chunker.scan(data[: plain + minimum + 1]) == plain
+    assert chunker.scan(data[: plain + reach]) == 0
+    assert chunker.scan(data[: plain + reach + 1]) == plain
     chunker = PayloadChunker(SMALL)
-    chunker.suggest(plain + minimum + 1)
+    chunker.suggest(plain + reach + 1)
     assert chunker.scan(data[:plain]) == plain  # the next file begins too far away
     chunker = PayloadChunker(SMALL)
     chunker.suggest(plain + 10)
@@ -302,7 +320,7 @@ def test_waits_for_suggestions_and_no_longer() -> None:
 
 def test_end_of_stream_ends_the_wait() -> None:
     data = random.Random(8).randbytes(9000)
-    plain = reference_cuts(data, SMALL)[0]
+    plain = first_payload_cut(data, SMALL)
     chunker = PayloadChunker(SMALL)
     end = data[: plain + 20]
     assert chunker.scan(end) == 0
@@ -344,9 +362,9 @@ def test_injected_bytes_shift_the_offsets() -> None:
 
 def test_restart_right_after_a_cut() -> None:
     data = random.Random(10).randbytes(20_000)
-    plain = first_cut(data, SMALL)
+    plain = first_payload_cut(data, SMALL)
     end = plain + 50
-    follower = first_cut(data[end:], SMALL)
+    follower = first_payload_cut(data[end:], SMALL)
     chunker = PayloadChunker(SMALL)
     chunker.suggest(end + follower + 5)
     assert chunker.scan(data[:end]) == plain
