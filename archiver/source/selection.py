@@ -93,14 +93,20 @@ def _is_cache(fd: int) -> bool:
 
 
 def _read_small(dir_fd: int, name: bytes, limit: int) -> bytes:
-    """At most ``limit`` bytes of a regular file; OSError for anything else."""
+    """At most ``limit`` bytes of a regular file; OSError for anything else, which is not even opened: a device may
+    act on that."""
+    _require_regular(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
     fd = open_noatime(name, os.O_NONBLOCK, dir_fd)
     try:
-        if not st.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+        _require_regular(os.fstat(fd))
         data = b""
         while len(data) < limit and (block := os.read(fd, limit - len(data))):
             data += block
         return data
     finally:
         os.close(fd)
+
+
+def _require_regular(stat: os.stat_result) -> None:
+    if not st.S_ISREG(stat.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")

@@ -103,9 +103,8 @@ def test_every_feature_against_find(tmp_path: Path) -> None:
     assert {st.S_IFMT(mode) for mode in modes.values()} >= {st.S_IFDIR, st.S_IFREG, st.S_IFLNK, st.S_IFIFO, st.S_IFSOCK}
     if IS_ROOT:
         assert {st.S_IFMT(mode) for mode in modes.values()} >= {st.S_IFCHR, st.S_IFBLK}
-    text = subprocess.run(
-        ["find", root, "-mindepth", "1", "-printf", "%m %y /%P\\0"], stdout=subprocess.PIPE, check=True
-    )
+    listing = ["find", str(root), "-mindepth", "1", "-printf", "%m %y /%P\\0"]
+    text = subprocess.run(listing, stdout=subprocess.PIPE, check=True).stdout
     letters = {"d": st.S_IFDIR, "f": st.S_IFREG, "l": st.S_IFLNK, "p": st.S_IFIFO, "s": st.S_IFSOCK}
     letters |= {"c": st.S_IFCHR, "b": st.S_IFBLK}
     for line in text.split(b"\0")[:-1]:
