@@ -2,7 +2,8 @@
 
 A hit is trusted only after the chunk file was seen with the recorded length, and it is touched then; a chunk that was
 not verified for 90 days is read and checked on its first hit in a run, so that new backups do not inherit rot.
-Rows reach the database only after a durability barrier: what the database knows, a power cut cannot take away.
+Rows reach the database only after a durability barrier: what the database knows, a power cut cannot take away. A file
+that it does not know may be what a power cut left of an interrupted run, so it is read and checked too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from blake3 import blake3
 from archiver.core.disk import explained
 from archiver.core.events import Notice
 from archiver.store.chunks import ChunkDamaged
-from archiver.store.database.records import ChunkRow
+from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
 from archiver.store.sessions import Session
 from archiver.store.store import Store
 from formats.blob import BlobEncoder
@@ -40,7 +41,7 @@ class Deduplicator:
         self._seen = np.zeros(1 << 16, np.bool_)  # by chunk number: seen in this run
         self._rows: list[ChunkRow] = []
 
-    def claim(self, digest: bytes) -> bool:
+    def claim(self, digest: bytes, size: int) -> bool:
         """True when the caller must store the chunk; False when it is there, or another worker is storing it."""
         with self._lock:
             if digest in self._claimed:
@@ -51,7 +52,7 @@ class Deduplicator:
                 if number < len(self._seen) and self._seen[number]:
                     return False
             self._claimed.add(digest)
-        if known is None or not self._trusted(digest, number, stored):
+        if known is None or not self._trusted(digest, size, number, stored):
             return True
         with self._lock:
             self._mark_seen(number)
@@ -65,49 +66,66 @@ class Deduplicator:
             self._seen = grown
         self._seen[number] = True
 
-    def _trusted(self, digest: bytes, number: int, stored: int) -> bool:
+    def _trusted(self, digest: bytes, size: int, number: int, stored: int) -> bool:
+        row = self._database.chunk(number) if self._database is not None else None
+        if row is None or (row.digest, row.size) != (digest, size):
+            return False
         status = self._store.chunks.seen(digest)
         if status is None or status.st_size != stored:
             return False
-        row = self._database.chunk(number) if self._database is not None else None
-        checked = max(row.verified if row is not None else 0, int(status.st_mtime))
-        if row is None or self._store.clock.now() - checked > _RECHECK_AFTER:
-            return row is not None and self._recheck(row)
+        if self._now() - max(row.verified, int(status.st_mtime)) > _RECHECK_AFTER:
+            total = self._checked(digest, size)
+            if total is None:
+                return False
+            if self._database is not None:
+                self._database.mark_verified([(digest, total, stored)], self._now())
         self._store.chunks.touch(digest, status)
         return True
 
-    def _recheck(self, row: ChunkRow) -> bool:
-        """Read and check the stored chunk; one that is damaged is set aside so that it is stored again."""
+    def _checked(self, digest: bytes, size: int) -> bytes | None:
+        """Read the stored chunk: BLAKE3 of its file. A damaged one is set aside, so that it is stored again."""
         reader = self._store.reader(self._crypt)
         try:
-            total, stored = reader.verify(row.digest, row.size, encrypted=self._crypt is not None)
+            total, _ = reader.verify(digest, size, encrypted=self._crypt is not None)
         except ChunkDamaged as error:
             self._store.listener(Notice(f"{error}; it is stored again", "warning"))
-            self._store.chunks.set_aside(row.digest)
-            return False
-        status = self._store.chunks.seen(row.digest)
-        if status is None:
-            return False
-        self._store.chunks.touch(row.digest, status)
-        if self._database is not None:
-            self._database.mark_verified([(row.digest, total, stored)], self._store.clock.now())
-        return True
+            self._store.chunks.set_aside(digest)
+            return None
+        return total
 
     def store(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> tuple[bool, int]:
         """Encode and insert a claimed chunk; (whether it is new, stored length in bytes)."""
-        iv = self._store.random(_IV_SIZE) if self._crypt is not None else None
-        header, body = encoder.encode(data, iv)
-        done = self._store.chunks.insert(
-            digest, header, body, encrypted=self._crypt is not None, barrier=self._session.barrier
-        )
-        total = b"" if done.duplicate else blake3(header).update(body).digest()
-        row = ChunkRow(digest, len(data), done.stored, total or bytes(32), 0 if done.duplicate else self._now())
+        row = self._found(digest, len(data))
+        new = row is None
+        if row is None:
+            row = self._insert(digest, data, encoder)
         with self._lock:
             self._rows.append(row)
             full = len(self._rows) >= _ROWS_AT_ONCE
         if full:
             self.flush()
-        return not done.duplicate, done.stored
+        return new, row.stored
+
+    def _found(self, digest: bytes, size: int) -> ChunkRow | None:
+        """A sound file of the chunk that the database does not know."""
+        status = self._store.chunks.seen(digest)
+        if status is None or not status.st_size:
+            return None
+        total = self._checked(digest, size)
+        if total is None:
+            return None
+        self._store.chunks.keep(digest, status, self._session.barrier)
+        return ChunkRow(digest, size, status.st_size, total, self._now())
+
+    def _insert(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> ChunkRow:
+        iv = self._store.random(_IV_SIZE) if self._crypt is not None else None
+        header, body = encoder.encode(data, iv)
+        done = self._store.chunks.insert(
+            digest, header, body, encrypted=self._crypt is not None, barrier=self._session.barrier
+        )
+        if done.duplicate:  # another process stored it just now
+            return ChunkRow(digest, len(data), done.stored, UNKNOWN_SUM, 0)
+        return ChunkRow(digest, len(data), done.stored, blake3(header).update(body).digest(), self._now())
 
     def _now(self) -> int:
         return self._store.clock.now()

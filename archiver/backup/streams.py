@@ -83,7 +83,7 @@ class Machinery:
             data = chunk.slab.view[chunk.start : chunk.end]
             digest = chunk_digest(data, self._crypt)
             new, stored = False, 0
-            if self._deduplicator.claim(digest):
+            if self._deduplicator.claim(digest, len(data)):
                 new, stored = self._deduplicator.store(digest, data, encoder)
             chunk.slab.drop()
             chunk.stream.stored(chunk.position, digest, chunk.end - chunk.start, new, stored)

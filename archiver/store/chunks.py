@@ -53,10 +53,13 @@ class ChunkStore:
 
     def seen(self, digest: bytes) -> os.stat_result | None:
         """lstat of the chunk file; None when there is none."""
+        path = self._layout.chunk(digest.hex())
         try:
-            return os.lstat(self._layout.chunk(digest.hex()))
+            return os.lstat(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise explain(error, "look at", path) from error
 
     def touch(self, digest: bytes, status: os.stat_result) -> None:
         """Set the access time to now, so that no garbage collection takes the chunk; mtime stays."""
@@ -66,6 +69,11 @@ class ChunkStore:
         except OSError as error:
             raise explain(error, "touch", path) from error
 
+    def keep(self, digest: bytes, status: os.stat_result, barrier: Barrier) -> None:
+        """Use the file that is there: it is spared by garbage collections, and durable after ``barrier.commit``."""
+        self.touch(digest, status)
+        self._note(self._layout.chunk(digest.hex()), barrier)
+
     def insert(self, digest: bytes, header: bytes, body: Buffer, *, encrypted: bool, barrier: Barrier) -> Inserted:
         """Store an encoded chunk unless a usable one is there already (the table of spec datastore.md 5.1).
 
@@ -73,20 +81,21 @@ class ChunkStore:
         """
         path = self._layout.chunk(digest.hex())
         length = len(header) + len(body)
-        try:
-            status = os.lstat(path)
-        except FileNotFoundError:
-            status = None
+        status = self.seen(digest)
         if status is not None and self._keep_existing(path, status, length, header, encrypted):
-            self.touch(digest, status)
-            barrier.note(path)
+            self.keep(digest, status, barrier)
             return Inserted(True, status.st_size)
         try:
-            self._write(path, [header, body], barrier)
+            self._write(path, [header, body])
         except OSError as error:
             raise explain(error, "write", path) from error
-        barrier.note(path)
+        self._note(path, barrier)
         return Inserted(False, length)
+
+    def _note(self, path: str, barrier: Barrier) -> None:
+        """The shard may be one that another process made just now and has not made durable yet."""
+        barrier.note(path)
+        barrier.note_directory(self._layout.chunks)
 
     def _keep_existing(self, path: str, status: os.stat_result, length: int, header: bytes, encrypted: bool) -> bool:
         if not stat.S_ISREG(status.st_mode):
@@ -104,7 +113,7 @@ class ChunkStore:
             raise Damaged(f"{path} has another length than the same chunk encrypted now", hint="run verify")
         return True
 
-    def _write(self, path: str, parts: list[Buffer], barrier: Barrier) -> None:
+    def _write(self, path: str, parts: list[Buffer]) -> None:
         try:
             self._disk.put(path, parts, names.FILE_MODE, sync=False)
         except FileNotFoundError:
@@ -112,7 +121,6 @@ class ChunkStore:
                 self._disk.make_directory(os.path.dirname(path), names.CHUNKS_MODE)
             except FileExistsError:
                 pass
-            barrier.note_directory(self._layout.chunks)
             self._disk.put(path, parts, names.FILE_MODE, sync=False)
 
     def set_aside(self, digest: bytes) -> str | None:

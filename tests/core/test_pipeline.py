@@ -202,7 +202,11 @@ def test_first_failure_wins() -> None:
 def test_interrupt_in_the_main_thread_stops_the_workers(error: type[BaseException]) -> None:
     with pytest.raises(error), Pipeline() as pipeline:
         channel: Channel[int] = Channel(pipeline, 1)
-        pipeline.start(lambda: channel.get() and None, "get")
+
+        def get() -> None:
+            channel.get()
+
+        pipeline.start(get, "get")
         raise error
 
 
@@ -217,7 +221,11 @@ def test_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="new thread"), Pipeline() as pipeline:
         channel: Channel[int] = Channel(pipeline, 1)
-        pipeline.start(lambda: channel.get() and None, "get")
+
+        def get() -> None:
+            channel.get()
+
+        pipeline.start(get, "get")
         pipeline.start(lambda: None, "refused")
 
 
