@@ -10,6 +10,7 @@ from typing import Protocol
 from archiver.browse.snapshot import Snapshot
 from archiver.core.disk import explain, write_all
 from archiver.errors import Damaged
+from archiver.restore.write import write_sparse
 from formats.manifest import FileInfo
 
 
@@ -27,12 +28,11 @@ def write_image(snapshot: Snapshot, file: FileInfo, path: str, verify: bool) -> 
     total = sha256()
 
     def write(fd: int) -> None:
+        offset = 0
         for piece in stream.pieces(0, stream.size):
             total.update(piece)
-            if piece != bytes(len(piece)):
-                write_all(fd, [piece])
-            else:
-                os.lseek(fd, len(piece), os.SEEK_CUR)
+            write_sparse(fd, memoryview(piece), offset)
+            offset += len(piece)
         os.ftruncate(fd, stream.size)
 
     _write_new(path, write, total, verify)

@@ -10,11 +10,13 @@ import errno
 import os
 import stat as st
 import threading
+from contextlib import suppress
 
 import numpy as np
 
 from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
+from archiver.core.linux import make_node
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.traversal import Directory, FileItem, Segment
@@ -33,6 +35,7 @@ class Writer:
     """A visitor of :class:`archiver.restore.traversal.Traversal`."""
 
     needs_contents = True
+    threads = os.cpu_count() or 2
 
     def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
         self._target = target
@@ -71,12 +74,12 @@ class Writer:
 
     def open_root(self, entry: Entry) -> int:
         fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # What a directory hands down to new entries must not mix into the archive's attributes.
-        try:
+        # Its own rights, and those it hands down to new entries, must not mix into the archive's attributes.
+        for name in (attributes.ACCESS_ACL, attributes.DEFAULT_ACL):
+            with suppress(OSError):
+                os.removexattr(fd, name)
+        with suppress(OSError):
             os.fchmod(fd, 0o700)
-            os.removexattr(fd, attributes.DEFAULT_ACL)
-        except OSError:
-            pass
         return fd
 
     def open_directory(self, parent: Directory, entry: Entry) -> int:
@@ -101,8 +104,7 @@ class Writer:
             if entry.kind == "symlink":
                 os.symlink(entry.target, name, dir_fd=fd)
             else:
-                device = os.makedev(entry.major, entry.minor) if entry.kind in ("char", "block") else 0
-                os.mknod(name, st.S_IFMT(stat.mode) | 0o600, device, dir_fd=fd)
+                make_node(name, st.S_IFMT(stat.mode) | 0o600, entry.major, entry.minor, dir_fd=fd)
             lost = attributes.apply_at(name, fd, stat)
         except OSError as error:
             self._failed(directory, name, error)
@@ -165,10 +167,10 @@ class Writer:
                 item.failed = "the payload does not have the header that its entry describes"
                 return
             data, offset = data[count:], offset + count
-        if self._digests is not None:
+        if self._digests is not None and data:
             self._digests.record(segment.number, data)
         if len(data) >= _SPARSE_FROM:
-            _write_sparse(item.fd, data, offset)
+            write_sparse(item.fd, data, offset)
         elif len(data):
             _write_at(item.fd, data, offset)
 
@@ -210,7 +212,7 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
         offset += written
 
 
-def _write_sparse(fd: int, data: memoryview, offset: int) -> None:
+def write_sparse(fd: int, data: memoryview, offset: int) -> None:
     """Write ``data``, leaving out blocks of zeros; the file is extended to its size afterwards."""
     lead = -offset % _BLOCK
     if lead:
