@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from archiver.core.clock import Random
 from archiver.core.disk import Disk, explain, explained
+from archiver.core.locks import DirectoryLock
 from archiver.errors import ArchiverError, Damaged, TooNew, UsageError
 from archiver.store import layout as names
 from archiver.store.layout import Layout
@@ -20,6 +21,7 @@ from archiver.store.snapshots import read_small
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{2,31}")
 _READ_AT_MOST = 64 * 1024  # bytes of store.json
+_IDENTIFY_WAIT = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,26 @@ def write_identity(base: str, identity: Identity, disk: Disk) -> None:
     with explained("write", layout.identity):
         try:
             disk.make_directory(layout.private, names.PRIVATE_MODE)
-            disk.sync_directory(base)
         except FileExistsError:
             pass
+        disk.sync_directory(base)
         disk.put(layout.identity, [identity.encode()], names.FILE_MODE, sync=True)
+
+
+def identify(base: str, disk: Disk, random: Random) -> Identity:
+    """The identity of the store at ``base``; one that has none gets it now, the same for all who ask at once."""
+    layout = Layout(base)
+    with explained("write", layout.private):
+        try:
+            disk.make_directory(layout.private, names.PRIVATE_MODE)
+        except FileExistsError:
+            pass
+        with DirectoryLock(layout.private, wait_seconds=_IDENTIFY_WAIT):
+            identity = read_identity(base)
+            if identity is None:
+                identity = new_identity(default_name(base), random)
+                write_identity(base, identity, disk)
+    return identity
 
 
 def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, random: Random) -> Identity:

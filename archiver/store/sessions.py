@@ -36,7 +36,9 @@ class Session:
         self._clock = clock
         self._listener = listener
         with explained("open", layout.lock):
-            self._lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, names.FILE_MODE)
+            with suppress(FileExistsError):
+                disk.create(layout.lock, names.FILE_MODE).close()
+            self._lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
         try:
             if not lock_range(self._lock_fd, 0, 1, exclusive=False):
                 raise Locked(f"{layout.base} is locked by a garbage collection", hint="try again when it has finished")
@@ -70,16 +72,12 @@ class Session:
         with os.scandir(self._layout.sessions) as entries:
             found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         for entry in found:
-            if (
-                entry.name.startswith(".")
-                and self._clock.now() - entry.stat(follow_symlinks=False).st_mtime < _STALE_NEW
-            ):
-                continue
-            try:
+            with suppress(OSError):  # alive, gone meanwhile, or somebody else's: a later session may remove it
+                age = self._clock.now() - entry.stat(follow_symlinks=False).st_mtime
+                if entry.name.startswith(".") and age < _STALE_NEW:
+                    continue
                 with DirectoryLock(entry.path):
                     self.disk.remove_tree(entry.path)
-            except (BlockingIOError, FileNotFoundError):
-                continue
 
     def file(self, name: str) -> str:
         """Path of a file of the snapshot under construction."""

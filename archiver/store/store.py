@@ -112,8 +112,7 @@ class Store:
         """The store's identity. One that PBS made gets its own at first use, or, when it is read-only, one derived
         from where it lies."""
         if self.identity is None and not self.read_only:
-            self.identity = creation.new_identity(creation.default_name(self.layout.base), self.random)
-            creation.write_identity(self.layout.base, self.identity, self.disk)
+            self.identity = creation.identify(self.layout.base, self.disk, self.random)
         if self.identity is not None:
             return self.identity.uuid
         status = os.stat(self.layout.chunks)
@@ -128,8 +127,14 @@ class Store:
             read_only = inside and self.read_only
             self._database = open_database(directory, self.uuid, read_only=read_only, listener=self.listener)
             if self._database is not None and not read_only:
-                refresh(self.layout, self._database, self.listener)
+                self._refresh(self._database)
         return self._database if self._database is not None and self._database.usable else None
+
+    def _refresh(self, database: Database) -> None:
+        try:
+            refresh(self.layout, database, self.listener)
+        except ArchiverError as error:  # a directory that cannot be read
+            self.listener(Notice(f"the database is not up to date: {error}", "warning"))
 
     def rebuild_database(self) -> None:
         """Forget everything in the database and read it again from the files."""
@@ -138,7 +143,7 @@ class Store:
             if database.read_only:
                 raise UsageError(f"the database in {database.directory} is read-only")
             database.reset(self.uuid)
-            refresh(self.layout, database, self.listener)
+            self._refresh(database)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -77,11 +77,9 @@ class Database:
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
             return True
-        except lmdb.Error:
-            if self._env.read_only:
-                self._give_up("it is empty and read-only")
-                return True
-            return False
+        except lmdb.NotFoundError:
+            self._give_up("it is empty and read-only")
+            return True
 
     def _reset(self, txn: Any, store: uuid.UUID) -> None:
         for name in records.TABLES:
@@ -102,7 +100,9 @@ class Database:
             return self._env.write(work)
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
-            return None
+        except records.DAMAGED as error:
+            self._condemn(error)
+        return None
 
     def _ask(self, work: Callable[[Any], T], unknown: T) -> T:
         """Run a read transaction; ``unknown`` when the database cannot be read."""
@@ -111,9 +111,16 @@ class Database:
         try:
             with self._env.read() as txn:
                 return work(txn)
-        except (DatabaseDamaged, ValueError) as error:
+        except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
-            return unknown
+        except records.DAMAGED as error:
+            self._condemn(error)
+        return unknown
+
+    def _condemn(self, error: Exception) -> None:
+        """A record is not what was written; the next process starts with a new file."""
+        self._env.condemn()
+        self._give_up(f"a record in it is damaged: {error}")
 
     # -- chunks ------------------------------------------------------------------------------------------------------
 
@@ -280,7 +287,10 @@ class Database:
             number = self._snapshot_number(txn, path)
             if number is None:
                 return None
-            return list(self._indexes(txn, number))
+            found, count = list(self._indexes(txn, number)), self._counter(txn, b"chunks")
+            if any(len(numbers) and int(numbers.max()) >= count for numbers in found):
+                raise ValueError(f"{path} refers to chunk numbers that do not exist")
+            return found
 
         return self._ask(look, None)
 

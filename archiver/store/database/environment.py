@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from archiver.core.disk import nearly_full, no_space
 from archiver.core.locks import lock_range
-from archiver.errors import NoSpace
 from archiver.store.database import inspection
 
 T = TypeVar("T")
@@ -28,7 +28,10 @@ _TABLES = 16
 _USE_LOCK = "use.lock"
 _DAMAGED = "damaged"
 _POLL_SECONDS = 0.05
-_NEARLY_FULL = 16 << 20  # bytes free below which an I/O error at commit means a full disk
+
+
+# Never a consequence of a full disk, however full it is.
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
 
 
 class DatabaseDamaged(Exception):
@@ -60,7 +63,7 @@ class Environment:
             damage = _damage(directory, data, alone)
             if damage is not None:
                 if read_only or not alone:
-                    raise DatabaseDamaged(damage)
+                    raise DatabaseDamaged(damage)  # not ours to remove: another process has it mapped
                 _remove_files(directory)
                 self.recreated = damage
             self.map_size, self.env = _open(directory, data, read_only)
@@ -74,11 +77,18 @@ class Environment:
             raise
 
     def table(self, name: bytes) -> Any:
-        """Handle of a named table; made when missing (not in a read-only environment: lmdb.Error then)."""
+        """Handle of a named table; made when missing (lmdb.NotFoundError in a read-only environment).
+
+        Raises NoSpace and DatabaseDamaged as ``write`` does. First calls are made outside of transactions.
+        """
         handle = self.tables.get(name)
-        if handle is None:
-            handle = self.env.open_db(name, create=not self.read_only)
-            self.tables[name] = handle
+        while handle is None:
+            try:
+                with self._guarded():
+                    handle = self.env.open_db(name, create=not self.read_only)
+                self.tables[name] = handle
+            except lmdb.MapResizedError:
+                self._resize(0)
         return handle
 
     @contextmanager
@@ -143,20 +153,16 @@ class Environment:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (lmdb.MapFullError, lmdb.MapResizedError):
+        except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
             raise
-        except (lmdb.DiskError, lmdb.Error) as error:
-            space = os.statvfs(self.directory)
-            if space.f_bavail * space.f_frsize < _NEARLY_FULL or "No space" in str(error):
-                raise NoSpace(
-                    f"no space left for the database in {self.directory}",
-                    hint="free some space on that file system; everything stored before is unharmed",
-                ) from error
-            self._mark_broken()
+        except lmdb.Error as error:
+            if not isinstance(error, _DAMAGE) and nearly_full(self.directory):
+                raise no_space("write the database in", self.directory) from error
+            self.condemn()
             raise DatabaseDamaged(str(error)) from error
 
-    def _mark_broken(self) -> None:
-        """The next process that has the file for itself makes a new one."""
+    def condemn(self) -> None:
+        """What is in the file is wrong: the next process that has it for itself makes a new one."""
         self.broken = True
         if not self.read_only:
             with suppress(OSError), open(os.path.join(self.directory, _DAMAGED), "wb"):
@@ -190,7 +196,7 @@ def _take_use_lock(fd: int) -> bool:
 def _damage(directory: str, data: str, alone: bool) -> str | None:
     """Why the data file must not be mapped; None when it may."""
     if not os.path.lexists(data) or os.path.getsize(data) == 0:
-        return None
+        return None if alone else "the file was removed while another process uses it"
     if os.path.lexists(os.path.join(directory, _DAMAGED)):
         return "damage was found in it earlier"
     if not inspection.complete(data):

@@ -17,6 +17,9 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import suppress
+
+from archiver.core.disk import Disk
 
 DATA = "data.mdb"
 STAMP = "clean.json"
@@ -64,14 +67,8 @@ def _meta(page: bytes) -> tuple[int, int] | None:
 
 def stamp(directory: str) -> None:
     """Remember how the data file looks after a clean close."""
-    temp = os.path.join(directory, f"{STAMP}.{os.getpid()}")
-    try:
-        text = json.dumps(_look(directory))
-        with open(temp, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(temp, os.path.join(directory, STAMP))
-    except OSError:
-        pass  # a missing stamp costs one walk, no more
+    with suppress(OSError):  # a missing stamp costs one walk, no more
+        Disk().put(os.path.join(directory, STAMP), [json.dumps(_look(directory)).encode()], 0o600, sync=False)
 
 
 def stamped(directory: str) -> bool:

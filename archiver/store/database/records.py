@@ -48,6 +48,9 @@ DIGEST_VALUE = struct.Struct("<II")
 CHUNK_VALUE = struct.Struct("<32s32sII")
 UNKNOWN_SUM = bytes(32)
 
+# What reading a record raises that holds other bytes than were written.
+DAMAGED = (ValueError, TypeError, IndexError, OverflowError, RecursionError, MemoryError, struct.error)
+
 _MOST_REFERENCES = 1 << 28  # of one index; more is not believed
 
 

@@ -22,6 +22,7 @@ _SAY_FROM = 100  # snapshots to be read from which on progress is worth telling
 def refresh(layout: Layout, database: Database, listener: Listener) -> None:
     """Record snapshots that are new or changed, forget those that are gone."""
     recorded = {row.path: row.stamp for row in database.snapshots()}
+    new = not recorded
     missing: list[tuple[SnapshotRef, Stamp]] = []
     for namespace in snapshots.namespaces(layout):
         for group in snapshots.groups(layout, namespace):
@@ -33,6 +34,8 @@ def refresh(layout: Layout, database: Database, listener: Listener) -> None:
     for path in recorded:
         if not os.path.lexists(os.path.join(layout.base, path, "index.json.blob")):
             database.remove_snapshot(path)
+    if new and missing:
+        listener(Notice(f"reading {len(missing)} snapshots into a new database", "warning"))
     for done, (ref, stamp) in enumerate(missing):
         if not database.usable:
             return
