@@ -104,7 +104,10 @@ def _prompt(question: str) -> bytes | None:
         return None
     import getpass
 
-    return os.fsencode(getpass.getpass(question))
+    try:
+        return os.fsencode(getpass.getpass(question))
+    except EOFError:  # Ctrl-D
+        return None
 
 
 def global_options(function: F) -> F:
