@@ -13,6 +13,7 @@ import stat as st
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from archiver.backup.streams import Stream
 from archiver.core.events import FileProblem, Listener, Progress
@@ -22,13 +23,13 @@ from archiver.source.metadata import plain
 from archiver.source.problem import Problem, explain
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk
 from formats.catalog import CatalogWriter
-from formats.pxar.constants import HEADER_SIZE
+from formats.pxar.constants import HEADER_SIZE, MAX_NAME
 from formats.pxar.encoder import Encoder
 from formats.pxar.metadata import Metadata, Stat
 
 _ATTEMPTS = 3  # to read a file that keeps changing
 _PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
-_LINK_KEY = struct.Struct("<QQ")
+_LINK_KEY = struct.Struct("<QQQq")
 _LINK_POSITION = struct.Struct("<Q")
 _READ_AT_ONCE = 4 << 20
 _PROGRESS_EVERY = 512  # entries
@@ -47,6 +48,18 @@ class FileCounters:
     torn: int = 0
     vanished: int = 0
     bytes_read: int = 0
+
+
+class _Added(NamedTuple):
+    """A file that is in the archive: position of its FILENAME item, and its stat when it was read."""
+
+    position: int
+    stat: os.stat_result
+
+
+def _link_key(stat: os.stat_result) -> bytes:
+    """What two names of one file have in common. Size and time tell it from a later file that got the same inode."""
+    return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 class TreeArchiver:
@@ -140,26 +153,24 @@ class TreeArchiver:
         self._count()
 
     def _add_regular(self, directory: SourceDirectory, entry: SourceEntry) -> None:
-        status = entry.stat
-        key = _LINK_KEY.pack(status.st_dev, status.st_ino) if status.st_nlink > 1 else None
-        if key is not None:
-            first = self._links.get(key)
-            if first is not None:
-                (position,) = _LINK_POSITION.unpack_from(first)
-                self._encoder.add_hardlink(entry.name, first[_LINK_POSITION.size :], position)
-                self._list(b"h", entry.name)
-                self._counters.total += 1
-                return
-        place = self._add_split(directory, entry) if self._payload is not None else self._add_whole(directory, entry)
-        if place is None:
+        first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
+        if first is not None:
+            (position,) = _LINK_POSITION.unpack_from(first)
+            self._encoder.add_hardlink(entry.name, first[_LINK_POSITION.size :], position)
+            self._list(b"h", entry.name)
+            self._counters.total += 1
+            return
+        added = self._add_split(directory, entry) if self._payload is not None else self._add_whole(directory, entry)
+        if added is None:
             return
         self._counters.total += 1
         self._counters.reencoded += 1
-        if key is not None:
+        if added.stat.st_nlink > 1:
             path = directory.path_of(entry.name).lstrip(b"/")
-            self._links.put(key, _LINK_POSITION.pack(place) + path)
+            if len(path) <= MAX_NAME:  # else nothing can refer to it: its other names become files of their own
+                self._links.put(_link_key(added.stat), _LINK_POSITION.pack(added.position) + path)
 
-    def _add_split(self, directory: SourceDirectory, entry: SourceEntry) -> int | None:
+    def _add_split(self, directory: SourceDirectory, entry: SourceEntry) -> _Added | None:
         """Contents first; read again when the file changed meanwhile."""
         encoder, stream = self._encoder, self._payload
         assert stream is not None
@@ -187,9 +198,9 @@ class TreeArchiver:
                         encoder.advance(size - read)
                     if torn:
                         self._torn(directory, name, failure)
-                    place = encoder.add_file(name, metadata, size, offset)
+                    position = encoder.add_file(name, metadata, size, offset)
                     self._list_file(name, size, metadata)
-                    return place
+                    return _Added(position, file.stat)
             except Replaced:
                 try:
                     entry = directory.look(name)
@@ -204,14 +215,14 @@ class TreeArchiver:
                 return None
         return None
 
-    def _add_whole(self, directory: SourceDirectory, entry: SourceEntry) -> int | None:
+    def _add_whole(self, directory: SourceDirectory, entry: SourceEntry) -> _Added | None:
         """Entry first, contents behind it; there is only one attempt."""
         encoder, stream, name = self._encoder, self._archive, entry.name
         try:
             with open_file(directory, entry) as file:
                 metadata = directory.metadata_of(name, file)
                 size = file.stat.st_size
-                place = encoder.start_file(name, metadata, size)
+                position = encoder.start_file(name, metadata, size)
                 read, failure = self._copy(file, size, stream)
                 if read < size:
                     stream.write_zeros(size - read)
@@ -219,7 +230,7 @@ class TreeArchiver:
                 if failure is not None or read < size or not unchanged(file.stat, file.fd):
                     self._torn(directory, name, failure)
                 self._list_file(name, size, metadata)
-                return place
+                return _Added(position, file.stat)
         except OSError as error:
             self._cannot(directory, name, error)
             return None

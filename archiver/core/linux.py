@@ -131,6 +131,21 @@ def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
     return os.open(name, _LOOK | flags, dir_fd=dir_fd)
 
 
+def open_unbuffered(name: bytes, dir_fd: int) -> int:
+    """As ``open_noatime``, for reads at multiples of 4096 bytes that come from the disk and not from memory.
+
+    A file system without direct reads gets its pages dropped instead, as far as they are on disk.
+    """
+    try:
+        return open_noatime(name, os.O_DIRECT | os.O_NONBLOCK, dir_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    fd = open_noatime(name, os.O_NONBLOCK, dir_fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return fd
+
+
 def get_flags(fd: int) -> int | None:
     """The chattr bits (FS_*_FL); None where the file system has none."""
     return _get_u32(fd, FS_IOC_GETFLAGS)
@@ -173,6 +188,8 @@ def get_project_id(fd: int) -> int:
 
 
 def set_project_id(fd: int, project_id: int) -> None:
+    if project_id >= 1 << 32:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     attributes = bytearray(28)
     ioctl(fd, FS_IOC_FSGETXATTR, attributes)
     attributes[_PROJECT_AT] = project_id.to_bytes(4, sys.byteorder)
@@ -227,6 +244,22 @@ def syncfs(fd: int) -> None:
 def set_mtime(fd: int, seconds: int, nanoseconds: int) -> None:
     """Set the modification time of an open file; its access time stays."""
     _check(_libc.futimens(fd, _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)))
+
+
+def chmod_at(name: bytes, mode: int, *, dir_fd: int) -> None:
+    """Set the permissions of a name that is neither opened nor followed; OSError for a symlink."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod refuses such descriptors
+    finally:
+        os.close(fd)
+
+
+def make_node(name: bytes, mode: int, major: int, minor: int, *, dir_fd: int) -> None:
+    """mknod; OSError too for numbers that no device of Linux has."""
+    if major >= 1 << 12 or minor >= 1 << 20:
+        raise OSError(errno.EINVAL, f"no device has the number {major}:{minor}")
+    os.mknod(name, mode, os.makedev(major, minor), dir_fd=dir_fd)
 
 
 def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _AT_FDCWD) -> None:

@@ -6,13 +6,12 @@ import errno
 import os
 import stat as st
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
 
 from archiver.core import linux
+from formats.errors import FormatError
 from formats.pxar.acl import to_xattrs
 from formats.pxar.metadata import NO_ACL, Metadata, Stat
-
-T = TypeVar("T")
 
 ACCESS_ACL = "system.posix_acl_access"
 DEFAULT_ACL = "system.posix_acl_default"
@@ -27,6 +26,7 @@ _SET_IDS = st.S_ISUID | st.S_ISGID
 _LARGEST_TIME = 0x37FFFFFFF  # what ext4 can hold, seconds
 _SMALLEST_TIME = -(1 << 31)
 _NANO = 1_000_000_000
+_KEEP_ID = 2**32 - 1  # to chown this is no owner but: leave the owner as it is
 
 _groups = set(os.getgroups()) | {os.getegid()}
 
@@ -65,7 +65,7 @@ def apply(fd: int, metadata: Metadata) -> list[str]:
     stat = metadata.stat
     if is_plain(metadata):
         try:
-            os.fchown(fd, stat.uid, stat.gid)
+            _chown(fd, stat)
             os.fchmod(fd, stat.mode & 0o7777)
             linux.set_mtime(fd, stat.mtime_secs, stat.mtime_nanos)
             return []
@@ -73,27 +73,30 @@ def apply(fd: int, metadata: Metadata) -> list[str]:
             pass  # find out below which of them
     lost: list[str] = []
 
-    def attempt(what: str, work: Callable[[], T]) -> None:
+    def attempt(what: str, work: Callable[[], object]) -> bool:
         try:
             work()
+            return True
         except OSError as error:
             lost.append(f"{what}: {(error.strerror or str(error)).lower()}")
+            return False
 
     mode = stat.mode & 0o7777
-    try:
-        os.fchown(fd, stat.uid, stat.gid)
-    except OSError as error:
-        lost.append(f"owner {stat.uid}:{stat.gid}: {(error.strerror or str(error)).lower()}")
+    if not attempt(f"owner {stat.uid}:{stat.gid}", lambda: _chown(fd, stat)):
         mode &= ~_SET_IDS  # somebody else's program must not run with our rights
     for name, value in metadata.xattrs:
+        if not _is_kept(name):
+            lost.append(f"extended attribute {os.fsdecode(name)}: not of a kind that archives keep")
+            continue
         attempt(f"extended attribute {os.fsdecode(name)}", lambda name=name, value=value: os.setxattr(fd, name, value))  # type: ignore[misc]
     if metadata.fcaps is not None:
         capability = metadata.fcaps
         attempt("file capabilities", lambda: os.setxattr(fd, CAPABILITY, capability))
-    if metadata.acl != NO_ACL:
-        for acl_name, acl in zip((ACCESS_ACL, DEFAULT_ACL), to_xattrs(stat.mode, metadata.acl), strict=True):
-            if acl is not None:
-                attempt("access control list", lambda acl_name=acl_name, acl=acl: os.setxattr(fd, acl_name, acl))  # type: ignore[misc]
+    try:
+        for acl_name, acl in _acls(metadata).items():
+            attempt("access control list", lambda acl_name=acl_name, acl=acl: os.setxattr(fd, acl_name, acl))  # type: ignore[misc]
+    except FormatError as error:
+        lost.append(f"access control list: {error}")
     if metadata.quota_project_id:
         project = metadata.quota_project_id
         attempt("project id", lambda: linux.set_project_id(fd, project))
@@ -104,7 +107,27 @@ def apply(fd: int, metadata: Metadata) -> list[str]:
     return lost
 
 
-def _apply_flags(fd: int, flags: int, attempt: Callable[[str, Callable[[], object]], None]) -> None:
+def _chown(target: int | bytes, stat: Stat, *, dir_fd: int | None = None) -> None:
+    if _KEEP_ID in (stat.uid, stat.gid):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if isinstance(target, int):
+        os.fchown(target, stat.uid, stat.gid)
+    else:
+        os.chown(target, stat.uid, stat.gid, dir_fd=dir_fd, follow_symlinks=False)
+
+
+def _is_kept(name: bytes) -> bool:
+    """spec pxar.md 11.5; others (labels, signatures) belong to the machine."""
+    return name.startswith((b"user.", b"trusted.")) or name == b"security.NTACL"
+
+
+def _acls(metadata: Metadata) -> dict[str, bytes]:
+    """Names and values of the attributes that hold the ACLs. FormatError: no kernel can hold them."""
+    values = zip((ACCESS_ACL, DEFAULT_ACL), to_xattrs(metadata.stat.mode, metadata.acl), strict=True)
+    return {name: value for name, value in values if value is not None}
+
+
+def _apply_flags(fd: int, flags: int, attempt: Callable[[str, Callable[[], object]], object]) -> None:
     wanted = linux.chattr_flags(flags) & _RESTORED_CHATTR
     if wanted:
         current = linux.get_flags(fd) or 0
@@ -121,13 +144,13 @@ def apply_at(name: bytes, dir_fd: int, stat: Stat) -> list[str]:
     lost: list[str] = []
     mode = stat.mode & 0o7777
     try:
-        os.chown(name, stat.uid, stat.gid, dir_fd=dir_fd, follow_symlinks=False)
+        _chown(name, stat, dir_fd=dir_fd)
     except OSError as error:
         lost.append(f"owner {stat.uid}:{stat.gid}: {(error.strerror or str(error)).lower()}")
         mode &= ~_SET_IDS
     try:
         if not st.S_ISLNK(stat.mode):
-            os.chmod(name, mode, dir_fd=dir_fd)
+            linux.chmod_at(name, mode, dir_fd=dir_fd)
         linux.set_mtime_at(name, stat.mtime_secs, stat.mtime_nanos, dir_fd=dir_fd)
     except OSError as error:
         lost.append(f"mode or time: {(error.strerror or str(error)).lower()}")
@@ -149,13 +172,11 @@ def linked(fd: int, flags: int) -> None:
 def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]:
     """What an open restored file or directory has different from ``metadata``, as short texts."""
     result = stat_differences(metadata.stat, found)
-    expected = {os.fsdecode(name): value for name, value in metadata.xattrs}
+    expected = {os.fsdecode(name): value for name, value in metadata.xattrs if _is_kept(name)}
     if metadata.fcaps is not None:
         expected[CAPABILITY] = metadata.fcaps
-    if metadata.acl != NO_ACL:
-        for name, value in zip((ACCESS_ACL, DEFAULT_ACL), to_xattrs(metadata.stat.mode, metadata.acl), strict=True):
-            if value is not None:
-                expected[name] = value
+    with suppress(FormatError):  # told by ``apply``
+        expected |= _acls(metadata)
     result += _attribute_differences(fd, expected)
     wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR
     if wanted:

@@ -1,14 +1,21 @@
-"""The pass that reads a restored tree again, from the disk, and compares it with the archive."""
+"""The pass that reads a restored tree again, from the disk, and compares it with the archive.
+
+Files are read past the page cache: what counts is on the disk, not in memory. Such reads wait, so there are more threads
+than processors (20,000 files of /usr/share on ext4: 1.14 s with 2 threads, 0.6 s with 8; buffered after dropping the
+cache of each file 1.18 s and 0.87 s).
+"""
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import stat as st
 import threading
+from collections.abc import Iterator
 
 from archiver.core.events import FileProblem, Listener
-from archiver.core.linux import open_noatime
+from archiver.core.linux import open_noatime, open_unbuffered
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.traversal import Directory, FileItem, Segment
@@ -16,7 +23,9 @@ from archiver.restore.write import Writer
 from formats.pxar.items import Entry
 from formats.wire import Buffer
 
-_BUFFER = 1 << 20
+_BUFFER = 1 << 20  # bytes; a multiple of _ALIGNED
+_ALIGNED = 4096  # offsets, lengths and memory of unbuffered reads
+_THREADS = 8
 _KINDS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "char": st.S_IFCHR, "block": st.S_IFBLK}
 
 
@@ -25,6 +34,7 @@ class Checker:
     that ``writer`` has told about already are passed over."""
 
     needs_contents = False
+    threads = _THREADS
 
     def __init__(self, target: str, writer: Writer, digests: SegmentDigests, listener: Listener) -> None:
         self._target = target
@@ -119,12 +129,9 @@ class Checker:
                     if item.fd < 0:
                         self._open(item)
             offset, length = segment.offset, segment.end - segment.start
-            if offset < 0:
-                length = max(0, length + offset)
-                offset = 0
-                if segment.end - segment.start + segment.offset < 0:
-                    return  # a part of the payload header only
-            if not self._digests.matches(segment.number, self._read(item.fd, length, offset)):
+            if offset < 0:  # the payload header, or a part of it
+                length, offset = max(0, length + offset), 0
+            if length and not self._digests.matches(segment.number, self._read(item.fd, offset, offset + length)):
                 item.failed = "other contents"
         except OSError as error:
             item.failed = ""
@@ -132,25 +139,29 @@ class Checker:
             if path not in self._writer.lost:
                 self._cannot(path, error)
 
-    def _read(self, fd: int, length: int, offset: int) -> memoryview:
-        """Up to ``length`` bytes; the buffer belongs to the thread and serves again."""
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < length:
-            buffer = self._local.buffer = bytearray(max(length, _BUFFER))
-        view = memoryview(buffer)[:length]
-        done = 0
-        while done < length and (got := os.preadv(fd, [view[done:]], offset + done)):
-            done += got
-        return view[:done]
+    def _read(self, fd: int, start: int, end: int) -> Iterator[memoryview]:
+        """The bytes from ``start`` to ``end`` in pieces, fewer where the file ends before. A piece is valid until the
+        next one is asked for: the buffer belongs to the thread."""
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(mmap.mmap(-1, _BUFFER))
+        at = start - start % _ALIGNED
+        while at < end:
+            got = os.preadv(fd, [buffer[: min(_BUFFER, -(-(end - at) // _ALIGNED) * _ALIGNED)]], at)
+            yield buffer[max(start - at, 0) : min(got, end - at)]
+            if got == 0 or got % _ALIGNED:
+                return  # the end of the file
+            at += got
 
     def _open(self, item: FileItem) -> None:
-        item.fd = open_noatime(item.name, 0, item.directory.fd)
-        os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what counts is on the disk, not in memory
+        item.fd = open_unbuffered(item.name, item.directory.fd)
 
     def finish_file(self, item: FileItem) -> None:
         path: bytes | None = None
         if item.failed:
-            self._differs(item.directory.path_of(item.name), item.failed)
+            path = item.directory.path_of(item.name)
+            if path not in self._writer.lost:
+                self._differs(path, item.failed)
         if item.fd < 0:
             return
         try:

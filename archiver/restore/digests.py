@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 
 from blake3 import blake3
 
@@ -22,14 +23,14 @@ class SegmentDigests:
         self._key = random(32)
         self._file = tempfile.TemporaryFile()
 
-    def _digest(self, data: memoryview) -> bytes:
-        return blake3(data, key=self._key).digest(_SIZE)
-
     def record(self, number: int, data: memoryview) -> None:
-        os.pwrite(self._file.fileno(), self._digest(data), number * _SIZE)
+        os.pwrite(self._file.fileno(), blake3(data, key=self._key).digest(_SIZE), number * _SIZE)
 
-    def matches(self, number: int, data: memoryview) -> bool:
-        return os.pread(self._file.fileno(), _SIZE, number * _SIZE) == self._digest(data)
+    def matches(self, number: int, pieces: Iterable[memoryview]) -> bool:
+        hasher = blake3(key=self._key)
+        for piece in pieces:
+            hasher.update(piece)
+        return os.pread(self._file.fileno(), _SIZE, number * _SIZE) == hasher.digest(_SIZE)
 
     def close(self) -> None:
         self._file.close()

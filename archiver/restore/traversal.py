@@ -77,7 +77,7 @@ class FileItem:
 
 class Segment(NamedTuple):
     """A part of a file's contents: bytes ``start`` to ``end`` of the chunk, at ``offset`` in the file (negative: the
-    payload header). ``number`` counts the segments of the archive."""
+    payload header). No two segments with contents have the same ``number``, and it is the same in every pass."""
 
     item: FileItem
     start: int
@@ -97,6 +97,10 @@ class Visitor(Protocol):
     @property
     def needs_contents(self) -> bool:
         """Whether segments come with their data."""
+
+    @property
+    def threads(self) -> int:
+        """How many workers there are."""
 
     def open_root(self, entry: Entry) -> int: ...
 
@@ -134,7 +138,6 @@ class Traversal:
         self._closed = 1  # outer directories before this one are closed, but for the root: links start there
         self._open = 0
         self._segments: list[Segment] = []
-        self._segment_count = 0
         self._chunk = -1
         self._chunk_start = 0
         self._chunk_end = 0
@@ -146,25 +149,35 @@ class Traversal:
         self.bytes = 0
 
     def run(self) -> None:
-        """Raises ArchiverError when the archive cannot be read on, FormatError never."""
+        """Raises ArchiverError when the archive cannot be read on: Damaged once everything before is done."""
         try:
             self._run()
-        except FormatError as error:
-            raise Damaged(f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged: {error}") from error
+        except (FormatError, ChunkDamaged) as error:
+            place = os.fsdecode(self._stack[-1].path) if self._stack else "/"
+            raise Damaged(
+                f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged in {place}: {error}",
+                hint="what comes before is restored; verify tells which files are concerned",
+            ) from error
 
     def _run(self) -> None:
-        with Pipeline() as pipeline:
-            self._pipeline = pipeline
-            self._tasks: Channel[Task] = Channel(pipeline, _QUEUED_TASKS)
-            for number in range(os.cpu_count() or 2):
-                pipeline.start(self._work, f"{self._task_name}-{number}")
-            try:
-                self._walk()
+        try:
+            with Pipeline() as pipeline:
+                self._pipeline = pipeline
+                self._tasks: Channel[Task] = Channel(pipeline, _QUEUED_TASKS)
+                for number in range(self._visitor.threads):
+                    pipeline.start(self._work, f"{self._task_name}-{number}")
+                damage: Exception | None = None
+                try:
+                    self._walk()
+                except (FormatError, ChunkDamaged) as error:
+                    damage = error
                 self._flush()
                 self._tasks.close()
                 pipeline.join()
-            finally:
-                self._close_all()
+                if damage is not None:
+                    raise damage
+        finally:
+            self._close_all()  # only now: the workers have ended, nobody uses a descriptor any more
 
     def _walk(self) -> None:
         tree = self._tree
@@ -288,19 +301,16 @@ class Traversal:
         if end > self._tree.content.size:
             item.failed = "its contents lie beyond the end of the archive"
         if start == end or item.failed:
-            self._append(self._chunk, Segment(item, 0, 0, 0, self._segment_count))
+            self._append(self._chunk, item, 0, 0, 0)
             return
-        pieces = list(self._pieces(start, end)) if end > self._chunk_end or start < self._chunk_start else None
-        if pieces is None:
-            inner = start - self._chunk_start
-            piece = Segment(item, inner, inner + end - start, -len(header), self._segment_count)
-            self._append(self._chunk, piece)
+        if self._chunk_start <= start and end <= self._chunk_end:
+            self._append(self._chunk, item, start - self._chunk_start, end - self._chunk_start, -len(header))
             return
-        item.parts = len(pieces)
+        item.parts = self._index.find(end - 1) - self._index.find(start) + 1
         if item.parts > 1:
             item.lock = threading.Lock()
-        for chunk, lower, upper, position in pieces:
-            self._append(chunk, Segment(item, lower, upper, position - entry.content_offset, self._segment_count))
+        for chunk, lower, upper, position in self._pieces(start, end):
+            self._append(chunk, item, lower, upper, position - entry.content_offset)
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(chunk, from, to, stream offset) for every chunk that holds a part of the range."""
@@ -313,12 +323,13 @@ class Traversal:
             start = stop
             number += 1
 
-    def _append(self, chunk: int, segment: Segment) -> None:
+    def _append(self, chunk: int, item: FileItem, start: int, end: int, offset: int) -> None:
         if self._segments and (chunk != self._chunk or len(self._segments) >= _SEGMENTS_AT_ONCE):
             self._flush()
         self._chunk = chunk
-        self._segments.append(segment)
-        self._segment_count += 1
+        # Contents lie in the order of their entries, so each segment is in a later chunk, or of a later entry, than the
+        # one before: the sum grows. Entries below a directory that is not usable count too.
+        self._segments.append(Segment(item, start, end, offset, chunk + self.entries))
 
     def _flush(self) -> None:
         if self._segments:

@@ -27,7 +27,7 @@ from formats.wire import Buffer
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4096
-_SPARSE_FROM = 64 << 10  # bytes; holes are looked for in pieces at least this long
+_SPARSE_FROM = 64 << 10  # bytes; holes are looked for in files at least this long
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 
@@ -167,11 +167,13 @@ class Writer:
                 item.failed = "the payload does not have the header that its entry describes"
                 return
             data, offset = data[count:], offset + count
-        if self._digests is not None and data:
+        if not data:
+            return
+        if self._digests is not None:
             self._digests.record(segment.number, data)
-        if len(data) >= _SPARSE_FROM:
+        if item.size >= _SPARSE_FROM:
             write_sparse(item.fd, data, offset)
-        elif len(data):
+        else:
             _write_at(item.fd, data, offset)
 
     def finish_file(self, item: FileItem) -> None:
