@@ -248,17 +248,17 @@ def test_slow_output_is_waited_for() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "exec sleep 1000",
-        "sleep 1000 | cat",  # the pipe outlives the shell
-        "echo secret; sleep 1000",
-        "echo secret; exec >/dev/null; exec sleep 1000",
+        "exec sleep 20",
+        "sleep 20 | cat",  # the pipe outlives the shell
+        "echo secret; sleep 20",
+        "echo secret; exec >/dev/null; exec sleep 20",
         "yes secret",
         "cat /dev/zero",
     ],
 )
 def test_command_that_does_not_end(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "_COMMAND_SECONDS", 0.2)
-    with bounded(20, memory=128 << 20), pytest.raises(KeyProblem, match="does not work") as caught:
+    with bounded(10, memory=128 << 20), pytest.raises(KeyProblem, match="does not work") as caught:
         passphrase_from({"ARCHIVER_PASSWORD_COMMAND": command})
     assert "longer than" in str(caught.value.hint)
     assert "secret" not in told(caught.value)
