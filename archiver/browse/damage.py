@@ -11,16 +11,12 @@ _FILES_AT_MOST = 1000
 Range = tuple[int, int]
 
 
-def damaged_files(tree: Tree, content: list[Range], metadata: list[Range]) -> list[str]:
+def damaged_files(tree: Tree, content: list[Range]) -> list[str]:
     """Paths of files with contents in one of the ``content`` ranges [start, end) (sorted, of the content stream).
 
-    Damage to the ``metadata`` stream hides names: the listing then ends with a sentence that says from where on.
+    Damage to names and attributes hides the rest: the list then ends with words that say from where on.
     """
     found: list[str] = []
-    if metadata:
-        found.append(
-            f"(names and attributes in bytes {metadata[0][0]} to {metadata[0][1]} of {tree.metadata_file.filename})"
-        )
     path: list[bytes] = []
     last = b"/"
     position = 0

@@ -13,7 +13,7 @@ from archiver.browse.damage import Range, damaged_files
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline
-from archiver.errors import ArchiverError, KeyProblem
+from archiver.errors import ArchiverError, KeyProblem, NotFound
 from archiver.store.chunks import ChunkDamaged
 from archiver.store.database.database import unique_digests
 from archiver.store.indexes import Index, is_index
@@ -77,13 +77,15 @@ class _Verification:
 
     def run(self, refs: Iterable[SnapshotRef]) -> VerifyResult:
         for ref in refs:
-            self._result.snapshots += 1
             try:
                 snapshot = self._open(ref)
+            except NotFound:
+                continue  # removed meanwhile
             except ArchiverError as error:
                 self._fail(ref, MANIFEST, str(error))
-                continue
-            self._snapshot(snapshot)
+            else:
+                self._snapshot(snapshot)
+            self._result.snapshots += 1
         self._record()
         return self._result
 
@@ -201,6 +203,4 @@ class _Verification:
             tree = snapshot.tree(archive)
         except ArchiverError:
             return []
-        if file is archive.files[-1]:
-            return damaged_files(tree, damage, [] if tree.split else damage)
-        return damaged_files(tree, [], damage)
+        return damaged_files(tree, damage if file is archive.files[-1] else [])

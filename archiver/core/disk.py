@@ -15,9 +15,12 @@ from contextlib import contextmanager
 
 from archiver.core.clock import Random, system_random
 from archiver.core.linux import syncfs
-from archiver.errors import ArchiverError, NoSpace
+from archiver.errors import ArchiverError, Damaged, NoSpace
 
 Buffers = Sequence[bytes | bytearray | memoryview]
+
+# A bad block, or something else than a regular file where one was expected.
+_UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
 _NEARLY_FULL = 16 << 20  # bytes free
@@ -36,7 +39,8 @@ def explain(error: OSError, doing: str, path: str) -> ArchiverError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return no_space(doing, path)
-    return ArchiverError(f"cannot {doing} {path}: {reason}")
+    kind = Damaged if doing == "read" and error.errno in _UNREADABLE else ArchiverError
+    return kind(f"cannot {doing} {path}: {reason}")
 
 
 def no_space(doing: str, path: str) -> NoSpace:

@@ -156,10 +156,11 @@ def decode_manifest(ref: SnapshotRef, text: bytes) -> Manifest:
 def read_small(path: str, limit: int) -> bytes:
     """A regular file of at most ``limit`` bytes; OSError, Damaged when it is something else."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise Damaged(f"{path} is not a regular file")
     with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise Damaged(f"{path} is not a regular file")
         if status.st_size > limit:
             raise Damaged(f"{path} is too large: {status.st_size} bytes")
         return file.read(limit)

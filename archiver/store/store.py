@@ -218,6 +218,8 @@ class Store:
         if isinstance(reference, SnapshotRef):
             if not os.path.isdir(self.layout.snapshot(reference)):
                 raise NotFound(f"there is no snapshot {reference}", hint="see the list with: archiver snapshots")
+            if not self.is_finished(reference):
+                raise NotFound(f"snapshot {reference} is unfinished", hint="its backup did not come to its end")
             return reference
         newest = self.newest(reference)
         if newest is None:

@@ -63,7 +63,7 @@ def call(*arguments: Argument) -> Done:
         code = run(texts, "--json" in texts)
         out.flush()
         err.flush()
-    done = Done(code, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    done = Done(code, out.buffer.getvalue(), err.buffer.getvalue().decode())
     assert code != BUG, done.err
     assert "Traceback" not in done.err
     return done
@@ -78,8 +78,12 @@ def ask(*arguments: Argument) -> dict[str, Any]:
 
 def start(*arguments: Argument | bytes, **options: Any) -> subprocess.Popen[bytes]:
     """Run the program as a process of its own; ``options`` are those of Popen."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | options
-    return subprocess.Popen([sys.executable, "-m", "archiver", *arguments], **options)
+    usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "cwd": ROOT}
+    usual |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    running: subprocess.Popen[bytes] = subprocess.Popen(
+        [sys.executable, "-m", "archiver", *arguments], **(usual | options)
+    )
+    return running
 
 
 def process(*arguments: Argument | bytes, **options: Any) -> Done:
