@@ -46,18 +46,26 @@ class Deduplicator:
         with self._lock:
             if digest in self._claimed:
                 return False
-            known = self._database.lookup(digest) if self._database is not None else None
+            known = self._known(digest, size)
             if known is not None:
-                number, stored = known
+                number, row = known
                 if number < len(self._seen) and self._seen[number]:
                     return False
             self._claimed.add(digest)
-        if known is None or not self._trusted(digest, size, number, stored):
+        if known is None or not self._trusted(row):
             return True
         with self._lock:
             self._mark_seen(number)
             self._claimed.discard(digest)
         return False
+
+    def _known(self, digest: bytes, size: int) -> tuple[int, ChunkRow] | None:
+        """Number and row of a chunk that the database holds to be stored, and does not contradict itself about."""
+        found = self._database.lookup(digest) if self._database is not None else None
+        row = self._database.chunk(found[0]) if self._database is not None and found is not None else None
+        if found is None or row is None or (row.digest, row.size) != (digest, size):
+            return None
+        return found[0], row
 
     def _mark_seen(self, number: int) -> None:
         if number >= len(self._seen):
@@ -66,20 +74,17 @@ class Deduplicator:
             self._seen = grown
         self._seen[number] = True
 
-    def _trusted(self, digest: bytes, size: int, number: int, stored: int) -> bool:
-        row = self._database.chunk(number) if self._database is not None else None
-        if row is None or (row.digest, row.size) != (digest, size):
-            return False
-        status = self._store.chunks.seen(digest)
-        if status is None or status.st_size != stored:
+    def _trusted(self, row: ChunkRow) -> bool:
+        status = self._store.chunks.seen(row.digest)
+        if status is None or status.st_size != row.stored:
             return False
         if self._now() - max(row.verified, int(status.st_mtime)) > _RECHECK_AFTER:
-            total = self._checked(digest, size)
+            total = self._checked(row.digest, row.size)
             if total is None:
                 return False
             if self._database is not None:
-                self._database.mark_verified([(digest, total, stored)], self._now())
-        self._store.chunks.touch(digest, status)
+                self._database.mark_verified([(row.digest, total, row.stored)], self._now())
+        self._store.chunks.touch(row.digest, status)
         return True
 
     def _checked(self, digest: bytes, size: int) -> bytes | None:

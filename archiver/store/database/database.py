@@ -82,9 +82,13 @@ class Database:
             return True
 
     def _reset(self, txn: Any, store: uuid.UUID) -> None:
+        meta = self._env.table(records.META)
+        used = txn.get(b"chunks", db=meta)
+        used = None if used is None else bytes(used)
         for name in records.TABLES:
             txn.drop(self._env.table(name), delete=False)
-        meta = self._env.table(records.META)
+        if used is not None:  # a running backup remembers chunks by their numbers: none may come to mean another
+            txn.put(b"chunks", used, db=meta)
         txn.put(b"schema", records.U32.pack(records.SCHEMA), db=meta)
         txn.put(b"store", store.bytes, db=meta)
 
