@@ -13,9 +13,7 @@ class FormatError(ValueError):
     ``str`` when given.
     """
 
-    def __init__(
-        self, what: str, *, offset: int | None = None, expected: Any = None, got: Any = None
-    ) -> None:
+    def __init__(self, what: str, *, offset: int | None = None, expected: Any = None, got: Any = None) -> None:
         self.what = what
         self.offset = offset
         self.expected = expected

@@ -33,7 +33,7 @@ from formats.naming import check_backup_id, check_backup_time, check_backup_type
 
 MANIFEST_NAME = "index.json.blob"
 MAX_TEXT = 16 << 20  # bytes
-MAX_TOKENS = 500_000  # brackets, commas and strings: bounds the memory that parsed JSON takes; 38,000 files
+MAX_TOKENS = 500_000  # brackets, commas and strings: bounds the memory that parsed JSON takes; 13 a file: 38,000 files
 MAX_DEPTH = 32
 
 CryptMode = Literal["none", "encrypt", "sign-only"]

@@ -17,7 +17,7 @@ from archiver.store.layout import Layout
 from formats import blob
 from formats.blob import BlobDecoder
 from formats.crypt import CryptConfig
-from formats.errors import FormatError, KeyMissing, WrongKey
+from formats.errors import FormatError, KeyMissing
 from formats.wire import Buffer
 
 MAX_CHUNK = 16 << 20  # plain bytes
@@ -155,7 +155,8 @@ class ChunkReader:
     def read(self, digest: bytes, size: int, *, encrypted: bool) -> Buffer:
         """The ``size`` plain bytes of a chunk: kind, CRC, tag, digest and length are enforced.
 
-        The buffer is valid until the next call. Raises ChunkDamaged, KeyProblem or ArchiverError.
+        The buffer is valid until the next call. Raises ChunkDamaged (of a chunk that another key encrypted, too: its
+        tag does not tell them apart), KeyProblem without a key, or ArchiverError.
         """
         if size > MAX_CHUNK:
             raise ChunkDamaged(digest, f"is said to hold {size} bytes, more than a chunk can")
@@ -163,8 +164,6 @@ class ChunkReader:
             return self._decoder.decode_chunk(self.stored(digest), digest=digest, size=size, encrypted=encrypted)
         except KeyMissing as error:
             raise KeyProblem(f"chunk {digest.hex()} is encrypted", hint="give the key with --keyfile") from error
-        except WrongKey as error:
-            raise KeyProblem(f"chunk {digest.hex()} is encrypted with another key") from error
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
 

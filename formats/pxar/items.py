@@ -209,7 +209,7 @@ def read_child(window: Window, position: int, depth: int, version: int) -> Entry
 
 def _terminated(content: bytes, kind: int, position: int) -> bytes:
     """``content`` without its NUL."""
-    if content.find(b"\0") != len(content) - 1:
+    if content.partition(b"\0")[1:] != (b"\0", b""):
         raise FormatError(f"{c.item_name(kind)} item does not end with its only NUL", offset=position)
     return content[:-1]
 

@@ -371,8 +371,10 @@ def test_limits() -> None:
         nested = [nested]
     manifest = Manifest("host", "x", 1, (), {"nested": nested, "notes": "[{" * 1000, "more": '\\"[' * 1000})
     assert Manifest.decode(manifest.encode()) == manifest
-    many = manifest_of(*(f"{i}.blob" for i in range(10_000)))
+    many = manifest_of(*(f"{i}.blob" for i in range(38_000)))
     assert Manifest.decode(many.encode()) == many
+    with pytest.raises(LimitExceeded):
+        Manifest.decode(manifest_of(*(f"{i}.blob" for i in range(39_000))).encode())
 
 
 def test_files() -> None:
