@@ -163,7 +163,8 @@ class _Run:
         average = self._options.chunk_size
         pipeline = machinery.pipeline
         large = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_CONTENT_BODY, count=_CONTENT_SLABS)
-        small = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_SMALL_BODY, count=_SMALL_SLABS)
+        headroom = _LARGEST_CHUNK * max(average, CATALOG_CHUNK_SIZE)  # a catalog's chunks have their own size
+        small = SlabPool(pipeline, headroom=headroom, body=_SMALL_BODY, count=_SMALL_SLABS)
         if self._options.mode == "data":
             for spec in self._specs:
                 payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)

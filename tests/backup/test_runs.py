@@ -1,0 +1,142 @@
+"""Whole backups: the second one of a tree has nothing new, every total is a sum, small chunks and large catalogs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from archiver.backup.run import Mode
+from archiver.store.indexes import load_index
+from archiver.store.layout import Layout, SnapshotRef
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from tests.compare import differences
+from tests.random_trees import build_plain
+from tests.runs import KEY, bring_back, make_store, save
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+def chunks_of(store: Path, ref: SnapshotRef) -> dict[str, list[tuple[int, bytes]]]:
+    """The chunk list of every index of a snapshot."""
+    directory = Path(Layout(str(store)).snapshot(ref))
+    found = {}
+    for path in directory.glob("*.didx"):
+        index = load_index(str(path))
+        found[path.name] = [(index.end(number), index.digest(number)) for number in range(len(index))]
+    return found
+
+
+@pytest.mark.parametrize("crypt", [None, KEY], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+def test_the_same_tree_twice(tmp_path: Path, mode: Mode, crypt: CryptConfig | None) -> None:
+    store, tree = make_store(tmp_path / "store"), tmp_path / "tree"
+    build_plain(tree, 21, files=150, max_size=400_000)
+    first = save(store, tree, mode=mode, crypt=crypt)
+    files = {path for path in (store / ".chunks").rglob("*") if path.is_file()}
+    again = save(store, tree, mode=mode, crypt=crypt)
+    assert chunks_of(store, first.ref) == chunks_of(store, again.ref)
+    assert {path for path in (store / ".chunks").rglob("*") if path.is_file()} == files
+    for archive in again.result.archives:
+        assert (archive.counters.new_chunks, archive.counters.new_bytes, archive.counters.stored_bytes) == (0, 0, 0)
+    new = [archive.counters for archive in first.result.archives]
+    assert sum(counters.new_chunks for counters in new) == len(files)
+    assert sum(counters.stored_bytes for counters in new) == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+def test_totals_agree_with_the_indexes(tmp_path: Path, mode: Mode) -> None:
+    """Two sources of one run share chunks; each chunk is counted as new once."""
+    store = make_store(tmp_path / "store")
+    build_plain(tmp_path / "one", 5, files=60, max_size=300_000)
+    build_plain(tmp_path / "two", 5, files=60, max_size=300_000)
+    saved = save(store, {"one": tmp_path / "one", "two": tmp_path / "two"}, mode=mode)
+    lists = chunks_of(store, saved.ref)
+    counters = [archive.counters for archive in saved.result.archives]
+    assert sum(c.chunks for c in counters) == sum(map(len, lists.values()))
+    assert sum(c.size for c in counters) == sum(chunks[-1][0] for chunks in lists.values())
+    assert sum(c.new_chunks for c in counters) == len({digest for chunks in lists.values() for _, digest in chunks})
+    with Store.open(store, read_only=True) as opened:
+        manifest = opened.manifest(saved.ref)
+        assert {file.filename: file.size for file in manifest.files} == {
+            name: chunks[-1][0] for name, chunks in lists.items()
+        }
+        stats = manifest.unprotected["chunk_upload_stats"]
+    assert stats["count"] == sum(c.chunks for c in counters)
+    assert stats["duplicates"] == sum(c.chunks - c.new_chunks for c in counters)
+    bring_back(store, saved.ref, tmp_path / "out")
+    for name in ("one", "two"):
+        assert differences(tmp_path / name, tmp_path / "out" / f"{name}.pxar") == []
+
+
+@pytest.mark.parametrize("chunk_size", [64 << 10, 4 << 20])
+def test_a_catalog_larger_than_its_buffers(tmp_path: Path, chunk_size: int) -> None:
+    """The catalog's chunks have a size of their own, which may be larger than that of the archives."""
+    store, tree = make_store(tmp_path / "store"), tmp_path / "tree"
+    for number in range(60):
+        directory = tree / f"{number:04}"
+        directory.mkdir(parents=True)
+        for _ in range(3):  # links cost no inode
+            os.symlink("x", directory / str(_))
+    names = [os.urandom(120).hex() for _ in range(200)]
+    first = tree / "0000" / "file"
+    first.write_bytes(b"one file, thousands of names")
+    for number in range(60):
+        for name in names:
+            os.link(first, tree / f"{number:04}" / (name + f"{number:04}"))
+    saved = save(store, tree, mode="legacy", chunk_size=chunk_size)
+    catalog = chunks_of(store, saved.ref)["catalog.pcat1.didx"]
+    assert catalog[-1][0] > 2 << 20
+    assert bring_back(store, saved.ref, tmp_path / "out", verify=False).problems == []
+    assert differences(tree, tmp_path / "out") == []
+
+
+_MEASURED = """
+import sys, threading
+from pathlib import Path
+from tests import runs
+peak, done = 0, threading.Event()
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+store, source, target = map(Path, sys.argv[1:4])
+saved = runs.save(store, source, mode=sys.argv[4], crypt=runs.KEY, chunk_size=4 << 20)
+saved_with = max(peak, anonymous())
+peak = 0
+assert runs.bring_back(store, saved.ref, target, crypt=runs.KEY).problems == []
+done.set()
+watcher.join()
+print(saved_with, peak)
+"""
+
+
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+def test_memory(tmp_path: Path, mode: Mode) -> None:
+    """At most 256 MiB of anonymous memory for many names and a large file, backup and restore."""
+    tree = tmp_path / "tree"
+    (tree / "many").mkdir(parents=True)
+    first = tree / "first"
+    first.write_bytes(b"x")
+    for number in range(20_000):
+        os.link(first, tree / "many" / f"entry-{number}")
+    block = os.urandom(1 << 20)
+    with (tree / "large").open("wb") as file:
+        for number in range(100):
+            file.write(block[number:] + block[:number])
+    store = make_store(tmp_path / "store")
+    arguments = [str(store), str(tree), str(tmp_path / "out"), mode]
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    peaks = [int(text) for text in done.stdout.split()]
+    assert all(0 < peak < 256 << 10 for peak in peaks), f"{peaks} KiB"
