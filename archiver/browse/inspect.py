@@ -6,6 +6,8 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from typing import Any, BinaryIO
 
@@ -16,7 +18,7 @@ from formats import blob
 from formats.catalog import MAGIC as CATALOG_MAGIC
 from formats.catalog import CatalogReader
 from formats.crypt import CryptConfig, format_fingerprint
-from formats.errors import FormatError, KeyMissing, WrongKey
+from formats.errors import FormatError, KeyMissing
 from formats.index import DYNAMIC_MAGIC, FIXED_MAGIC, DynamicIndex
 from formats.keyfile import KeyFile
 from formats.manifest import Manifest
@@ -24,6 +26,9 @@ from formats.pxar import constants
 from formats.pxar.decoder import LEAVE, Decoder
 
 _LARGEST = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
+_LISTED = 64 << 20  # bytes that a listing may take, about
+_LISTED_ITEM = 400  # of these for each item, its path apart
+_PAYLOAD_START = constants.HEADER.pack(constants.PAYLOAD_START_MARKER, constants.HEADER_SIZE)
 _ARCHIVE_STARTS = {
     constants.HEADER.pack(kind, size)
     for kind, size in ((constants.FORMAT_VERSION, 24), (constants.ENTRY, 56), (constants.ENTRY_V1, 48))
@@ -31,7 +36,10 @@ _ARCHIVE_STARTS = {
 
 
 def inspect_file(path: str, payload: str | None, crypt: CryptConfig | None) -> dict[str, Any]:
-    """Fields of the file at ``path``; ``payload`` belongs to an ``.mpxar``. Raises Damaged, UsageError."""
+    """Fields of the file at ``path``; ``payload`` belongs to an ``.mpxar``. Raises Damaged, UsageError.
+
+    ``complete`` is False where a list of chunks or entries was too long to show all of it.
+    """
     try:
         with _open(path) as file:
             start = file.read(16)
@@ -41,7 +49,9 @@ def inspect_file(path: str, payload: str | None, crypt: CryptConfig | None) -> d
             return _catalog(path)
         if start in _ARCHIVE_STARTS:
             return _archive(path, payload)
-        if start[:1] == b"{":
+        if start == _PAYLOAD_START:
+            return {"kind": "pxar payload stream", "file_size": os.path.getsize(path)}
+        if start[:1] == b"{" and start[:8] != blob.ENCRYPTED_MAGIC:  # which starts with the same byte
             return _json(path)
         return _blob(path, crypt)
     except FormatError as error:
@@ -67,6 +77,18 @@ def _read(path: str) -> bytes:
     return data
 
 
+def _listing(name: str, items: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The ``items`` in bounded memory: a few bytes can be a catalog of 2^40 entries."""
+    listed: list[dict[str, Any]] = []
+    room = _LISTED
+    for item in items:
+        room -= _LISTED_ITEM + len(item.get("path", ""))
+        if room < 0:
+            return {name: listed, "complete": False}
+        listed.append(item)
+    return {name: listed, "complete": True}
+
+
 def _index(path: str) -> dict[str, Any]:
     index = load_index(path)
     fields: dict[str, Any] = {
@@ -79,8 +101,8 @@ def _index(path: str) -> dict[str, Any]:
     }
     if not isinstance(index, DynamicIndex):
         fields["chunk_size"] = index.chunk_size
-    fields["chunks"] = [{"end": index.end(at), "digest": index.digest(at).hex()} for at in range(len(index))]
-    return fields
+    chunks = ({"end": index.end(at), "digest": index.digest(at).hex()} for at in range(len(index)))
+    return fields | {"count": len(index)} | _listing("chunks", chunks)
 
 
 def _blob(path: str, crypt: CryptConfig | None) -> dict[str, Any]:
@@ -126,52 +148,55 @@ def _json(path: str) -> dict[str, Any]:
 
 
 def _catalog(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
+    with _open(path) as file:
 
         def read_at(offset: int, length: int) -> bytes:
             return os.pread(file.fileno(), length, offset)
 
-        reader = CatalogReader(read_at, os.path.getsize(path))
-        entries = [
+        reader = CatalogReader(read_at, os.fstat(file.fileno()).st_size)
+        entries = (
             {"type": entry.kind.decode(), "path": where.decode("utf-8", "surrogateescape"), "size": entry.size}
             for where, entry in reader.walk()
-        ]
-    return {"kind": "catalog", "entries": entries}
+        )
+        return {"kind": "catalog"} | _listing("entries", entries)
 
 
-class _File:
+class _Input:
     """A file as input of the decoder."""
 
-    def __init__(self, path: str) -> None:
-        self._file = _open(path)
+    def __init__(self, file: BinaryIO) -> None:
+        self._fd = file.fileno()
         self._offset = 0
 
     def read(self, length: int) -> bytes:
-        data = os.pread(self._file.fileno(), length, self._offset)
+        data = os.pread(self._fd, length, self._offset)
         self._offset += len(data)
         return data
 
     def skip(self, length: int) -> None:
-        self._offset = min(self._offset + length, os.fstat(self._file.fileno()).st_size)
+        self._offset = min(self._offset + length, os.fstat(self._fd).st_size)
 
 
 def _archive(path: str, payload: str | None) -> dict[str, Any]:
-    decoder = Decoder(_File(path), _File(payload) if payload is not None else None)
-    entries: list[dict[str, Any]] = []
+    with ExitStack() as files:
+        archive = _Input(files.enter_context(_open(path)))
+        contents = None if payload is None else _Input(files.enter_context(_open(payload)))
+        decoder = Decoder(archive, contents)
+        prelude = None if decoder.prelude is None else decoder.prelude.decode("utf-8", "replace")
+        fields = {"kind": "pxar archive", "version": decoder.version, "prelude": prelude}
+        return fields | _listing("entries", _entries(decoder))
+
+
+def _entries(decoder: Decoder) -> Iterator[dict[str, Any]]:
     names: list[bytes] = []
     for event in decoder:
         if event is LEAVE:
-            names.pop()
             continue
-        where = b"/".join([*names, event.name]) or b"/"
-        if event.kind == "dir":
-            names.append(event.name)
+        del names[max(event.depth - 1, 0) :]
+        names.append(event.name)
+        path = (b"/".join(names) or b"/").decode("utf-8", "surrogateescape")
         mode = "" if event.metadata is None else f"{event.metadata.stat.mode:o}"
-        entries.append(
-            {"kind": event.kind, "mode": mode, "size": event.size, "path": where.decode("utf-8", "surrogateescape")}
-        )
-    prelude = None if decoder.prelude is None else decoder.prelude.decode("utf-8", "replace")
-    return {"kind": "pxar archive", "version": decoder.version, "prelude": prelude, "entries": entries}
+        yield {"kind": event.kind, "mode": mode, "size": event.size, "path": path}
 
 
 def decode_blob(path: str, crypt: CryptConfig | None, target: str) -> None:
@@ -183,7 +208,7 @@ def decode_blob(path: str, crypt: CryptConfig | None, target: str) -> None:
             return
         with open(target, "xb") as file:
             file.write(plain)
-    except (KeyMissing, WrongKey) as error:
+    except KeyMissing as error:
         raise KeyProblem(f"{path} cannot be decoded: {error}", hint="give its key with --keyfile") from error
     except FormatError as error:
         raise Damaged(f"{path} cannot be decoded: {error}") from error
