@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,13 @@ def ask(*arguments: Argument) -> dict[str, Any]:
     return done.document
 
 
-def start(*arguments: Argument | bytes, **options: Any) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: Argument | bytes, program: Sequence[str] = ("-m", "archiver"), **options: Any
+) -> subprocess.Popen[bytes]:
     """Run the program as a process of its own; ``options`` are those of Popen."""
     usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "cwd": ROOT}
     usual |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    running: subprocess.Popen[bytes] = subprocess.Popen(
-        [sys.executable, "-m", "archiver", *arguments], **(usual | options)
-    )
+    running: subprocess.Popen[bytes] = subprocess.Popen([sys.executable, *program, *arguments], **(usual | options))
     return running
 
 

@@ -218,7 +218,7 @@ def _open(directory: str, data: str, read_only: bool) -> tuple[int, Any]:
     while True:
         try:
             env = lmdb.open(
-                directory,
+                os.fsencode(directory),  # as text it must be UTF-8
                 map_size=size,
                 max_dbs=_TABLES,
                 max_readers=512,

@@ -106,7 +106,7 @@ def walk_in_child(directory: str) -> bool:
 _WALK = """
 import os, resource, sys, lmdb
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-env = lmdb.open(sys.argv[1], max_dbs=32, map_size=1 << 36, readonly=True, lock=False, create=False)
+env = lmdb.open(os.fsencode(sys.argv[1]), max_dbs=32, map_size=1 << 36, readonly=True, lock=False, create=False)
 out = os.open(os.devnull, os.O_WRONLY)
 env.copyfd(out, compact=True)
 with env.begin() as txn:
