@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from archiver.errors import UsageError
+from formats.naming import MAX_NAME
 
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.(pxar)")
+_LONGEST_NAME = MAX_NAME - len(".mpxar.didx")
 _NOT_IN_A_NAME = re.compile(rb"[^A-Za-z0-9_-]")
 
 
@@ -53,6 +55,10 @@ def parse_specifications(texts: Iterable[str]) -> list[ArchiveSpec]:
 
 
 def _checked(spec: ArchiveSpec, text: str) -> ArchiveSpec:
+    if len(spec.name) > _LONGEST_NAME:
+        raise UsageError(
+            f"the archive name {spec.name} is too long", hint=f"give it another one: short.pxar:{spec.path}"
+        )
     if not spec.path:
         raise UsageError(f"{text!r} names no directory")
     if not os.path.isdir(spec.path):
