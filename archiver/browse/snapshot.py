@@ -75,7 +75,7 @@ class Snapshot:
             raise Damaged(f"the manifest of {self.ref} has lost its signature", hint="somebody may have altered it")
 
     def archives(self) -> list[ArchiveFiles]:
-        """In the order of the manifest; catalogs and keys that belong to the format are left out."""
+        """In the order of the manifest; catalogs, which only repeat what the trees say, are left out."""
         found: list[ArchiveFiles] = []
         by_name = {file.filename: file for file in self.manifest.files}
         for file in self.manifest.files:
