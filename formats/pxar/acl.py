@@ -73,6 +73,8 @@ def to_xattrs(mode: int, acl: Acl) -> tuple[bytes | None, bytes | None]:
     four = acl.default
     default = {_USER_OBJ: four.user_obj, _GROUP_OBJ: four.group_obj, _MASK: four.mask, _OTHER: four.other}
     default = {tag: permissions for tag, permissions in default.items() if permissions != ACL_UNSET}
+    if not default and not acl.default_users and not acl.default_groups:
+        return access, None
     return access, _build(default, acl.default_users, acl.default_groups)
 
 

@@ -65,6 +65,8 @@ def test_default() -> None:
     assert from_xattrs(DIR | 0o750, None, base) == acl
     assert from_xattrs(FILE | 0o750, None, base) is NO_ACL, "only directories have one"
     assert to_xattrs(DIR | 0o750, acl) == (None, base), "the kernel keeps no access ACL that says what the mode says"
+    nothing = Acl(default=DefaultAcl(ACL_UNSET, ACL_UNSET, ACL_UNSET, ACL_UNSET))
+    assert to_xattrs(DIR | 0o750, nothing) == (None, None), "the kernel keeps no empty ACL"
     both = from_xattrs(DIR | 0o760, FULL, FULL)
     assert both == Acl(((1000, 7), (1001, 4)), ((7, 5),), 4, DefaultAcl(6, 4, 0, 6), ((1000, 7), (1001, 4)), ((7, 5),))
     assert from_xattrs(DIR, None, value()) == NO_ACL
