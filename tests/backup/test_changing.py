@@ -11,6 +11,7 @@ import pytest
 from archiver.backup import archive as archive_module
 from archiver.backup.run import Mode
 from archiver.browse.snapshot import Snapshot
+from archiver.source import content
 from archiver.store.layout import Layout
 from archiver.store.store import Store
 from formats import blob
@@ -38,7 +39,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, size: int, change: Callable[[int], 
     """Call ``change(n)`` after the first read of the n-th attempt (1...) at the file of ``size`` bytes; the list of
     attempts is returned."""
     attempts: list[int] = []
-    real = archive_module.read_into
+    real = content.read_into
 
     def read_into(fd: int, view: memoryview, offset: int) -> int:
         if offset == 0 and os.fstat(fd).st_size == size and os.readlink(f"/proc/self/fd/{fd}").endswith("/file"):
@@ -149,7 +150,7 @@ def test_a_name_of_several_that_is_replaced(tree: Path, tmp_path: Path, monkeypa
     store = make_store(tmp_path / "store")
     for name in ("link-1", "link-2"):
         os.link(tree / "file", tree / name)
-    real, fresh = archive_module.open_file, noise(33, 1000)
+    real, fresh = content.open_file, noise(33, 1000)
 
     def open_file(directory: object, entry: object) -> object:
         if entry.name == b"file" and entry.stat.st_size == len(DATA):  # type: ignore[attr-defined]
@@ -168,7 +169,7 @@ def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: py
     """A file that is gone and one that got its inode are two files."""
     store = make_store(tmp_path / "store")
     os.link(tree / "before", tree / "before-too")
-    real = archive_module.unchanged
+    real = content.unchanged
 
     def unchanged(before: os.stat_result, fd: int) -> bool:
         result = real(before, fd)
@@ -187,7 +188,7 @@ def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: py
 def test_vanished(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     """What goes between listing and opening is counted and is no error."""
     store = make_store(tmp_path / "store")
-    real = archive_module.open_file
+    real = content.open_file
 
     def open_file(directory: object, entry: object) -> object:
         if entry.name == b"file":  # type: ignore[attr-defined]

@@ -215,9 +215,9 @@ class Writer:
         self.item(HARDLINK, words(start - target) + path + b"\0")
         return start
 
-    def special(self, name: bytes, mode: int, device: tuple[int, int] | None = None) -> int:
+    def special(self, name: bytes, mode: int, device: tuple[int, int] | None = None, **stat: int) -> int:
         start = self.name(name)
-        self.entry(mode)
+        self.entry(mode, **stat)
         if device is not None:
             self.item(DEVICE, words(*device))
         return start
