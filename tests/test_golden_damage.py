@@ -221,7 +221,7 @@ def restore_tree(store: Path, keyfile: Path, target: Path, name: str, digest: st
 
 
 @pytest.mark.parametrize("damage", TO_CHUNKS)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_chunk(store: Path, keyfile: Path, target: Path, damage: Damage, seed: int) -> None:
     rng = random.Random(f"{seed} {damage.__name__}")
     one_chunk(store, keyfile, target, damage, rng.choice(CHUNKS), rng)
