@@ -1,8 +1,8 @@
 """The pass that reads a restored tree again, from the disk, and compares it with the archive.
 
-Files are read past the page cache: what counts is on the disk, not in memory. Such reads wait, so there are more threads
-than processors (20,000 files of /usr/share on ext4: 1.14 s with 2 threads, 0.6 s with 8; buffered after dropping the
-cache of each file 1.18 s and 0.87 s).
+Files are read past the page cache: what counts is on the disk, not in memory. Such reads wait, so there are more
+threads than processors (20,000 files of /usr/share on ext4: 1.14 s with 2 threads, 0.6 s with 8; buffered after
+dropping the cache of each file 1.18 s and 0.87 s).
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Iterable
 
 from blake3 import blake3
@@ -11,6 +13,7 @@ from blake3 import blake3
 from archiver.core.clock import Random
 
 _SIZE = 16  # bytes of each digest
+_WINDOW = 1 << 20  # bytes mapped at a time
 
 
 class SegmentDigests:
@@ -22,15 +25,35 @@ class SegmentDigests:
     def __init__(self, random: Random) -> None:
         self._key = random(32)
         self._file = tempfile.TemporaryFile()
+        self._windows: dict[int, mmap.mmap] = {}
+        self._lock = threading.Lock()
 
     def record(self, number: int, data: memoryview) -> None:
-        os.pwrite(self._file.fileno(), blake3(data, key=self._key).digest(_SIZE), number * _SIZE)
+        """OSError when there is no space for it."""
+        window, start = self._place(number)
+        window[start : start + _SIZE] = blake3(data, key=self._key).digest(_SIZE)
 
     def matches(self, number: int, pieces: Iterable[memoryview]) -> bool:
         hasher = blake3(key=self._key)
         for piece in pieces:
             hasher.update(piece)
-        return os.pread(self._file.fileno(), _SIZE, number * _SIZE) == hasher.digest(_SIZE)
+        window, start = self._place(number)
+        return window[start : start + _SIZE] == hasher.digest(_SIZE)
+
+    def _place(self, number: int) -> tuple[mmap.mmap, int]:
+        index, start = divmod(number * _SIZE, _WINDOW)
+        window = self._windows.get(index)
+        if window is None:
+            with self._lock:
+                window = self._windows.get(index)
+                if window is None:
+                    # The space is taken before it is mapped: a full disk must be an error and not a signal.
+                    os.posix_fallocate(self._file.fileno(), index * _WINDOW, _WINDOW)
+                    window = mmap.mmap(self._file.fileno(), _WINDOW, offset=index * _WINDOW)
+                    self._windows[index] = window
+        return window, start
 
     def close(self) -> None:
+        for window in self._windows.values():
+            window.close()
         self._file.close()

@@ -221,9 +221,13 @@ def write_sparse(fd: int, data: memoryview, offset: int) -> None:
         _write_unless_zero(fd, data[:lead], offset)
         data, offset = data[lead:], offset + lead
     blocks = len(data) // _BLOCK
-    words = np.frombuffer(data[: blocks * _BLOCK], np.uint8).reshape(blocks, _BLOCK)
-    used = words.view(np.uint64).any(axis=1) if words.ctypes.data % 8 == 0 else words.any(axis=1)
-    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)) * _BLOCK
+    words = np.frombuffer(data[: blocks * _BLOCK], np.uint64).reshape(blocks, _BLOCK // 8)
+    holes = np.flatnonzero(words[:, 0] == 0)  # few blocks begin with a zero word, so few are looked at completely
+    holes = holes[~words[holes].any(axis=1)]
+    used = np.zeros(blocks + 2, np.bool_)
+    used[1:-1] = True
+    used[1 + holes] = False
+    edges = np.flatnonzero(used[1:] != used[:-1]) * _BLOCK
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         _write_at(fd, data[start:end], offset + start)
     _write_unless_zero(fd, data[blocks * _BLOCK :], offset + blocks * _BLOCK)
