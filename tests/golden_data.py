@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def _hex(obj: Mapping[str, Any]) -> bytes:
 
 
 def _repeat(obj: Mapping[str, Any]) -> bytes:
-    text = obj["text"].encode()
+    text: bytes = obj["text"].encode()
     length: int = obj["len"]
     return (text * (length // len(text) + 1))[:length]
 
@@ -44,7 +44,7 @@ def _u32le_counter(obj: Mapping[str, Any]) -> bytes:
     return np.arange((length + 3) // 4, dtype="<u4").tobytes()[:length]
 
 
-_GENERATORS = {
+_GENERATORS: dict[str, Callable[[Mapping[str, Any]], bytes]] = {
     "concat": _concat,
     "hex": _hex,
     "repeat": _repeat,

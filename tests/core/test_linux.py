@@ -4,6 +4,7 @@ import errno
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ needs_root = pytest.mark.skipif(not IS_ROOT, reason="only root may do this")
 
 
 @pytest.fixture
-def file(tmp_path: Path):
+def file(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o644)
     yield fd
     os.close(fd)
 
 
-def test_flag_tables_follow_the_format():
+def test_flag_tables_follow_the_format() -> None:
     # spec pxar.md 11.3 and 11.4
     assert linux.archive_flags(linux.FS_APPEND_FL) == 0x10000
     assert linux.archive_flags(linux.FS_NOATIME_FL) == 0x20000
@@ -36,7 +37,7 @@ def test_flag_tables_follow_the_format():
     assert linux.archive_flags(0, 2 | 4 | 32) == 0x2000 | 0x4000 | 0x8000
 
 
-def test_flag_conversion_keeps_what_archives_keep_and_drops_the_rest():
+def test_flag_conversion_keeps_what_archives_keep_and_drops_the_rest() -> None:
     extents, encrypted, readonly_fat = 0x80000, 0x800, 1
     assert linux.archive_flags(extents | encrypted, readonly_fat) == 0
     for archived, kernel in linux.CHATTR_BITS:
@@ -52,7 +53,7 @@ def test_flag_conversion_keeps_what_archives_keep_and_drops_the_rest():
     assert linux.fat_attributes(everything) == linux.KEPT_FAT
 
 
-def test_chattr_flags_of_a_file(file: int, tmp_path: Path):
+def test_chattr_flags_of_a_file(file: int, tmp_path: Path) -> None:
     before = linux.get_flags(file)
     assert before is not None
     linux.set_flags(file, before | linux.FS_NODUMP_FL | linux.FS_NOATIME_FL)
@@ -62,7 +63,7 @@ def test_chattr_flags_of_a_file(file: int, tmp_path: Path):
 
 
 @needs_root
-def test_append_and_immutable(file: int):
+def test_append_and_immutable(file: int) -> None:
     before = linux.get_flags(file) or 0
     linux.set_flags(file, before | linux.FS_APPEND_FL | linux.FS_IMMUTABLE_FL)
     try:
@@ -71,7 +72,7 @@ def test_append_and_immutable(file: int):
         linux.set_flags(file, before)
 
 
-def test_files_without_flags_or_project_say_so():
+def test_files_without_flags_or_project_say_so() -> None:
     fd = os.open("/proc/self/stat", os.O_RDONLY)
     try:
         assert linux.get_flags(fd) is None
@@ -81,7 +82,7 @@ def test_files_without_flags_or_project_say_so():
         os.close(fd)
 
 
-def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch):
+def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -91,7 +92,7 @@ def test_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch):
             call(0)
 
 
-def test_dos_attributes_are_one_word(monkeypatch: pytest.MonkeyPatch):
+def test_dos_attributes_are_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
     # No FAT file system at hand: check the calls.
     sent = []
 
@@ -109,7 +110,7 @@ def test_dos_attributes_are_one_word(monkeypatch: pytest.MonkeyPatch):
 
 
 @needs_root
-def test_project_id_on_a_file_system_that_has_them(tmp_path: Path):
+def test_project_id_on_a_file_system_that_has_them(tmp_path: Path) -> None:
     image = tmp_path / "image"
     with image.open("wb") as stream:
         stream.truncate(16 << 20)
@@ -137,7 +138,7 @@ def test_project_id_on_a_file_system_that_has_them(tmp_path: Path):
     assert result == (0, 4711, 0)
 
 
-def test_project_id_is_the_fourth_word(monkeypatch: pytest.MonkeyPatch):
+def test_project_id_is_the_fourth_word(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = bytearray(struct.pack("=5I8x", 1, 2, 3, 4, 5))
 
     def kernel(fd: int, request: int, value: bytearray) -> None:
@@ -153,7 +154,7 @@ def test_project_id_is_the_fourth_word(monkeypatch: pytest.MonkeyPatch):
     assert struct.unpack("=5I8x", stored) == (1, 2, 3, 2**32 - 1, 5)
 
 
-def test_filesystem_type(tmp_path: Path):
+def test_filesystem_type(tmp_path: Path) -> None:
     for path in ("/proc", tmp_path, "/sys", "/dev/shm"):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -166,7 +167,7 @@ def test_filesystem_type(tmp_path: Path):
     assert caught.value.errno == errno.EBADF
 
 
-def test_virtual_file_systems_by_name():
+def test_virtual_file_systems_by_name() -> None:
     fd = os.open("/proc", os.O_RDONLY)
     assert linux.VIRTUAL[linux.filesystem_type(fd)] == "proc"
     os.close(fd)
@@ -175,14 +176,14 @@ def test_virtual_file_systems_by_name():
 @pytest.mark.parametrize(
     "seconds, nanoseconds", [(1_600_000_000, 123_456_789), (-2, 500_000_000), (0, 0), (4_000_000_000, 1)]
 )
-def test_mtime_is_set_and_atime_kept(file: int, tmp_path: Path, seconds: int, nanoseconds: int):
+def test_mtime_is_set_and_atime_kept(file: int, tmp_path: Path, seconds: int, nanoseconds: int) -> None:
     os.utime(file, ns=(1_234_567_890_123_456_789, 0))
     linux.set_mtime(file, seconds, nanoseconds)
     stat = os.fstat(file)
     assert (stat.st_atime_ns, stat.st_mtime_ns) == (1_234_567_890_123_456_789, seconds * 10**9 + nanoseconds)
 
 
-def test_mtime_of_a_name_does_not_follow_symlinks(tmp_path: Path):
+def test_mtime_of_a_name_does_not_follow_symlinks(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"")
     os.utime(target, ns=(5, 6))
@@ -206,13 +207,13 @@ def test_mtime_of_a_name_does_not_follow_symlinks(tmp_path: Path):
         linux.set_mtime_at(os.fsencode(link), 2**63, 0)
 
 
-def test_syncfs(file: int):
+def test_syncfs(file: int) -> None:
     linux.syncfs(file)
     with pytest.raises(OSError):
         linux.syncfs(-1)
 
 
-def test_open_noatime_falls_back_for_other_peoples_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_open_noatime_falls_back_for_other_peoples_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"text")
     dir_fd = os.open(tmp_path, os.O_RDONLY)
     real, tried = os.open, []
@@ -232,7 +233,7 @@ def test_open_noatime_falls_back_for_other_peoples_files(tmp_path: Path, monkeyp
     os.close(dir_fd)
 
 
-def test_open_noatime_leaves_atime_and_follows_no_symlink(tmp_path: Path):
+def test_open_noatime_leaves_atime_and_follows_no_symlink(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"text")
     os.utime(path, ns=(1, path.stat().st_mtime_ns))  # older than mtime: relatime would update it
@@ -248,7 +249,7 @@ def test_open_noatime_leaves_atime_and_follows_no_symlink(tmp_path: Path):
     os.close(dir_fd)
 
 
-def test_device_of(tmp_path: Path):
+def test_device_of(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         (tmp_path / "link").symlink_to("/proc")
@@ -263,7 +264,7 @@ def test_device_of(tmp_path: Path):
 
 
 @needs_root
-def test_device_of_a_private_fuse_mount(tmp_path: Path):
+def test_device_of_a_private_fuse_mount(tmp_path: Path) -> None:
     target = tmp_path / "private"
     target.mkdir()
 

@@ -84,11 +84,11 @@ def with_root(blocks: bytes, root: int) -> bytes:
 @contextmanager
 def bounded(seconds: float = 5.0, mebibytes: int = 64) -> Iterator[None]:
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < mebibytes << 20
-        assert time.monotonic() - started < seconds
+        assert time.process_time() - started < seconds
     finally:
         tracemalloc.stop()
 
@@ -381,9 +381,10 @@ def test_writer_out_of_turn() -> None:
 def test_writer_refuses_names(name: bytes) -> None:
     writer = CatalogWriter(lambda data: None)
     writer.start_archive("a.pxar.didx")
-    for call in (lambda: writer.add_file(name, 1, 1), lambda: writer.add(SYMLINK, name)):
-        with pytest.raises(FormatError, match="name"):
-            call()
+    with pytest.raises(FormatError, match="name"):
+        writer.add_file(name, 1, 1)
+    with pytest.raises(FormatError, match="name"):
+        writer.add(SYMLINK, name)
     with pytest.raises(FormatError, match="name"):
         writer.start_directory(name)
 

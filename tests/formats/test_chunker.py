@@ -204,9 +204,9 @@ def test_limits_come_from_the_average() -> None:
 def test_small_feeds_cost_no_more_than_their_bytes() -> None:
     """A chunk of 16 MiB in pieces of 4 KiB: quadratic work would take minutes."""
     data = random.Random(5).randbytes(1 << 16) * 256
-    started = time.perf_counter()
+    started = time.process_time()
     assert cuts(data, 4 << 20, repeat(4096))[-1] == len(data)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 # The payload rule.

@@ -24,7 +24,7 @@ KEY = bytes(range(32))
 FINGERPRINT = "0e:ab:d4:46:0b:6e:b9:ca:34:50:23:de:e2:b7:78:c7:90:e5:4a:16:83:b9:65:9c:0a:57:ae:19:90:90:15:9b"
 
 
-def test_vectors():
+def test_vectors() -> None:
     crypt = CryptConfig(KEY)
     assert crypt.id_key.hex() == "7c2c013efd07f3b25717a485263343cd4d292a4b65c200bb3b18ea227abe225c"
     assert format_fingerprint(crypt.fingerprint) == FINGERPRINT
@@ -42,7 +42,7 @@ def test_vectors():
     assert tag.hex() + ciphertext.hex() == "0718f768d10424d52069544b89cdffade23f560c88514bcd1801"
 
 
-def test_golden_key():
+def test_golden_key() -> None:
     golden = json.loads((GOLDEN / "keys/keys.json").read_bytes())
     expected = golden["crypt"]
     crypt = CryptConfig(bytes.fromhex(golden["key"]))
@@ -54,14 +54,14 @@ def test_golden_key():
     assert crypt.auth_tag(bytes(100)).hex() == expected["hmac_of_100_zero_bytes"]
 
 
-def test_digest_takes_parts_and_any_buffer():
+def test_digest_takes_parts_and_any_buffer() -> None:
     crypt = CryptConfig(KEY)
     whole = crypt.digest(b"abcdef")
     assert crypt.digest(b"ab", bytearray(b"cd"), memoryview(b"ef")) == whole
     assert whole == hashlib.sha256(b"abcdef" + crypt.id_key).digest()
 
 
-def test_secrets_are_not_shown():
+def test_secrets_are_not_shown() -> None:
     crypt = CryptConfig(KEY)
     for text in (repr(crypt), str(crypt), f"{crypt}"):
         assert KEY.hex() not in text and crypt.id_key.hex() not in text and repr(KEY) not in text
@@ -70,13 +70,13 @@ def test_secrets_are_not_shown():
 
 
 @pytest.mark.parametrize("size", [0, 16, 31, 33, 64])
-def test_wrong_key_size(size):
+def test_wrong_key_size(size: int) -> None:
     with pytest.raises(FormatError, match="32 bytes"):
         CryptConfig(bytes(size))
 
 
 @pytest.mark.parametrize("size", [0, 12, 15, 17])
-def test_iv_is_16_bytes(size):
+def test_iv_is_16_bytes(size: int) -> None:
     with pytest.raises(ValueError, match="16"):
         gcm_encryptor(KEY, bytes(size))
     with pytest.raises(FormatError):
@@ -85,7 +85,7 @@ def test_iv_is_16_bytes(size):
 
 @given(st.binary(max_size=200), st.binary(min_size=16, max_size=16), st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_change_is_refused(plain, iv, data):
+def test_any_change_is_refused(plain: bytes, iv: bytes, data: st.DataObject) -> None:
     crypt = CryptConfig(KEY)
     ciphertext, tag = crypt.encrypt(plain, iv)
     assert len(ciphertext) == len(plain)
@@ -98,14 +98,14 @@ def test_any_change_is_refused(plain, iv, data):
         crypt.decrypt(bytes(sealed[:16]), bytes(sealed[16:32]), sealed[32:])
 
 
-def test_truncated_tag_is_refused():
+def test_truncated_tag_is_refused() -> None:
     crypt = CryptConfig(KEY)
     ciphertext, tag = crypt.encrypt(b"text", bytes(16))
     with pytest.raises(FormatError):
         crypt.decrypt(bytes(16), tag[:4], ciphertext)
 
 
-def test_parse_fingerprint():
+def test_parse_fingerprint() -> None:
     expected = bytes.fromhex(FINGERPRINT.replace(":", ""))
     for text in (FINGERPRINT, FINGERPRINT.upper(), FINGERPRINT.replace(":", ""), "::" + FINGERPRINT):
         assert parse_fingerprint(text) == expected
@@ -115,6 +115,6 @@ def test_parse_fingerprint():
     "text",
     ["", FINGERPRINT[:-1], FINGERPRINT + "0", FINGERPRINT.replace(":", " "), "g" * 64, "٣" * 64, "0" * 63 + "\n"],
 )
-def test_bad_fingerprints(text):
+def test_bad_fingerprints(text: str) -> None:
     with pytest.raises(FormatError, match="fingerprint"):
         parse_fingerprint(text)

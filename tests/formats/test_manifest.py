@@ -70,11 +70,11 @@ def manifest_of(*names: str) -> Manifest:
 @contextmanager
 def bounded(seconds: float = 5.0, mebibytes: int = 200) -> Iterator[None]:
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < mebibytes << 20
-        assert time.monotonic() - started < seconds
+        assert time.process_time() - started < seconds
     finally:
         tracemalloc.stop()
 

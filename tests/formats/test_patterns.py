@@ -507,11 +507,11 @@ def test_no_pattern_takes_long(pattern: bytes) -> None:
     long_names = b"/" + b"/".join([b"a" * 255] * 16)
     short_names = b"/a" * 2048
     one_name = b"/" + b"a" * 4095
-    started = time.perf_counter()
+    started = time.process_time()
     listed = PatternList([Pattern.parse(pattern)])
     for path in (long_names, short_names, one_name):
         assert listed.match(path, False) is None
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @settings(max_examples=300, deadline=None)

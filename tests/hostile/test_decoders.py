@@ -56,7 +56,7 @@ def read_randomly(archive: HostileArchive) -> list[Any]:
         if data is not None:
             readers += [lambda offset, length, data=data: data[offset : offset + length], len(data)]
     accessor = Accessor(*readers)
-    found = []
+    found: list[tuple[str, bytes, bytes]] = []
     stack = [accessor.root]
     while stack:
         node = stack.pop()

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from archiver.source.content import (
 )
 from archiver.source.walk import SourceDirectory, Walk, WalkOptions
 
+Change = Callable[[Path], None]
+
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[SourceDirectory]:
@@ -35,7 +37,7 @@ def opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
-def test_open_a_listed_file(directory: SourceDirectory, tmp_path: Path):
+def test_open_a_listed_file(directory: SourceDirectory, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"contents")
     before = len(os.listdir("/proc/self/fd"))
     with open_file(directory, directory.look(b"file")) as file:
@@ -47,7 +49,7 @@ def test_open_a_listed_file(directory: SourceDirectory, tmp_path: Path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_reading_leaves_the_access_time(directory: SourceDirectory, tmp_path: Path):
+def test_reading_leaves_the_access_time(directory: SourceDirectory, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"contents")
     os.utime(path, ns=(1, 2))
@@ -56,7 +58,7 @@ def test_reading_leaves_the_access_time(directory: SourceDirectory, tmp_path: Pa
     assert path.stat().st_atime_ns == 1
 
 
-def test_a_file_that_vanished(directory: SourceDirectory, tmp_path: Path):
+def test_a_file_that_vanished(directory: SourceDirectory, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     entry = directory.look(b"file")
     (tmp_path / "file").unlink()
@@ -94,7 +96,7 @@ def replace_by_socket(path: Path) -> None:
 @pytest.mark.parametrize(
     "replace", [replace_by_file, replace_by_symlink, replace_by_fifo, replace_by_directory, replace_by_socket]
 )
-def test_a_name_that_now_belongs_to_something_else(replace, directory: SourceDirectory, tmp_path: Path):
+def test_a_name_that_now_belongs_to_something_else(replace: Change, directory: SourceDirectory, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"the listed file")
     other_name = tmp_path / "keeps the inode in use"
@@ -112,7 +114,7 @@ def test_a_name_that_now_belongs_to_something_else(replace, directory: SourceDir
             assert os.read(file.fd, 100) == b"another file"
 
 
-def test_a_lease_holder_is_asked_to_let_go(directory: SourceDirectory, tmp_path: Path):
+def test_a_lease_holder_is_asked_to_let_go(directory: SourceDirectory, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"contents")
     lease = os.open(tmp_path / "file", os.O_RDWR)
     previous = signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK))
@@ -125,7 +127,7 @@ def test_a_lease_holder_is_asked_to_let_go(directory: SourceDirectory, tmp_path:
         signal.signal(signal.SIGIO, previous)
 
 
-def test_read_into_reads_all_or_to_the_end(tmp_path: Path):
+def test_read_into_reads_all_or_to_the_end(tmp_path: Path) -> None:
     fd = opened(tmp_path / "file")
     os.write(fd, bytes(range(250)))
     buffer = bytearray(b"\xff" * 300)
@@ -138,7 +140,7 @@ def test_read_into_reads_all_or_to_the_end(tmp_path: Path):
     os.close(fd)
 
 
-def test_read_into_goes_on_after_short_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_read_into_goes_on_after_short_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = opened(tmp_path / "file")
     os.write(fd, bytes(range(250)))
     real = os.preadv
@@ -150,7 +152,7 @@ def test_read_into_goes_on_after_short_reads(tmp_path: Path, monkeypatch: pytest
     os.close(fd)
 
 
-def test_a_read_survives_signals(tmp_path: Path):
+def test_a_read_survives_signals(tmp_path: Path) -> None:
     hits = []
     previous = signal.signal(signal.SIGALRM, lambda *_: hits.append(1))
     fd = opened(tmp_path / "file")
@@ -167,7 +169,7 @@ def test_a_read_survives_signals(tmp_path: Path):
     assert hits
 
 
-def test_a_read_error_is_raised(tmp_path: Path):
+def test_a_read_error_is_raised(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(IsADirectoryError):
         read_into(fd, memoryview(bytearray(10)), 0)
@@ -194,10 +196,8 @@ def change_in_place_and_hide_it(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    "change", [change_by_append, change_by_truncate, change_in_place, change_in_place_and_hide_it]
-)
-def test_changes_while_read_are_seen(change, directory: SourceDirectory, tmp_path: Path):
+@pytest.mark.parametrize("change", [change_by_append, change_by_truncate, change_in_place, change_in_place_and_hide_it])
+def test_changes_while_read_are_seen(change: Change, directory: SourceDirectory, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"contents")
     threading.Event().wait(0.02)  # the kernel's clock for files ticks every 1 to 10 ms
@@ -208,7 +208,7 @@ def test_changes_while_read_are_seen(change, directory: SourceDirectory, tmp_pat
         assert not unchanged(file.stat, file.fd)
 
 
-def test_a_file_that_shrinks_ends_early(directory: SourceDirectory, tmp_path: Path):
+def test_a_file_that_shrinks_ends_early(directory: SourceDirectory, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10_000))
     with open_file(directory, directory.look(b"file")) as file:
@@ -221,7 +221,9 @@ BLOCK = 4096
 
 @settings(max_examples=40, deadline=None)
 @given(layout=some.lists(some.booleans(), max_size=12), tail=some.integers(0, BLOCK - 1))
-def test_extents_give_back_the_contents(layout: list[bool], tail: int, tmp_path_factory: pytest.TempPathFactory):
+def test_extents_give_back_the_contents(
+    layout: list[bool], tail: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     fd = opened(tmp_path_factory.mktemp("sparse") / "file")
     expected = bytearray()
     for number, written in enumerate(layout):
@@ -246,7 +248,7 @@ def test_extents_give_back_the_contents(layout: list[bool], tail: int, tmp_path_
     os.close(fd)
 
 
-def test_holes_cost_no_reads(tmp_path: Path):
+def test_holes_cost_no_reads(tmp_path: Path) -> None:
     fd = opened(tmp_path / "file")
     os.truncate(fd, 1 << 40)
     os.pwrite(fd, b"d" * BLOCK, 1 << 30)
@@ -257,7 +259,7 @@ def test_holes_cost_no_reads(tmp_path: Path):
     os.close(fd)
 
 
-def test_a_full_file_is_one_extent(tmp_path: Path):
+def test_a_full_file_is_one_extent(tmp_path: Path) -> None:
     fd = opened(tmp_path / "file")
     os.write(fd, b"d" * (BLOCK * 4))
     os.fsync(fd)
@@ -267,7 +269,7 @@ def test_a_full_file_is_one_extent(tmp_path: Path):
     os.close(fd)
 
 
-def test_a_file_that_shrank_or_grew_since(tmp_path: Path):
+def test_a_file_that_shrank_or_grew_since(tmp_path: Path) -> None:
     fd = opened(tmp_path / "file")
     os.write(fd, b"d" * BLOCK)
     assert list(data_extents(fd, 3 * BLOCK)) == [(0, BLOCK, True), (BLOCK, 2 * BLOCK, False)]
@@ -276,7 +278,7 @@ def test_a_file_that_shrank_or_grew_since(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ESPIPE, errno.EOPNOTSUPP])
-def test_a_file_system_that_cannot_tell(number: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_system_that_cannot_tell(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(fd: int, position: int, whence: int) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -284,7 +286,7 @@ def test_a_file_system_that_cannot_tell(number: int, monkeypatch: pytest.MonkeyP
     assert list(data_extents(0, 1000)) == [(0, 1000, True)]
 
 
-def test_a_file_system_that_errs(monkeypatch: pytest.MonkeyPatch):
+def test_a_file_system_that_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int, position: int, whence: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -293,12 +295,12 @@ def test_a_file_system_that_errs(monkeypatch: pytest.MonkeyPatch):
         list(data_extents(0, 1000))
 
 
-def test_an_answer_that_makes_no_progress_ends(monkeypatch: pytest.MonkeyPatch):
+def test_an_answer_that_makes_no_progress_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "lseek", lambda fd, position, whence: position)
     assert list(data_extents(0, 1000)) == [(0, 1000, True)]
 
 
-def test_an_open_file_closes_once(tmp_path: Path):
+def test_an_open_file_closes_once(tmp_path: Path) -> None:
     fd = opened(tmp_path / "file")
     file = OpenFile(fd, os.fstat(fd))
     file.close()

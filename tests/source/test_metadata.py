@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from archiver.core import linux
-from archiver.source import metadata as module
 from archiver.source.metadata import Features, collect, plain
 from formats.pxar.metadata import NO_ACL, DefaultAcl, Metadata
 from tests.source.sandbox import IS_ROOT, as_ordinary_user, mount, with_mounts, world_readable_directory
@@ -74,25 +73,25 @@ NONE = {"xattrs": False, "acl": False, "fcaps": False}
         (0x6969, {**ALL, "quota": False, "fat": False}),
     ],
 )
-def test_features_of_file_systems(magic: int, expected: dict[str, bool]):
+def test_features_of_file_systems(magic: int, expected: dict[str, bool]) -> None:
     features = Features.from_magic(magic, 77)._asdict()
     assert features == {**expected, "device": 77}
 
 
-def test_an_ordinary_file(file: Path):
+def test_an_ordinary_file(file: Path) -> None:
     os.utime(file, ns=(0, 1_600_000_000_123_456_789))
     found = complete(file)
     assert found.stat == (0o100640, 0, os.getuid(), os.getgid(), 1_600_000_000, 123_456_789)
     assert found == Metadata(found.stat)
 
 
-def test_times_before_1970_are_floored(file: Path):
+def test_times_before_1970_are_floored(file: Path) -> None:
     os.utime(file, ns=(0, -1_500_000_000))
     stat = complete(file).stat
     assert (stat.mtime_secs, stat.mtime_nanos) == (-2, 500_000_000)
 
 
-def test_xattrs_keep_the_kernels_order(file: Path):
+def test_xattrs_keep_the_kernels_order(file: Path) -> None:
     for name, value in (("user.zz", b"1"), ("user.a", b""), ("user.mm", b"\0\xff" * 20), ("user.b.c", b"x")):
         os.setxattr(file, name, value)
     found = complete(file)
@@ -102,13 +101,13 @@ def test_xattrs_keep_the_kernels_order(file: Path):
     assert found.fcaps is None
 
 
-def test_xattr_names_are_bytes(file: Path):
+def test_xattr_names_are_bytes(file: Path) -> None:
     os.setxattr(file, b"user.caf\xe9", b"latin")
     assert complete(file).xattrs == ((b"user.caf\xe9", b"latin"),)
 
 
 @needs_root
-def test_which_xattrs_are_stored(file: Path):
+def test_which_xattrs_are_stored(file: Path) -> None:
     os.setxattr(file, "trusted.own", b"t")
     os.setxattr(file, "security.NTACL", b"samba")
     os.setxattr(file, "security.other", b"no")
@@ -117,7 +116,7 @@ def test_which_xattrs_are_stored(file: Path):
 
 
 @needs_root
-def test_file_capabilities(file: Path):
+def test_file_capabilities(file: Path) -> None:
     value = struct.pack("<5I", 0x02000001, 1 << 10, 0, 0, 0)  # version 2, effective; cap_net_bind_service
     os.setxattr(file, "security.capability", value)
     found = complete(file)
@@ -129,7 +128,7 @@ def test_file_capabilities(file: Path):
     assert complete(file, features=without).fcaps is None
 
 
-def test_access_acl(file: Path):
+def test_access_acl(file: Path) -> None:
     value = acl(
         (USER_OBJ, 6, NO_ID), (USER, 4, 1001), (USER, 7, 70000), (GROUP_OBJ, 5, NO_ID), (GROUP, 1, 9), (MASK, 7, NO_ID),
         (OTHER, 0, NO_ID),
@@ -144,7 +143,7 @@ def test_access_acl(file: Path):
     assert found.xattrs == ()
 
 
-def test_default_acl_of_a_directory(tmp_path: Path):
+def test_default_acl_of_a_directory(tmp_path: Path) -> None:
     os.setxattr(
         tmp_path,
         DEFAULT,
@@ -159,27 +158,27 @@ def test_default_acl_of_a_directory(tmp_path: Path):
     assert complete(tmp_path, features=features).acl == NO_ACL
 
 
-def test_chattr_flags(file: Path):
+def test_chattr_flags(file: Path) -> None:
     fd = os.open(file, os.O_RDONLY)
     linux.set_flags(fd, (linux.get_flags(fd) or 0) | linux.FS_NODUMP_FL | linux.FS_NOATIME_FL)
     os.close(fd)
     assert complete(file).stat.flags == 0x120000
 
 
-def test_project_id_and_dos_attributes(file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module.linux, "get_project_id", lambda fd: 4711)
-    monkeypatch.setattr(module.linux, "get_fat_attributes", lambda fd: 6)
+def test_project_id_and_dos_attributes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "get_project_id", lambda fd: 4711)
+    monkeypatch.setattr(linux, "get_fat_attributes", lambda fd: 6)
     features = Features(xattrs=False, acl=False, fcaps=False, quota=True, fat=True, device=0)
     found = complete(file, features=features)
     assert found.quota_project_id == 4711
     assert found.stat.flags == 0x6000
     os.setxattr(file, "user.a", b"1")
     assert complete(file, features=features._replace(xattrs=True)).quota_project_id == 4711
-    monkeypatch.setattr(module.linux, "get_project_id", lambda fd: 0)
+    monkeypatch.setattr(linux, "get_project_id", lambda fd: 0)
     assert complete(file, features=features).quota_project_id is None
 
 
-def test_tmpfs_gives_what_it_has(tmp_path: Path):
+def test_tmpfs_gives_what_it_has(tmp_path: Path) -> None:
     def check() -> Metadata:
         mount(b"none", tmp_path, b"tmpfs", data=b"mode=755")
         path = tmp_path / "file"
@@ -213,7 +212,7 @@ def failing_on(monkeypatch: pytest.MonkeyPatch, call: str, number: int, only: st
 @pytest.mark.parametrize("call", ["listxattr", "getxattr"])
 def test_attributes_too_large_for_the_kernel(
     file: Path, monkeypatch: pytest.MonkeyPatch, skip: bool, kind: str, call: str
-):
+) -> None:
     os.setxattr(file, "user.a", b"1")
     os.setxattr(file, "user.large", b"2")
     failing_on(monkeypatch, call, errno.E2BIG, "user.large" if call == "getxattr" else None)
@@ -227,20 +226,20 @@ def test_attributes_too_large_for_the_kernel(
 
 
 @pytest.mark.parametrize("number", [errno.ENODATA, errno.EOPNOTSUPP])
-def test_an_attribute_removed_meanwhile_is_no_problem(file: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+def test_an_attribute_removed_meanwhile_is_no_problem(file: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     os.setxattr(file, "user.a", b"1")
     os.setxattr(file, "user.b", b"2")
     failing_on(monkeypatch, "getxattr", number, "user.a")
     assert complete(file).xattrs == ((b"user.b", b"2"),)
 
 
-def test_a_file_system_without_xattrs_is_no_problem(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_system_without_xattrs_is_no_problem(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing_on(monkeypatch, "listxattr", errno.EOPNOTSUPP)
     assert complete(file).xattrs == ()
 
 
 @pytest.mark.parametrize("call", ["listxattr", "getxattr"])
-def test_an_unreadable_attribute_does_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+def test_an_unreadable_attribute_does_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     os.setxattr(file, "user.a", b"1")
     failing_on(monkeypatch, call, errno.EIO)
     found, problems = collected(file)
@@ -250,12 +249,12 @@ def test_an_unreadable_attribute_does_not_cost_the_file(file: Path, monkeypatch:
     assert "input/output error" in reason
 
 
-def test_unreadable_flags_do_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unreadable_flags_do_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(fd: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     os.setxattr(file, "user.a", b"1")
-    monkeypatch.setattr(module.linux, "get_flags", fail)
+    monkeypatch.setattr(linux, "get_flags", fail)
     found, problems = collected(file)
     assert found.stat.flags == 0
     assert found.xattrs == ((b"user.a", b"1"),)
@@ -263,14 +262,14 @@ def test_unreadable_flags_do_not_cost_the_file(file: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ENFILE])
-def test_lack_of_resources_ends_the_run(file: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+def test_lack_of_resources_ends_the_run(file: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     failing_on(monkeypatch, "listxattr", number)
     with pytest.raises(OSError) as caught:
         collected(file)
     assert caught.value.errno == number
 
 
-def test_an_attribute_larger_than_the_format(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_attribute_larger_than_the_format(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "user." + "n" * 250
     values = {name: bytes(65536), "user.fits": bytes(65536)}
     monkeypatch.setattr(os, "listxattr", lambda fd: list(values))
@@ -282,7 +281,7 @@ def test_an_attribute_larger_than_the_format(file: Path, monkeypatch: pytest.Mon
     assert name in reason
 
 
-def test_a_damaged_acl_does_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_acl_does_not_cost_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listxattr", lambda fd: [ACCESS, "user.a"])
     monkeypatch.setattr(os, "getxattr", lambda fd, name: b"\x09garbage")
     found, problems = collected(file)
@@ -293,7 +292,7 @@ def test_a_damaged_acl_does_not_cost_the_file(file: Path, monkeypatch: pytest.Mo
     assert "access control list" in reason
 
 
-def test_plain_metadata(tmp_path: Path):
+def test_plain_metadata(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("nowhere")
     os.utime(link, ns=(0, -1), follow_symlinks=False)
@@ -302,7 +301,7 @@ def test_plain_metadata(tmp_path: Path):
     assert found.stat == (0o120777, 0, os.getuid(), os.getgid(), -1, 999_999_999)
 
 
-def test_an_ordinary_user_collects_what_it_may_see():
+def test_an_ordinary_user_collects_what_it_may_see() -> None:
     with world_readable_directory() as directory:
         path = directory / "file"
         path.write_bytes(b"")
