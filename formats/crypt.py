@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 KEY_SIZE = 32
 IV_SIZE = 16
 TAG_SIZE = 16
-FINGERPRINT_SIZE = 32
 GCM_SLACK = 15  # bytes that ``update_into`` of a GCM context may ask for beyond the text itself
 
 _FINGERPRINT_LABEL = hashlib.sha256(b"Proxmox Backup Encryption Key Fingerprint").digest()

@@ -227,8 +227,3 @@ def stat_differences(stat: Stat, found: os.stat_result) -> list[str]:
     if found.st_mtime_ns != expected and _SMALLEST_TIME <= stat.mtime_secs <= _LARGEST_TIME:
         result.append(f"modification time {found.st_mtime_ns} instead of {expected}")
     return result
-
-
-def time_fits(stat: Stat) -> bool:
-    """Whether every common file system can hold the modification time."""
-    return _SMALLEST_TIME <= stat.mtime_secs <= _LARGEST_TIME

@@ -25,7 +25,7 @@ from formats.pxar.metadata import Metadata
 from tests.random_trees import build_plain, mutate
 from tests.source.sandbox import IS_ROOT, as_ordinary_user, mount, with_mounts, world_readable_directory
 from tests.source.visiting import Seen, descriptor_count, descriptors, found, paths_of, visit, walked
-from tests.trees import build_features
+from tests.trees import build_features, remove_tree
 
 MS_BIND = 0x1000
 
@@ -93,9 +93,16 @@ def test_random_trees_against_find(root: Path, seed: int) -> None:
         assert paths_of(root) == found(root)
 
 
-def test_every_feature_against_find(tmp_path: Path) -> None:
+@pytest.fixture
+def features(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "features"
     build_features(root, as_root=IS_ROOT)
+    yield root
+    remove_tree(root)  # some of it is immutable
+
+
+def test_every_feature_against_find(features: Path) -> None:
+    root = features
     seen = paths_of(root)
     assert seen == found(root)
     with Walk(os.fsencode(root), WalkOptions(), lambda problem: None) as walk:
