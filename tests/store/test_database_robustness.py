@@ -115,9 +115,10 @@ def test_clean_database_is_left_alone(place: Path) -> None:
     probe(place, [{"cut": (place / "clean.mdb").stat().st_size}])
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_cut_at_every_page(place: Path, part: int) -> None:
-    probe(place, [{"cut": number * PAGE} for number in spread(pages(place), 2, part)])
+def test_cut_at_page_borders(place: Path) -> None:
+    count = pages(place)
+    numbers = [*range(4), *random.Random(5).sample(range(4, count), 20), count - 1]
+    probe(place, [{"cut": number * PAGE} for number in numbers])
 
 
 def test_cut_at_odd_sizes(place: Path) -> None:
@@ -132,17 +133,17 @@ def test_noise(place: Path) -> None:
 
 def test_pages_of_zeros_or_noise(place: Path) -> None:
     rng = random.Random(2)
-    probe(place, [{"pages": [[rng.randrange(pages(place)), rng.choice(["zeros", "noise"])]]} for _ in range(24)])
+    probe(place, [{"pages": [[rng.randrange(pages(place)), rng.choice(["zeros", "noise"])]]} for _ in range(16)])
 
 
 def test_pages_in_the_place_of_others(place: Path) -> None:
     """Each is a good page, so that only the whole shows the damage; among them are loops."""
     rng = random.Random(3)
-    probe(place, [{"pages": [[rng.randrange(pages(place)), rng.randrange(pages(place))]]} for _ in range(24)])
+    probe(place, [{"pages": [[rng.randrange(pages(place)), rng.randrange(pages(place))]]} for _ in range(16)])
 
 
 def test_flipped_bits(place: Path) -> None:
-    probe(place, [{"flips": seed, "count": 1 + seed % 40} for seed in range(30)])
+    probe(place, [{"flips": seed, "count": 1 + seed % 40} for seed in range(20)])
 
 
 @pytest.mark.slow
@@ -150,6 +151,7 @@ def test_flipped_bits(place: Path) -> None:
 def test_many_tamperings(place: Path, part: int) -> None:
     rng = random.Random(100 + part)
     count = pages(place)
+    probe(place, [{"cut": number * PAGE} for number in spread(count, 20, part)])
     probe(place, [{"pages": [[number, "zeros"]]} for number in spread(count, 20, part)])
     probe(place, [{"pages": [[number, "noise"]]} for number in spread(count, 20, part)])
     probe(place, [{"pages": [[rng.randrange(count), rng.randrange(count)]]} for _ in range(50)])
@@ -248,8 +250,6 @@ def edit(path: Path, change: Any) -> None:
     """Change the database behind the program's back."""
     env = environment.attach(str(database_file(path).parent), read_only=False)
     try:
-        for name in records.TABLES:
-            env.table(name)
         env.write(lambda txn: change(txn, env))
     finally:
         environment.release(env)

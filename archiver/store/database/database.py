@@ -70,15 +70,10 @@ class Database:
             return bool(schema == records.U32.pack(records.SCHEMA) and owner == store.bytes)
 
         try:
-            for name in records.TABLES:
-                self._env.table(name)
             with self._env.read() as txn:
                 return look(txn)
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
-            return True
-        except lmdb.NotFoundError:
-            self._give_up("it is empty and read-only")
             return True
 
     def _reset(self, txn: Any, store: uuid.UUID) -> None:
@@ -395,6 +390,6 @@ def open_database(directory: str, store: uuid.UUID, *, read_only: bool, listener
         return Database(environment.attach(directory, read_only=read_only), store, listener)
     except DatabaseDamaged as error:
         listener(Notice(f"the database in {directory} cannot be used ({error}); going on without it", "warning"))
-    except (OSError, lmdb.Error, MemoryError) as error:
+    except (NoSpace, OSError, lmdb.Error, MemoryError) as error:
         listener(Notice(f"no database can be opened in {directory} ({error}); going on without it", "warning"))
     return None

@@ -11,14 +11,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import lmdb
 
 from archiver.core.disk import nearly_full, no_space
 from archiver.core.locks import lock_range
-from archiver.store.database import inspection
+from archiver.store.database import inspection, records
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Environment:
     """An open LMDB file. Get one from :func:`attach`, give it back with :func:`release`."""
 
     def __init__(self, directory: str, *, read_only: bool) -> None:
-        """Raises DatabaseDamaged when the file is there but must not be mapped; OSError or lmdb.Error otherwise."""
+        """Raises DatabaseDamaged when the file that is there cannot be used; NoSpace, OSError, lmdb.Error otherwise."""
         self.directory = directory
         self.read_only = read_only
         self.users = 0
@@ -55,6 +55,7 @@ class Environment:
         self._use_fd = -1
         self.recreated: str | None = None  # why the file that was there could not be used
         data = os.path.join(directory, inspection.DATA)
+        opened = ExitStack()
         try:
             alone = True
             if not read_only:
@@ -67,29 +68,32 @@ class Environment:
                 _remove_files(directory)
                 self.recreated = damage
             self.map_size, self.env = _open(directory, data, read_only)
-            self.tables: dict[bytes, Any] = {}
+            opened.callback(self.env.close)
+            # Here, where no other thread has the environment: LMDB cannot open tables in two threads at once.
+            self._tables = {name: self._open_table(name) for name in records.TABLES}
             if not read_only:
                 self.env.reader_check()
                 lock_range(self._use_fd, 0, 1, exclusive=False)
+            opened.pop_all()
         except BaseException:
+            opened.close()
             if self._use_fd >= 0:
                 os.close(self._use_fd)
             raise
 
     def table(self, name: bytes) -> Any:
-        """Handle of a named table; made when missing (lmdb.NotFoundError in a read-only environment).
+        """Handle of one of the tables of ``records``."""
+        return self._tables[name]
 
-        Raises NoSpace and DatabaseDamaged as ``write`` does. First calls are made outside of transactions.
-        """
-        handle = self.tables.get(name)
-        while handle is None:
+    def _open_table(self, name: bytes) -> Any:
+        while True:
             try:
                 with self._guarded():
-                    handle = self.env.open_db(name, create=not self.read_only)
-                self.tables[name] = handle
+                    return self.env.open_db(name, create=not self.read_only)
             except lmdb.MapResizedError:
                 self._resize(0)
-        return handle
+            except lmdb.NotFoundError as error:
+                raise DatabaseDamaged("it is empty and read-only") from error
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
