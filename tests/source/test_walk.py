@@ -603,6 +603,22 @@ def test_mount_points(root: Path) -> None:
     assert kinds(itself[1]) == [(b"/n", "mount")]
 
 
+def test_mount_point_that_fails_after_it_was_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def work() -> Any:
+        mounted(b"tmpfs", root / "m")
+        problems: list[Problem] = []
+        with Walk(os.fsencode(root), WalkOptions(all_file_systems=True), problems.append) as walk:
+            top = walk.open_root()
+            monkeypatch.setattr(linux, "filesystem_type", fail)
+            before = descriptors()
+            return walk.enter(top.look(b"m")), problems, descriptors() - before
+
+    assert with_mounts(work) == (None, [Problem(b"/m", "input/output error", "unreadable")], set())
+
+
 def test_virtual_file_systems_are_never_entered(root: Path) -> None:
     def work() -> Any:
         for kind in (b"proc", b"sysfs", b"devpts", b"mqueue"):
