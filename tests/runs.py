@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.ascii  # noqa: F401  loaded late otherwise, which a child that gave up its rights may not be able to
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import encodings.ascii  # noqa: F401  LMDB's stamp needs it; a child without rights may not be able to load it
 import os
 import shutil
 import stat
