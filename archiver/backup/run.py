@@ -7,7 +7,7 @@ import re
 import socket
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from archiver.backup.archive import FileCounters, TreeArchiver
@@ -138,6 +138,7 @@ class _Run:
         self._archives: list[ArchiveResult] = []
         self._manifest_files: list[FileInfo] = []
         self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
+        self._walk = options.walk
 
     def run(self) -> BackupResult:
         store, options = self._store, self._options
@@ -145,6 +146,8 @@ class _Run:
         wanted = options.time if options.time is not None else store.clock.now()
         with store.session() as session:
             deduplicator = Deduplicator(store, session, self._chunk_crypt)
+            never = options.walk.never_enter | store.own_directories()
+            self._walk = replace(options.walk, never_enter=never)
             with Pipeline() as pipeline:
                 machinery = Machinery(pipeline, deduplicator, session, self._chunk_crypt, self._new_uuid, wanted)
                 self._write_archives(machinery)
@@ -193,7 +196,7 @@ class _Run:
     ) -> int:
         """Archive one source; returns the padding in its payload stream, bytes."""
         report: list[Callable[[Problem], None]] = []
-        with Walk(spec.path, self._options.walk, lambda problem: report[0](problem)) as walk:
+        with Walk(spec.path, self._walk, lambda problem: report[0](problem)) as walk:
             writer = TreeArchiver(
                 walk,
                 archive,

@@ -69,6 +69,7 @@ class _Verification:
         self._store = store
         self._crypt = crypt
         self._listener = listener
+        self._database = store.database  # opened here, not by one of the workers
         self._result = VerifyResult()
         self._lock = threading.Lock()
         self._checked: set[tuple[bytes, bool]] = set()  # digest, encrypted
@@ -146,6 +147,8 @@ class _Verification:
                 with self._lock:
                     self._bad[(digest, encrypted)] = error.reason
                     self._result.chunks += 1
+                if self._database is not None:
+                    self._database.mark_damaged(digest)
                 continue
             with self._lock:
                 self._result.chunks += 1
@@ -162,8 +165,8 @@ class _Verification:
         """Tell the database which chunks were read and found good."""
         with self._lock:
             good, self._good = self._good, []
-        if good and self._store.database is not None:
-            self._store.database.mark_verified(good, self._store.clock.now())
+        if good and self._database is not None:
+            self._database.mark_verified(good, self._store.clock.now())
 
     # -- damage ------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -112,7 +111,6 @@ def backup(
     )
     check_options(options)
     with _open_store(context, output) as store:
-        options = replace(options, walk=replace(options.walk, never_enter=store.own_directories()))
         output.message(f"encryption: {_crypt_text(options)}")
         result = run(store, sources, options, output.hear)
     _print(output, result)

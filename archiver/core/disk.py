@@ -173,13 +173,16 @@ class NewFile:
 class Barrier:
     """Makes everything written since its creation (or the last commit) durable. Usable from several threads.
 
-    The descriptor for syncfs is opened before the first write, so that a write-back error is reported to it.
+    The descriptor for syncfs is opened before the first write, so that a write-back error is reported to it. That
+    happens once, so after a failure every later commit fails too.
     """
 
     def __init__(self, disk: Disk, root: str) -> None:
         self._disk = disk
         self._fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = threading.Lock()
+        self._committing = threading.Lock()
+        self._failed: OSError | None = None
         self._files: set[str] | None = set()
         self._directories: set[str] = set()
 
@@ -199,7 +202,20 @@ class Barrier:
                 self._directories.add(path)
 
     def commit(self) -> None:
-        """Raises OSError when anything could not be written: nothing that depends on it may be published then."""
+        """Raises OSError when anything could not be written: nothing that depends on it may be published then.
+
+        What another thread has begun to commit is waited for: it may be what this one has noted.
+        """
+        with self._committing:
+            if self._failed is not None:
+                raise self._failed
+            try:
+                self._commit()
+            except OSError as error:
+                self._failed = error
+                raise
+
+    def _commit(self) -> None:
         with self._lock:
             files, directories = self._files, self._directories
             self._files, self._directories = set(), set()

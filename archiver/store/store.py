@@ -228,6 +228,7 @@ class Store:
 
     def own_directories(self) -> frozenset[tuple[int, int]]:
         """(st_dev, st_ino) of the store and its database, which must never be archived into themselves."""
+        _ = self.database  # its directory is made on first use
         paths = [self.layout.base, location.database_directory(self.layout, self.uuid)[0]]
         return frozenset((status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.isdir, paths)))
 

@@ -76,14 +76,23 @@ def test_sources_that_are_no_directories(tmp_path: Path) -> None:
 
 
 def test_the_store_as_source(tmp_path: Path) -> None:
-    from archiver.store.store import Store
-
     store = make_store(tmp_path / "store")
-    with Store.open(store) as opened:
-        own = opened.own_directories()
     for path in (store, store / ".chunks"):
         with pytest.raises(UsageError, match="part of the store"):
-            save(store, path, walk=WalkOptions(never_enter=own))
+            save(store, path, walk=WalkOptions())
+
+
+def test_store_and_database_below_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is made by the very run that must not archive it."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    monkeypatch.setenv("ARCHIVER_DB_DIR", str(tree / "databases"))
+    store = make_store(tree / "store")
+    saved = save(store, tree, walk=WalkOptions())
+    assert saved.result.errors == []
+    assert len([problem for problem in saved.problems if problem.kind == "skipped"]) == 2
+    bring_back(store, saved.ref, tmp_path / "out")
+    assert [path for path in (tmp_path / "out").rglob("*") if not path.is_dir()] == []
 
 
 @pytest.mark.parametrize("mode", ["data", "legacy"])

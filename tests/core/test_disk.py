@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -215,6 +216,44 @@ def test_failed_sync_is_told_and_not_tried_again(tmp_path: Path, barrier: Barrie
     with pytest.raises(OSError):
         barrier.commit()
     assert len(synced.paths) + synced.whole == 1
+
+
+def test_nothing_is_durable_after_a_failed_sync(tmp_path: Path, barrier: Barrier, synced: Synced) -> None:
+    """Its files may be those that the next commit is asked about."""
+    (path,) = write_files(Disk(), barrier, tmp_path, 1)
+    synced.failing = path
+    for _ in range(2):
+        with pytest.raises(OSError):
+            barrier.commit()
+    assert synced.paths == [path]
+
+
+def test_commit_waits_for_another_that_has_taken_its_files(
+    tmp_path: Path, barrier: Barrier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(Disk(), barrier, tmp_path, 1)
+    order: list[str] = []
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        syncing.set()
+        go_on.wait()
+        order.append("synced")
+
+    def second_commit() -> None:
+        barrier.commit()
+        order.append("returned")
+
+    monkeypatch.setattr(os, "fsync", slow)
+    first, second = threading.Thread(target=barrier.commit), threading.Thread(target=second_commit)
+    first.start()
+    syncing.wait()
+    second.start()
+    second.join(0.1)  # time for the wrong order
+    go_on.set()
+    for thread in (first, second):
+        thread.join()
+    assert order == ["synced", "synced", "returned"]
 
 
 def test_file_that_vanished_before_the_barrier_is_an_error(tmp_path: Path, barrier: Barrier) -> None:

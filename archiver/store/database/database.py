@@ -324,8 +324,8 @@ class Database:
         if found:
             self._change(work)
 
-    def mark_missing(self, digest: bytes) -> None:
-        """The chunk's file is gone or was set aside: never again a dedup hit."""
+    def mark_damaged(self, digest: bytes) -> None:
+        """The chunk's file is bad or gone: no dedup hit until it was stored again, or read and found good."""
 
         def work(txn: Any) -> None:
             table = self._env.table(records.DIGEST)

@@ -5,7 +5,7 @@ table       key                               value
 ==========  ================================  =======================================================================
 ``meta``    ``schema`` ``store`` ``chunks``   u32 · 16-byte uuid · next chunk number u32
             ``snapshots``                     next snapshot number u32
-``digest``  chunk digest, 32 bytes            chunk number u32, stored length u32 (0: the file was missing)
+``digest``  chunk digest, 32 bytes            chunk number u32, stored length u32 (0: missing or damaged)
 ``chunk``   chunk number, u32 big-endian      digest 32, BLAKE3 of the stored bytes 32 (zeros: not known), plain size
                                               u32, verified u32 (Unix seconds, 0: never)
 ``path``    first 16 bytes of SHA-256 of      snapshot number u32
