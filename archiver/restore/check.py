@@ -176,5 +176,9 @@ class Checker:
                 for what in wrong:
                     self._differs(path or item.directory.path_of(item.name), what)
         finally:
+            self.abandon(item)
+
+    def abandon(self, item: FileItem) -> None:
+        if item.fd >= 0:
             os.close(item.fd)
             item.fd = -1

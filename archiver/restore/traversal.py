@@ -119,6 +119,9 @@ class Visitor(Protocol):
     def finish_file(self, item: FileItem) -> None:
         """(worker) All segments are done."""
 
+    def abandon(self, item: FileItem) -> None:
+        """The pass ends early, with this file begun and not finished."""
+
     def finish_directory(self, directory: Directory) -> None:
         """(worker) Everything in it is complete; it is closed afterwards."""
 
@@ -136,8 +139,9 @@ class Traversal:
         self._lock = threading.Lock()
         self._stack: list[Directory] = []
         self._closed = 1  # outer directories before this one are closed, but for the root: links start there
-        self._open = 0
+        self._open: set[Directory] = set()
         self._segments: list[Segment] = []
+        self._begun: dict[int, FileItem] = {}  # by id(): files with some segments done
         self._chunk = -1
         self._chunk_start = 0
         self._chunk_end = 0
@@ -176,8 +180,10 @@ class Traversal:
                 pipeline.join()
                 if damage is not None:
                     raise damage
-        finally:
-            self._close_all()  # only now: the workers have ended, nobody uses a descriptor any more
+        finally:  # only now: the workers have ended, nobody uses a descriptor any more
+            for item in self._begun.values():
+                self._visitor.abandon(item)
+            self._close_all()
 
     def _walk(self) -> None:
         tree = self._tree
@@ -220,13 +226,12 @@ class Traversal:
             with self._lock:
                 parent.pending += 1
         if fd >= 0:
-            with self._lock:
-                self._open += 1
+            self._open.add(directory)
         self._stack.append(directory)
         return directory
 
     def _enter(self, parent: Directory, entry: Entry) -> None:
-        if self._open >= _DIRECTORIES_OPEN:
+        if len(self._open) >= _DIRECTORIES_OPEN:
             self._drain()
         fd = self._visitor.open_directory(parent, entry) if parent.usable else -1
         self._push(parent, entry, fd)
@@ -255,8 +260,7 @@ class Traversal:
             os.close(fd)
             raise Damaged(f"{os.fsdecode(parent.path)} was moved or replaced while it was in use")
         parent.fd = fd
-        with self._lock:
-            self._open += 1
+        self._open.add(parent)
 
     def _release(self, directory: Directory) -> None:
         """One of the things that ``directory`` waits for is done."""
@@ -274,13 +278,11 @@ class Traversal:
     def _close(self, directory: Directory) -> None:
         os.close(directory.fd)
         directory.fd = -1
-        with self._lock:
-            self._open -= 1
+        self._open.remove(directory)
 
     def _close_all(self) -> None:
-        for directory in self._stack:
-            if directory.fd >= 0:
-                self._close(directory)
+        for directory in list(self._open):
+            self._close(directory)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -364,10 +366,12 @@ class Traversal:
                 except ChunkDamaged as error:
                     damage = str(error)
             for segment in task.segments:
-                self._visitor.segment(segment, data, damage)
                 item = segment.item
+                self._begun[id(item)] = item
+                self._visitor.segment(segment, data, damage)
                 if item.lock is None or self._is_last(item):
                     self._visitor.finish_file(item)
+                    del self._begun[id(item)]
                     self._release(item.directory)
             changed = self._pipeline.changed
             with changed:

@@ -150,7 +150,6 @@ class Writer:
                 self._write(item, segment, memoryview(data or b"")[segment.start : segment.end])
         except OSError as error:
             if error.errno in _FATAL:
-                self._close(item)
                 self._failed(item.directory, item.name, error)
             item.failed = (error.strerror or str(error)).lower()
 
@@ -194,12 +193,14 @@ class Writer:
             self._attributes_lost(item.directory.path_of(item.name), lost)
 
     def _drop(self, item: FileItem) -> None:
-        """A file that could not be restored completely is not left behind in part."""
-        path = item.directory.path_of(item.name)
+        self.abandon(item)
+        self._damaged(item.directory.path_of(item.name), item.failed or "")
+
+    def abandon(self, item: FileItem) -> None:
+        """A file that was not restored completely is not left behind in part."""
         if item.fd >= 0:
             self._close(item)
             os.unlink(item.name, dir_fd=item.directory.fd)
-        self._damaged(path, item.failed or "")
 
     def _close(self, item: FileItem) -> None:
         if item.fd >= 0:

@@ -1,0 +1,80 @@
+"""A restore that ends early leaves whole files only, and no open descriptors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from archiver.browse.snapshot import Snapshot
+from archiver.core.events import ignore
+from archiver.restore.check import Checker
+from archiver.restore.run import restore
+from archiver.restore.traversal import FileItem
+from archiver.store.chunks import ChunkReader
+from archiver.store.store import Store
+from formats.wire import Buffer
+from tests.random_trees import noise
+from tests.runs import make_store, save
+
+SMALL, LARGE = 10_000, 3 << 20
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    (source / "a").mkdir(parents=True)
+    for number in range(20):
+        (source / "a" / f"small-{number}").write_bytes(noise(number, SMALL))
+    (source / "b").write_bytes(noise(99, LARGE))
+    save(make_store(tmp_path / "store"), source)
+    return tmp_path
+
+
+def descriptors() -> list[str]:
+    links = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
+    return sorted(os.readlink(link) for link in links if os.path.lexists(link))
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("chunks", [1, 4, 12])
+def test_while_writing(saved: Path, failure: type[BaseException], chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    read = ChunkReader.read
+
+    def failing(self: ChunkReader, digest: bytes, size: int, *, encrypted: bool) -> Buffer:
+        nonlocal calls
+        calls += 1
+        if calls > chunks:
+            raise failure
+        return read(self, digest, size, encrypted=encrypted)
+
+    target = saved / "target"
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        assert store.database is not None  # opened when it is first asked for
+        before = descriptors()
+        monkeypatch.setattr(ChunkReader, "read", failing)
+        with pytest.raises(failure):
+            restore(snapshot, snapshot.archives(), str(target), verify=True, listener=ignore)
+        assert descriptors() == before
+    assert not (target / "b").exists()
+    for path in (target / "a").iterdir() if (target / "a").exists() else ():
+        assert path.read_bytes() == noise(int(path.name.split("-")[1]), SMALL)
+
+
+def test_while_checking(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Checker, item: FileItem) -> None:
+        raise RuntimeError
+
+    target = saved / "target"
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        assert store.database is not None  # opened when it is first asked for
+        before = descriptors()
+        monkeypatch.setattr(Checker, "finish_file", failing)
+        with pytest.raises(RuntimeError):
+            restore(snapshot, snapshot.archives(), str(target), verify=True, listener=ignore)
+        assert descriptors() == before
+    assert (target / "b").read_bytes() == noise(99, LARGE)
