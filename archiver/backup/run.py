@@ -47,6 +47,8 @@ _CONTENT_SLABS = 4
 _SMALL_BODY = 1 << 20
 _SMALL_SLABS = 3
 _IV_SIZE = 16
+_ERRORS_KEPT = 16 << 20  # bytes that the list of problems may take, about
+_ERROR_ITSELF = 200  # of these for each, its path and reason apart
 
 
 def default_backup_id() -> str:
@@ -77,7 +79,8 @@ class ArchiveResult:
 
 @dataclass(slots=True)
 class BackupResult:
-    """``errors`` are the files that are missing from the snapshot or torn in it."""
+    """``errors`` are the files that are missing from the snapshot or torn in it, the first ones of very many: ``files``
+    counts all of them."""
 
     snapshot: SnapshotRef
     archives: list[ArchiveResult]
@@ -135,6 +138,8 @@ class _Run:
         self._listener = listener
         self._files = FileCounters()
         self._errors: list[FileProblem] = []
+        self._errors_room = _ERRORS_KEPT
+        self._errors_left_out = 0
         self._archives: list[ArchiveResult] = []
         self._manifest_files: list[FileInfo] = []
         self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
@@ -212,7 +217,11 @@ class _Run:
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn"):
-            self._errors.append(event)
+            self._errors_room -= len(event.path) + len(event.reason) + _ERROR_ITSELF
+            if self._errors_room >= 0 or not self._errors:
+                self._errors.append(event)
+            else:
+                self._errors_left_out += 1
         self._listener(event)
 
     def _add(self, name: str, results: Sequence[StreamResult], padding: int) -> None:
@@ -226,7 +235,9 @@ class _Run:
         """The snapshot's own account of what is missing or torn in it."""
         if not self._errors:
             return
-        lines = (f"{error.kind}: {os.fsdecode(error.path)}: {error.reason}\n" for error in self._errors)
+        lines = [f"{error.kind}: {os.fsdecode(error.path)}: {error.reason}\n" for error in self._errors]
+        if self._errors_left_out:
+            lines.append(f"... and {self._errors_left_out} more\n")
         data = "".join(lines).encode("utf-8", "surrogateescape")
         iv = self._store.random(_IV_SIZE) if self._chunk_crypt is not None else None
         path = session.file(names.CLIENT_LOG)

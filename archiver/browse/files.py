@@ -36,28 +36,28 @@ def _damaged(tree: Tree, error: FormatError) -> Damaged:
 
 
 def listing(tree: Tree, path: bytes, *, recursive: bool) -> Iterator[Found]:
-    """The entries of a directory sorted by name, or the one entry that ``path`` is. NotFound, Damaged."""
+    """The entries of a directory in the order of the archive, usually that of their names, or the one entry that
+    ``path`` is. NotFound, Damaged."""
     try:
         accessor, top = _open(tree, path)
         base = b"/" + b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
         if top.kind != "dir":
             yield Found(base, base.rsplit(b"/", 1)[-1], top)
             return
-        todo: list[Found] = [Found(base.rstrip(b"/"), b"", top)]
-        while todo:
-            directory = todo.pop()
-            if directory.shown:
-                yield directory
-            if directory.shown and not recursive:
+        above = bytearray(base.rstrip(b"/") + b"/")
+        start = len(above)
+        levels = [(start, accessor.entries(top))]
+        while levels:
+            length, entries = levels[-1]
+            del above[length:]
+            node = next(entries, None)
+            if node is None:
+                levels.pop()
                 continue
-            prefix = directory.shown + b"/" if directory.shown else b""
-            children = [
-                Found(directory.path + b"/" + node.name, prefix + node.name, node)
-                for node in accessor.entries(directory.entry)
-            ]
-            todo += sorted(children, key=lambda found: found.path, reverse=True)
-            while todo and todo[-1].entry.kind != "dir":
-                yield todo.pop()
+            yield Found(bytes(above) + node.name, bytes(above[start:]) + node.name, node)
+            if recursive and node.kind == "dir":
+                above += node.name + b"/"
+                levels.append((len(above), accessor.entries(node)))
     except FormatError as error:
         raise _damaged(tree, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from archiver.backup import archive as archive_module
+from archiver.backup import run as run_module
 from archiver.backup.run import Mode
 from archiver.browse.snapshot import Snapshot
 from archiver.source import content
@@ -263,3 +265,21 @@ def test_the_store_is_never_in_its_own_backup(tmp_path: Path) -> None:
         assert saved.result.archives[0].counters.size < 2 * len(DATA)
     bring_back(store, saved.ref, tmp_path / "out")
     assert os.listdir(tmp_path / "out/store") == []
+
+
+@pytest.mark.parametrize("room", [0, 650])
+def test_very_many_errors_are_counted_not_kept(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    def fails(fd: int, view: memoryview, offset: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(archive_module, "read_into", fails)
+    monkeypatch.setattr(run_module, "_ERRORS_KEPT", room)
+    store = make_store(tmp_path / "store")
+    saved = save(store, tree)
+    kept = 2 if room else 1
+    assert (saved.result.files.torn, len(saved.result.errors), len(saved.problems)) == (3, kept, 3)
+    log = Path(Layout(str(store)).snapshot(saved.ref)) / "client.log.blob"
+    lines = bytes(blob.decode(log.read_bytes())).decode().splitlines()
+    assert len(lines) == kept + 1 and lines[-1] == f"... and {3 - kept} more"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,21 @@ def test_everything_below(tree: Tree, source: Path) -> None:
     assert [path for path, _ in listed(tree, b"/", recursive=True)] == found(source)
     inside = [path for path in found(source) if path.startswith(b"/dir/")]
     assert listed(tree, b"dir", recursive=True) == [(path, path[len(b"/dir/") :]) for path in inside]
+
+
+def test_huge_directory_takes_little_memory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(10_000):
+        (source / f"{number:05}").symlink_to("x")
+    make_store(tmp_path / "store", source)
+    with opened(tmp_path / "store") as tree:
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in listing(tree, b"/", recursive=True)) == 10_000
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
 
 
 def test_empty_directory(tree: Tree) -> None:

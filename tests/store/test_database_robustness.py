@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -623,3 +624,14 @@ def test_numbers_are_not_used_again_after_a_rebuild(path: Path) -> None:
         assert None not in before | after
         assert not {found[0] for found in before if found} & {found[0] for found in after if found}
         assert database.check() == []
+
+
+def test_read_only_database_of_another_store(kept: Path, tmp_path: Path) -> None:
+    """It cannot be emptied, so it must not be asked."""
+    heard = Heard()
+    shutil.copytree(kept / "store" / ".archiver" / "db", tmp_path / "db")
+    database = open_database(str(tmp_path / "db"), uuid.UUID(int=1), read_only=True, listener=heard)
+    assert database is not None
+    assert database.snapshots() == [] and not database.usable
+    assert any("another store" in text for text in heard.notices)
+    database.close()

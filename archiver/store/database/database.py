@@ -36,7 +36,10 @@ class Database:
             self._tell(f"the database was not usable ({env.recreated}); it is built again from the files")
             env.recreated = None
         if not self._fits(store):
-            self._change(lambda txn: self._reset(txn, store))
+            if env.read_only:
+                self._give_up("it is of another version, or of another store")
+            else:
+                self.reset(store)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
