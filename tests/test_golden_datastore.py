@@ -251,6 +251,12 @@ def test_whole_machine(store: Path, target: Path) -> None:
     assert (target / "qemu-server.conf").read_bytes() == content(DATASTORE["conf"])
 
 
+def test_what_a_whole_restore_leaves_out_is_told(store: Path, target: Path) -> None:
+    done = call("--store", store, "restore", PLAIN[1], target)
+    assert done.code == 0
+    assert "not restored" in done.err and "etc.conf" in done.err
+
+
 def test_wrapped_key_needs_no_key(store: Path, target: Path) -> None:
     done = call("--store", store, "restore", ENCRYPTED[0], target, "--archive", "rsa-encrypted.key")
     assert done.code == 0, done.err

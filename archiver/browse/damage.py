@@ -8,16 +8,19 @@ from formats.errors import FormatError
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.decoder import LEAVE
 
-_FILES_AT_MOST = 1000
+_MORE = "(and more)"
+_FILES_AT_MOST = 1000  # of one range
 Range = tuple[int, int]
 
 
-def damaged_files(tree: Tree, content: list[Range]) -> list[str]:
-    """Paths of files with contents in one of the ``content`` ranges [start, end) (sorted, of the content stream).
+def damaged_files(tree: Tree, content: list[Range], room: int) -> list[list[str]]:
+    """For each of the ``content`` ranges [start, end) (sorted, disjoint, of the content stream) the paths of the files
+    with contents in it. The tree is read once, however many ranges there are; the paths have
+    ``room`` characters together.
 
-    Damage to names and attributes hides the rest: the list then ends with words that say from where on.
+    Damage to names and attributes hides the rest: every list then ends with words that say from where on.
     """
-    found: list[str] = []
+    found: list[list[str]] = [[] for _ in content]
     names: list[bytes] = []  # the path of the entry that was read last
     position = 0
     try:
@@ -33,12 +36,17 @@ def damaged_files(tree: Tree, content: list[Range]) -> list[str]:
                 start -= HEADER_SIZE  # its header is needed too
             while position < len(content) and content[position][1] <= start:
                 position += 1
-            if position < len(content) and content[position][0] < end:
-                found.append(_path(names))
-                if len(found) >= _FILES_AT_MOST:
-                    return [*found, "(and more)"]
+            for number in range(position, len(content)):
+                if content[number][0] >= end:
+                    break
+                if len(found[number]) < _FILES_AT_MOST and room > 0:
+                    found[number].append(_path(names))
+                    room -= len(found[number][-1])
+                elif found[number][-1:] != [_MORE]:
+                    found[number].append(_MORE)
     except (FormatError, ArchiverError):
-        found.append(f"(everything after {_path(names)})")
+        for files in found:
+            files.append(f"(everything after {_path(names)})")
     return found
 
 

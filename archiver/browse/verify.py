@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,16 @@ from formats.manifest import FileInfo
 _WORKERS = 2
 _QUEUED = 16
 _RECORD_AT_ONCE = 4096
+_ERRORS_KEPT = 10_000
+_NAMES_KEPT = 16 << 20  # characters of the names of damaged files
+
+
+class _BadChunk(NamedTuple):
+    """A place of an index whose chunk is damaged."""
+
+    position: int
+    digest: bytes
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +50,20 @@ class VerifyError:
 
 @dataclass(slots=True)
 class VerifyResult:
-    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key."""
+    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key.
+    ``errors`` holds the first 10,000 of ``error_count``."""
 
     snapshots: int = 0
     chunks: int = 0
     bytes: int = 0
     unchecked: int = 0
+    error_count: int = 0
     errors: list[VerifyError] = field(default_factory=list)
+
+    def add(self, error: VerifyError) -> None:
+        self.error_count += 1
+        if len(self.errors) < _ERRORS_KEPT:
+            self.errors.append(error)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +72,7 @@ class VerifyResult:
             "chunks": self.chunks,
             "bytes": self.bytes,
             "without_key": self.unchecked,
+            "error_count": self.error_count,
             "errors": [asdict(error) for error in self.errors],
         }
 
@@ -75,6 +93,7 @@ class _Verification:
         self._checked: set[tuple[bytes, bool]] = set()  # digest, encrypted
         self._bad: dict[tuple[bytes, bool], str] = {}
         self._good: list[tuple[bytes, bytes, int]] = []
+        self._names_room = _NAMES_KEPT
 
     def run(self, refs: Iterable[SnapshotRef]) -> VerifyResult:
         for ref in refs:
@@ -99,7 +118,7 @@ class _Verification:
             return Snapshot(self._store, ref, manifest=manifest)
 
     def _fail(self, ref: SnapshotRef, archive: str, reason: str) -> None:
-        self._result.errors.append(VerifyError(str(ref), archive, "", reason, []))
+        self._result.add(VerifyError(str(ref), archive, "", reason, []))
 
     def _snapshot(self, snapshot: Snapshot) -> None:
         opened: dict[str, Index] = {}
@@ -177,33 +196,40 @@ class _Verification:
             self._fail(snapshot.ref, MANIFEST, str(error))
             archive_of = {}
         for file in snapshot.manifest.files:
+            index = opened.get(file.filename)
+            bad = [] if index is None else self._bad_chunks(index, encrypted[file.filename])
+            if index is None or not bad:
+                continue
+            ranges = [(index.start(chunk.position), index.end(chunk.position)) for chunk in bad]
             archive = archive_of.get(file.filename)  # none for a catalog
-            for position, digest, reason in self._bad_positions(opened.get(file.filename), file, encrypted):
-                files = [] if archive is None else self._files(snapshot, archive, file, opened[file.filename], position)
-                self._result.errors.append(VerifyError(str(snapshot.ref), file.filename, digest.hex(), reason, files))
+            files = [[] for _ in bad] if archive is None else self._files(snapshot, archive, file, ranges)
+            for chunk, names in zip(bad, files, strict=True):
+                where = str(snapshot.ref), file.filename, chunk.digest.hex()
+                self._result.add(VerifyError(*where, chunk.reason, names))
 
-    def _bad_positions(
-        self, index: Index | None, file: FileInfo, encrypted: dict[str, bool]
-    ) -> list[tuple[int, bytes, str]]:
-        """(chunk position, digest, reason) of the damaged chunks of an index."""
-        if index is None:
-            return []
-        mode = encrypted[file.filename]
+    def _bad_chunks(self, index: Index, encrypted: bool) -> list[_BadChunk]:
+        """The damaged chunks of an index in its order. Few others start with the same 8 bytes as one of them."""
+        starts = np.frombuffer(b"".join(digest[:8] for digest, _ in self._bad), np.uint64)
+        candidates = np.isin(np.ascontiguousarray(index.digests[:, :8]).view(np.uint64).ravel(), starts)
         found = []
-        for (digest, kind), reason in self._bad.items():
-            if kind == mode:
-                row = np.frombuffer(digest, np.uint8)
-                found += [(int(at), digest, reason) for at in np.flatnonzero((index.digests == row).all(axis=1))]
-        return sorted(found)
+        for position in np.flatnonzero(candidates).tolist():
+            digest = index.digest(position)
+            reason = self._bad.get((digest, encrypted))
+            if reason is not None:
+                found.append(_BadChunk(position, digest, reason))
+        return found
 
-    def _files(
-        self, snapshot: Snapshot, archive: ArchiveFiles, file: FileInfo, index: Index, position: int
-    ) -> list[str]:
+    def _files(self, snapshot: Snapshot, archive: ArchiveFiles, file: FileInfo, ranges: list[Range]) -> list[list[str]]:
+        """The files that each of the damaged ranges of ``file`` concerns."""
         if archive.kind != "tree":
-            return [archive.name]
-        damage: list[Range] = [(index.start(position), index.end(position))]
+            return [[archive.name] for _ in ranges]
         try:
             tree = snapshot.tree(archive)
         except ArchiverError:
-            return []
-        return damaged_files(tree, damage if file is archive.files[-1] else [])
+            return [[] for _ in ranges]
+        if file is archive.files[-1]:
+            found = damaged_files(tree, ranges, self._names_room)
+            self._names_room -= sum(len(name) for names in found for name in names)
+            return found
+        (hidden,) = damaged_files(tree, [(0, 0)], 0)  # of names and attributes: it is not known what they were
+        return [hidden for _ in ranges]

@@ -33,6 +33,10 @@ def restore(
     with context.open_store(output) as store:
         opened = context.open_snapshot(store, snapshot)
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
+        chosen = {archive.name for archive in archives}
+        left = [archive.name for archive in opened.archives() if archive.name not in chosen]
+        if left and archive_name is None:
+            output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
         result = run(opened, archives, target, verify=verify, listener=output.hear)
     if output.as_json:
         output.document(result.as_json())

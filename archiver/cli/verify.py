@@ -47,9 +47,11 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
                 output.line(f"    {name}")
             if len(error.files) > _FILES_SHOWN:
                 output.line(f"    ... and {len(error.files) - _FILES_SHOWN} more")
+        if result.error_count > len(result.errors):
+            output.line(f"... and {result.error_count - len(result.errors)} more errors")
         output.summary(
             f"{result.snapshots} snapshots, {result.chunks} chunks, {size_text(result.bytes)}:"
-            f" {len(result.errors)} errors"
+            f" {result.error_count} errors"
         )
         if result.unchecked:
             output.summary(f"  {result.unchecked} encrypted chunks were checked without their key")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,14 +68,17 @@ def restore(
     clock = snapshot.store.clock
     began = clock.steady()
     result = RestoreResult(str(snapshot.ref), target)
+    lock = threading.Lock()
 
     def hear(event: Event) -> None:
-        if isinstance(event, FileProblem):
-            result.problem_count += 1
-            result.kinds[event.kind] = result.kinds.get(event.kind, 0) + 1
-            if len(result.problems) < _PROBLEMS_KEPT:
-                result.problems.append(event)
-        listener(event)
+        """From any thread; one event at a time reaches the listener."""
+        with lock:
+            if isinstance(event, FileProblem):
+                result.problem_count += 1
+                result.kinds[event.kind] = result.kinds.get(event.kind, 0) + 1
+                if len(result.problems) < _PROBLEMS_KEPT:
+                    result.problems.append(event)
+            listener(event)
 
     places = [_place(archive, target, several=len(archives) > 1) for archive in archives]
     for archive, place in zip(archives, places, strict=True):

@@ -72,7 +72,8 @@ class FileItem:
     parts: int
     lock: threading.Lock | None  # for files of several segments
     fd: int = -1
-    failed: str | None = None
+    failed: str | None = None  # why it cannot be restored
+    refused: bool = False  # by the target: the archive is not to blame
 
 
 class Segment(NamedTuple):

@@ -151,7 +151,7 @@ class Writer:
         except OSError as error:
             if error.errno in _FATAL:
                 self._failed(item.directory, item.name, error)
-            item.failed = (error.strerror or str(error)).lower()
+            self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
         item.fd = os.open(item.name, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
@@ -185,16 +185,20 @@ class Writer:
                 os.ftruncate(fd, item.size)  # it may end in a hole
             lost = attributes.apply(fd, item.metadata)
         except OSError as error:
-            item.failed = (error.strerror or str(error)).lower()
+            self._refused(item, error)
             self._drop(item)
             return
         self._close(item)
         if lost:
             self._attributes_lost(item.directory.path_of(item.name), lost)
 
+    def _refused(self, item: FileItem, error: OSError) -> None:
+        item.failed, item.refused = (error.strerror or str(error)).lower(), True
+
     def _drop(self, item: FileItem) -> None:
         self.abandon(item)
-        self._damaged(item.directory.path_of(item.name), item.failed or "")
+        tell = self._not_restored if item.refused else self._damaged
+        tell(item.directory.path_of(item.name), item.failed or "")
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part."""

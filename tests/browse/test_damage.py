@@ -12,6 +12,7 @@ from tests.browse.small_store import build_tree, make_store, opened
 from tests.stores import chunk_files
 
 MODES: list[Mode] = ["data", "legacy"]
+ROOM = 1 << 20  # characters
 
 
 @pytest.fixture
@@ -32,8 +33,10 @@ def places(tmp_path: Path, mode: Mode) -> tuple[Path, dict[str, tuple[int, int]]
 
 def found(tree: Tree, *ranges: tuple[int, int]) -> set[str]:
     """Those of the larger files."""
-    files = damaged_files(tree, list(ranges))
-    assert len(files) == len(set(files))
+    lists = damaged_files(tree, list(ranges), ROOM)
+    assert len(lists) == len(ranges)
+    assert all(len(files) == len(set(files)) for files in lists)
+    files = {name for files in lists for name in files}
     return {name for name in files if name.encode("utf-8", "surrogateescape").isascii() and len(name) < 100}
 
 
@@ -76,6 +79,10 @@ def test_several_ranges(places: tuple[Path, dict[str, tuple[int, int]]], mode: M
     ranges = sorted((places[1][name][0] + 3, places[1][name][0] + 5) for name in chosen)
     with opened(places[0]) as tree:
         assert found(tree, *ranges) == set(chosen)
+        in_order = sorted(chosen, key=lambda name: places[1][name][0])
+        assert damaged_files(tree, ranges, ROOM) == [[name] for name in in_order]
+        start, end = places[1]["/z"]
+        assert damaged_files(tree, [(start, start + 9), (start + 9, end)], ROOM) == [["/z"], ["/z"]]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -84,8 +91,10 @@ def test_long_lists_are_cut(
 ) -> None:
     monkeypatch.setattr(module, "_FILES_AT_MOST", 7)
     with opened(places[0]) as tree:
-        files = damaged_files(tree, [(0, tree.content.size)])
+        (files,) = damaged_files(tree, [(0, tree.content.size)], ROOM)
+        (fewer,) = damaged_files(tree, [(0, tree.content.size)], len(files[0]) + 1)
     assert len(files) == 8 and files[-1] == "(and more)"
+    assert fewer == [*files[:2], "(and more)"]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -96,8 +105,8 @@ def test_names_that_cannot_be_read(places: tuple[Path, dict[str, tuple[int, int]
         last = index.digest(len(index) - 1).hex()
         (file,) = [file for file in chunk_files(places[0]) if file.name == last]
         file.unlink()
-        files = damaged_files(tree, [])
+        (files,) = damaged_files(tree, [(0, 0)], ROOM)
         assert len(files) == 1 and files[0].startswith("(everything after ")
         for file in chunk_files(places[0]):
             file.unlink()
-        assert damaged_files(tree, [])[-1] == "(everything after /)"
+        assert damaged_files(tree, [(0, 0)], ROOM)[0][-1] == "(everything after /)"

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from archiver.browse import verify as verify_module
+from archiver.browse.damage import damaged_files
+from archiver.browse.snapshot import Snapshot, Tree
+from archiver.core.events import ignore
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from tests.random_trees import build_plain
@@ -28,3 +32,30 @@ def test_backup_mends_what_verify_found(tmp_path: Path, crypt: CryptConfig | Non
     assert new_chunks(again) == 1
     assert damage(path, crypt) == []
     assert restored_differences(path, first.snapshot, source, tmp_path / "out", crypt) == []
+
+
+def test_much_damage_reads_a_tree_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=100, max_size=80_000)
+    save(path, source)
+    with Store.open(path) as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        (payload,) = [file for file in snapshot.manifest.files if ".ppxar" in file.filename]
+        index = snapshot.index(payload)
+    chunks = [index.digest(number).hex() for number in range(len(index))]
+    for name in chunks:
+        (path / ".chunks" / name[:4] / name).unlink()
+    calls: list[int] = []
+
+    def counted(tree: Tree, content: list[tuple[int, int]], room: int) -> list[list[str]]:
+        calls.append(len(content))
+        return damaged_files(tree, content, room)
+
+    monkeypatch.setattr(verify_module, "damaged_files", counted)
+    assert [error.chunk for error in damage(path)] == chunks
+    assert calls == [len(chunks)] and len(chunks) > 5
+    monkeypatch.setattr(verify_module, "_ERRORS_KEPT", 2)
+    with Store.open(path) as store:
+        result = verify_module.verify(store, [store.find("latest")], None, ignore)
+    assert (len(result.errors), result.error_count) == (2, len(chunks))

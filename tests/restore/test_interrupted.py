@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from archiver.store.store import Store
 from formats.wire import Buffer
 from tests.random_trees import noise
 from tests.runs import make_store, save
+from tests.stores import archiver
 
 SMALL, LARGE = 10_000, 3 << 20
 
@@ -78,3 +80,14 @@ def test_while_checking(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             restore(snapshot, snapshot.archives(), str(target), verify=True, listener=ignore)
         assert descriptors() == before
     assert (target / "b").read_bytes() == noise(99, LARGE)
+
+
+def test_file_that_the_target_refuses(saved: Path) -> None:
+    """The store is not damaged, so that is not said."""
+    limited = ("prlimit", "--fsize=100000")
+    arguments = ("--store", saved / "store", "restore", "latest", saved / "target", "--no-verify", "--json")
+    done = archiver(*arguments, wrapper=limited)
+    assert done.returncode == 3, done.stderr
+    errors = json.loads(done.stdout)["errors"]
+    assert [(error["path"], error["kind"]) for error in errors] == [("/b", "not-restored")]
+    assert sorted(os.listdir(saved / "target")) == ["a"]
