@@ -9,7 +9,6 @@ and run without the lock; they have a lower priority than the archiver's thread,
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.slabs import Slab, SlabPool
 from archiver.core.disk import explained
-from archiver.core.pipeline import Channel, Pipeline, yield_to_main_thread
+from archiver.core.pipeline import Channel, Pipeline, chunk_workers, yield_to_main_thread
 from archiver.store import layout as names
 from archiver.store.counters import Counters
 from archiver.store.sessions import Session
@@ -69,7 +68,7 @@ class Machinery:
         self._deduplicator = deduplicator
         self._crypt = crypt
         self.chunks: Channel[_Chunk] = Channel(pipeline, _QUEUED_CHUNKS)
-        for number in range(os.cpu_count() or 2):
+        for number in range(chunk_workers()):
             pipeline.start(self._work, f"store-{number}")
 
     def close(self) -> None:

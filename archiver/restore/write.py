@@ -17,6 +17,7 @@ import numpy as np
 from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
 from archiver.core.linux import make_node
+from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.traversal import Directory, FileItem, Segment
@@ -35,7 +36,7 @@ class Writer:
     """A visitor of :class:`archiver.restore.traversal.Traversal`."""
 
     needs_contents = True
-    threads = os.cpu_count() or 2
+    threads = chunk_workers()
 
     def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
         self._target = target

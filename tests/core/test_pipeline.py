@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from archiver.core.pipeline import Cancelled, Channel, Pipeline, Pool
+from archiver.core.pipeline import Cancelled, Channel, Pipeline, Pool, chunk_workers
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 60.0  # seconds until a test that hangs fails
@@ -250,3 +251,9 @@ with Pipeline() as pipeline:
         finally:
             process.kill()
         assert process.stderr.read().splitlines()[-1] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (2, 2), (64, 4)])
+def test_workers_do_not_grow_with_the_machine(monkeypatch: pytest.MonkeyPatch, processors: int, workers: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    assert chunk_workers() == workers
