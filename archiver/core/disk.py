@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from archiver.core.clock import Random, system_random
-from archiver.core.linux import syncfs
+from archiver.core.linux import start_write_back, syncfs
 from archiver.errors import ArchiverError, Damaged, NoSpace
 
 Buffers = Sequence[bytes | bytearray | memoryview]
@@ -22,6 +22,7 @@ Buffers = Sequence[bytes | bytearray | memoryview]
 # A bad block, or something else than a regular file where one was expected.
 _UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 
+_WRITE_BACK_FROM = 256 << 10  # bytes
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
 _NEARLY_FULL = 16 << 20  # bytes free
 
@@ -77,6 +78,8 @@ class Disk:
                 write_all(fd, parts)
                 if sync:
                     os.fsync(fd)
+                elif sum(map(len, parts)) >= _WRITE_BACK_FROM:
+                    start_write_back(fd)  # the barrier will have less to wait for
             finally:
                 os.close(fd)
             os.rename(temp, path)
