@@ -1,4 +1,4 @@
-"""File systems for a test: a small one in a loop-mounted image, and a read-only view of a directory. Need root."""
+"""File systems for a test: small ones (in an image or in memory) and a read-only view of a directory. Need root."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def small_file_system(directory: Path, size: int) -> Iterator[Path]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode", str(image)], check=True)
     place.mkdir()
     _mount("-o", "loop", str(image), str(place))
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+@contextmanager
+def temporary_file_system(place: Path, size: int) -> Iterator[Path]:
+    """A tmpfs of ``size`` bytes at ``place``, which is made."""
+    place.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place))
     try:
         yield place
     finally:

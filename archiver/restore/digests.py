@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from blake3 import blake3
 
 from archiver.core.clock import Random
+from archiver.core.disk import explained
 
 _SIZE = 16  # bytes of each digest
 _WINDOW = 1 << 20  # bytes mapped at a time
@@ -23,13 +24,15 @@ class SegmentDigests:
     """
 
     def __init__(self, random: Random) -> None:
+        """Raises ArchiverError when there is nowhere to write."""
         self._key = random(32)
-        self._file = tempfile.TemporaryFile()
+        with explained("write into", "a directory for temporary files"):
+            self._file = tempfile.TemporaryFile()
         self._windows: dict[int, mmap.mmap] = {}
         self._lock = threading.Lock()
 
     def record(self, number: int, data: memoryview) -> None:
-        """OSError when there is no space for it."""
+        """Raises ArchiverError (NoSpace on a full disk): not the file that is restored is to blame."""
         window, start = self._place(number)
         window[start : start + _SIZE] = blake3(data, key=self._key).digest(_SIZE)
 
@@ -48,8 +51,9 @@ class SegmentDigests:
                 window = self._windows.get(index)
                 if window is None:
                     # The space is taken before it is mapped: a full disk must be an error and not a signal.
-                    os.posix_fallocate(self._file.fileno(), index * _WINDOW, _WINDOW)
-                    window = mmap.mmap(self._file.fileno(), _WINDOW, offset=index * _WINDOW)
+                    with explained("write into", tempfile.gettempdir()):
+                        os.posix_fallocate(self._file.fileno(), index * _WINDOW, _WINDOW)
+                        window = mmap.mmap(self._file.fileno(), _WINDOW, offset=index * _WINDOW)
                     self._windows[index] = window
         return window, start
 

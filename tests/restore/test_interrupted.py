@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from archiver.browse.snapshot import Snapshot
 from archiver.core.events import ignore
+from archiver.errors import ArchiverError
 from archiver.restore.check import Checker
 from archiver.restore.run import restore
 from archiver.restore.traversal import FileItem
 from archiver.store.chunks import ChunkReader
 from archiver.store.store import Store
 from formats.wire import Buffer
+from tests.mounts import temporary_file_system
 from tests.random_trees import noise
 from tests.runs import make_store, save
 from tests.stores import archiver
@@ -91,3 +95,23 @@ def test_file_that_the_target_refuses(saved: Path) -> None:
     errors = json.loads(done.stdout)["errors"]
     assert [(error["path"], error["kind"]) for error in errors] == [("/b", "not-restored")]
     assert sorted(os.listdir(saved / "target")) == ["a"]
+
+
+def test_full_temporary_directory(saved: Path) -> None:
+    """It is named, and neither the target nor a file in it is blamed."""
+    with temporary_file_system(saved / "temporary", 256 << 10) as place:
+        arguments = ("--store", saved / "store", "restore", "latest", saved / "target", "--json")
+        done = archiver(*arguments, wrapper=("env", f"TMPDIR={place}"))
+    assert done.returncode == 40, done.stderr
+    assert json.loads(done.stdout)["error"]["message"] == f"no space left to write into {place}"
+
+
+def test_no_temporary_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", none)
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        with pytest.raises(ArchiverError, match="cannot write into a directory for temporary files: no usable"):
+            restore(snapshot, snapshot.archives(), str(saved / "target"), verify=True, listener=ignore)
