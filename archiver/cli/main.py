@@ -106,7 +106,9 @@ def run(arguments: list[str], as_json: bool) -> int:
         return EXIT_OK
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _told(NoSpace(str(error)) if full else ArchiverError(str(error)), as_json)
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        reason = place + (error.strerror or str(error)).lower()
+        return _told(NoSpace(reason) if full else ArchiverError(reason), as_json)
     except Exception as error:  # a bug of ours
         if as_json:
             return _tell({"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}, _EXIT_BUG)

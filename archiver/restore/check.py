@@ -67,8 +67,12 @@ class Checker:
             return -1
 
     def finish_directory(self, directory: Directory) -> None:
-        found = os.fstat(directory.fd)
-        for what in attributes.differences(directory.fd, directory.metadata, found):
+        try:
+            wrong = attributes.differences(directory.fd, directory.metadata, os.fstat(directory.fd))
+        except OSError as error:
+            self._cannot(directory.path, error)
+            return
+        for what in wrong:
             if directory.path not in self._writer.incomplete:
                 self._differs(directory.path, what)
 
@@ -175,6 +179,8 @@ class Checker:
                     wrong.append(f"size {found.st_size} instead of {item.size}")
                 for what in wrong:
                     self._differs(path or item.directory.path_of(item.name), what)
+        except OSError as error:
+            self._cannot(item.directory.path_of(item.name), error)
         finally:
             self.abandon(item)
 

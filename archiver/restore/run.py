@@ -119,12 +119,12 @@ def _restore_tree(
 
 def _write_back(target: str) -> None:
     """Dirty pages cannot be dropped from memory, and what is to be checked is the disk."""
-    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with explained("write", target):
+    with explained("write", target):
+        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
             syncfs(fd)
-    finally:
-        os.close(fd)
+        finally:
+            os.close(fd)
 
 
 def _place(archive: ArchiveFiles, target: str, *, several: bool) -> str:

@@ -189,7 +189,12 @@ class Writer:
             self._refused(item, error)
             self._drop(item)
             return
-        self._close(item)
+        try:
+            self._close(item)
+        except OSError as error:  # a file system over the network may tell only now that it has not written everything
+            os.unlink(item.name, dir_fd=item.directory.fd)
+            self._failed(item.directory, item.name, error)
+            return
         if lost:
             self._attributes_lost(item.directory.path_of(item.name), lost)
 
@@ -208,9 +213,9 @@ class Writer:
             os.unlink(item.name, dir_fd=item.directory.fd)
 
     def _close(self, item: FileItem) -> None:
-        if item.fd >= 0:
-            os.close(item.fd)
-            item.fd = -1
+        fd, item.fd = item.fd, -1  # it is closed even when that fails
+        if fd >= 0:
+            os.close(fd)
 
 
 def _write_at(fd: int, data: memoryview, offset: int) -> None:

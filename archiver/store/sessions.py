@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from archiver.core.clock import Clock, Random
@@ -35,21 +35,21 @@ class Session:
         self.disk = disk
         self._clock = clock
         self._listener = listener
-        with explained("open", layout.lock):
-            with suppress(FileExistsError):
-                disk.create(layout.lock, names.FILE_MODE).close()
-            self._lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if not lock_range(self._lock_fd, 0, 1, exclusive=False):
+        with ExitStack() as opened:
+            with explained("open", layout.lock):
+                with suppress(FileExistsError):
+                    disk.create(layout.lock, names.FILE_MODE).close()
+                lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
+            opened.callback(os.close, lock_fd)
+            if not lock_range(lock_fd, 0, 1, exclusive=False):
                 raise Locked(f"{layout.base} is locked by a garbage collection", hint="try again when it has finished")
             with explained("write into", layout.private):
-                self._register(random)
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
-        self.barrier = Barrier(disk, layout.base)
+                self._register(random, opened)
+                self.barrier = Barrier(disk, layout.base)
+            opened.callback(self.barrier.close)
+            self._opened = opened.pop_all()
 
-    def _register(self, random: Random) -> None:
+    def _register(self, random: Random, opened: ExitStack) -> None:
         disk, sessions = self.disk, self._layout.sessions
         for path in (self._layout.private, sessions):
             try:
@@ -58,10 +58,12 @@ class Session:
                 pass
         self._remove_dead()
         self.id = f"{format_time(self._clock.now())}-{random(4).hex()}"
-        new, self.path = os.path.join(sessions, f".new-{self.id}"), os.path.join(sessions, self.id)
-        disk.make_directory(new, names.PRIVATE_MODE)
-        self._held = DirectoryLock(new)  # locked before anybody can take it for a dead one
-        os.rename(new, self.path)
+        self.path = os.path.join(sessions, f".new-{self.id}")
+        disk.make_directory(self.path, names.PRIVATE_MODE)
+        opened.enter_context(DirectoryLock(self.path))  # locked before anybody can take it for a dead one
+        opened.callback(self._remove)
+        os.rename(self.path, os.path.join(sessions, self.id))
+        self.path = os.path.join(sessions, self.id)
         self.snapshot_path = os.path.join(self.path, "snapshot")
         disk.make_directory(self.snapshot_path, names.SNAPSHOT_MODE)
         about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self._clock.now()}).encode()
@@ -123,15 +125,13 @@ class Session:
         if not os.path.lexists(owner_file):
             self.disk.put(owner_file, [owner.encode() + b"\n"], names.FILE_MODE, sync=True)
 
+    def _remove(self) -> None:
+        with suppress(OSError):  # what is left is removed by the next session
+            self.disk.remove_tree(self.path)
+
     def close(self) -> None:
         """End the session; an unpublished snapshot is removed."""
-        try:
-            with suppress(OSError):  # what is left is removed by the next session
-                self.disk.remove_tree(self.path)
-        finally:
-            self._held.close()
-            self.barrier.close()
-            os.close(self._lock_fd)
+        self._opened.close()
 
     def __enter__(self) -> Session:
         return self

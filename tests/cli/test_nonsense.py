@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -466,3 +467,13 @@ def test_working_directory_that_is_gone(store: Path, tmp_path: Path) -> None:
         assert call("--store", store, "snapshots").code == 0
     finally:
         os.chdir(tmp_path)
+
+
+def test_error_of_the_system_names_its_place(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it comes from: a sentence, not the words of Python."""
+
+    def failing(path: object) -> object:
+        raise OSError(errno.EIO, "Input/output error", "/place\x1b")
+
+    monkeypatch.setattr(os, "statvfs", failing)
+    assert call("--store", store, "snapshots").err == "archiver: /place\\x1b: input/output error\n"

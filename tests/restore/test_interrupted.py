@@ -12,7 +12,7 @@ import pytest
 
 from archiver.browse.snapshot import Snapshot
 from archiver.core.events import ignore
-from archiver.errors import ArchiverError
+from archiver.errors import ArchiverError, NoSpace
 from archiver.restore.check import Checker
 from archiver.restore.run import restore
 from archiver.restore.traversal import FileItem
@@ -115,3 +115,38 @@ def test_no_temporary_directory(saved: Path, monkeypatch: pytest.MonkeyPatch) ->
         snapshot = Snapshot(store, store.find("latest"))
         with pytest.raises(ArchiverError, match="cannot write into a directory for temporary files: no usable"):
             restore(snapshot, snapshot.archives(), str(saved / "target"), verify=True, listener=ignore)
+
+
+def test_write_error_told_by_close(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over a network: the file is named and not left behind."""
+    close = os.close
+
+    def failing(fd: int) -> None:
+        large = os.readlink(f"/proc/self/fd/{fd}") == str(saved / "target" / "b")
+        close(fd)
+        if large:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        assert store.database is not None
+        before = descriptors()
+        monkeypatch.setattr(os, "close", failing)
+        with pytest.raises(NoSpace, match="/target/b"):
+            restore(snapshot, snapshot.archives(), str(saved / "target"), verify=True, listener=ignore)
+        monkeypatch.undo()
+        assert descriptors() == before
+    assert os.listdir(saved / "target") == ["a"]
+
+
+def test_attributes_that_cannot_be_read_again(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd: int) -> list[str]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "listxattr", failing)
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        result = restore(snapshot, snapshot.archives(), str(saved / "target"), verify=True, listener=ignore)
+    told = {problem.path: problem.reason for problem in result.problems}
+    assert told.keys() == {b"/", b"/a", b"/b", *(b"/a/small-%d" % number for number in range(20))}
+    assert set(told.values()) == {"after restoring: input/output error"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 
 from archiver.cli.main import run
 from archiver.core.locks import DirectoryLock, lock_range
-from archiver.errors import ArchiverError, Damaged, Locked, NotFound, TargetAbsent, TooNew, UsageError
+from archiver.errors import ArchiverError, Damaged, Locked, NoSpace, NotFound, TargetAbsent, TooNew, UsageError
 from archiver.store import sessions
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -193,6 +194,27 @@ def test_session_leaves_nothing(path: Path) -> None:
         assert Path(session.snapshot_path).is_dir()
         assert stat.S_IMODE(os.stat(session.path).st_mode) == 0o700
     assert set(path.rglob("*")) - before == {path / ".archiver" / "sessions"}
+
+
+@pytest.mark.parametrize("failing", ["rename", "chmod", "writev", "mkdir"])
+def test_session_that_cannot_be_registered_leaves_nothing(
+    path: Path, failing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it hold a lock."""
+    call = getattr(os, failing)
+
+    def full(*arguments: object) -> object:
+        if failing in ("chmod", "mkdir") and not str(arguments[0]).endswith("snapshot"):
+            return call(*arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    open_files = os.listdir("/proc/self/fd")
+    with Store.open(path) as store:
+        with monkeypatch.context() as patch, pytest.raises(NoSpace):
+            patch.setattr(os, failing, full)
+            store.session()
+        assert os.listdir(path / ".archiver" / "sessions") == []
+        assert os.listdir("/proc/self/fd") == open_files
 
 
 def test_sessions_run_side_by_side_and_dead_ones_are_removed(path: Path) -> None:
