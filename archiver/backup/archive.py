@@ -7,6 +7,7 @@ declared size at once and marked.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat as st
@@ -23,7 +24,7 @@ from archiver.source.metadata import plain
 from archiver.source.problem import Problem, explain
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk
 from formats.catalog import CatalogWriter
-from formats.pxar.constants import HEADER_SIZE, MAX_NAME
+from formats.pxar.constants import HEADER_SIZE, MAX_FILE_SIZE, MAX_NAME
 from formats.pxar.encoder import Encoder
 from formats.pxar.metadata import Metadata, Stat
 
@@ -60,6 +61,13 @@ class _Added(NamedTuple):
 def _link_key(stat: os.stat_result) -> bytes:
     """What two names of one file have in common. Size and time tell it from a later file that got the same inode."""
     return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _size(file: OpenFile) -> int:
+    """Raises OSError for a sparse file so large that the format cannot hold it."""
+    if file.stat.st_size > MAX_FILE_SIZE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return file.stat.st_size
 
 
 class TreeArchiver:
@@ -180,7 +188,7 @@ class TreeArchiver:
             try:
                 with open_file(directory, entry) as file:
                     metadata = directory.metadata_of(name, file)
-                    size = file.stat.st_size
+                    size = _size(file)
                     stream.suggest(encoder.payload_position)
                     offset = encoder.start_payload(size)
                     read, failure = self._copy(file, size, stream)
@@ -221,7 +229,7 @@ class TreeArchiver:
         try:
             with open_file(directory, entry) as file:
                 metadata = directory.metadata_of(name, file)
-                size = file.stat.st_size
+                size = _size(file)
                 position = encoder.start_file(name, metadata, size)
                 read, failure = self._copy(file, size, stream)
                 if read < size:

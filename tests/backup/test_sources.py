@@ -110,3 +110,22 @@ def test_what_is_left_out(tmp_path: Path, mode: Mode) -> None:
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
     expected = {"cache", "cache/CACHEDIR.TAG", "deep", "deep/.pxarexclude", "deep/cache", "kept", "kept/file.c"}
     assert found == expected | ({".pxarexclude-cli"} if mode == "legacy" else set())
+
+
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+def test_file_too_large_for_the_format(tmp_path: Path, mode: Mode) -> None:
+    """Sparse files of some file systems can be larger than an archive: it is left out and named."""
+
+    def work() -> list[tuple[bytes, str]]:
+        tree = tmp_path / "tree"
+        tree.mkdir()
+        mount(b"tmpfs", tree, b"tmpfs")
+        with open(tree / "huge", "wb") as file:
+            file.truncate(2**63 - 1)
+        (tree / "small").write_bytes(b"x")
+        saved = save(make_store(tmp_path / "store"), tree, mode=mode)
+        bring_back(tmp_path / "store", saved.ref, tmp_path / "out")
+        assert os.listdir(tmp_path / "out") == ["small"]
+        return [(problem.path, problem.reason) for problem in saved.result.errors]
+
+    assert with_mounts(work) == [(b"/huge", "file too large")]
