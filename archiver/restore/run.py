@@ -138,10 +138,9 @@ def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot) -> None:
     """Raises UsageError unless ``place`` is free: for a tree an empty directory will do."""
     if not place:
         raise UsageError("the target has no name")
-    base, real = os.path.realpath(snapshot.store.layout.base), os.path.realpath(place)
-    if real == base or real.startswith(base + "/"):
-        raise UsageError(f"{place} lies in the store itself", hint="restore to a place outside of it")
     with explained("look into", place):
+        if _lies_in(place, snapshot.store.layout.base):
+            raise UsageError(f"{place} lies in the store itself", hint="restore to a place outside of it")
         if not os.path.lexists(place):
             return
         if archive.kind != "tree":
@@ -150,6 +149,16 @@ def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot) -> None:
             raise UsageError(f"{place} is not a directory")
         if os.listdir(place):
             raise UsageError(f"{place} is not empty", hint="restore into a new or empty directory")
+
+
+def _lies_in(place: str, directory: str) -> bool:
+    """Whether ``place`` would be in ``directory``, whatever symlinks and mounts lead there."""
+    inner = os.path.realpath(place)
+    while not os.path.exists(inner) or not os.path.samefile(inner, directory):
+        inner, before = os.path.dirname(inner), inner
+        if inner == before:
+            return False
+    return True
 
 
 def _restore_file(snapshot: Snapshot, archive: ArchiveFiles, path: str, verify: bool, result: RestoreResult) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tests.cli.command import ask, call
 from tests.cli.stores import SNAPSHOT
 from tests.golden_store import write_key
+from tests.mounts import read_only_view
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "backup": ("backup", "{source}"),
@@ -326,6 +327,14 @@ def test_image_is_not_restored_into_the_store(store: Path, source: Path, tmp_pat
         done = call("--store", golden, "restore", "vm/100", place, "--archive", "qemu-server.conf")
         assert done.code == 2 and "in the store itself" in done.err
     assert not (golden / "host/image").exists()
+
+
+def test_nothing_is_restored_into_the_store_by_another_way(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(store / ".chunks")
+    with read_only_view(store, tmp_path / "mounted") as mounted:
+        for place in (mounted, mounted / "new", mounted / ".chunks/a/b", tmp_path / "link/new"):
+            done = call("--store", store, "restore", "latest", place)
+            assert done.code == 2 and "in the store itself" in done.err
 
 
 @pytest.mark.parametrize(
