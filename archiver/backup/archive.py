@@ -30,7 +30,7 @@ from formats.pxar.metadata import Metadata, Stat
 
 _ATTEMPTS = 3  # to read a file that keeps changing
 _PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
-_LINK_KEY = struct.Struct("<QQQq")
+_LINK_KEY = struct.Struct("<QQQqq")
 _LINK_POSITION = struct.Struct("<Q")
 _READ_AT_ONCE = 4 << 20
 _PROGRESS_EVERY = 512  # entries
@@ -59,8 +59,12 @@ class _Added(NamedTuple):
 
 
 def _link_key(stat: os.stat_result) -> bytes:
-    """What two names of one file have in common. Size and time tell it from a later file that got the same inode."""
-    return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    """What two names of one file have in common. Size and times tell it from a later file that got the same inode.
+
+    The change time is the one that nobody can set. A file that is changed in any way during the run, be it only its
+    mode, is not linked any more: its later names become a file of their own.
+    """
+    return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 def _size(file: OpenFile) -> int:

@@ -167,8 +167,9 @@ def test_a_name_of_several_that_is_replaced(tree: Path, tmp_path: Path, monkeypa
     assert differences(tree, tmp_path / "out", ignore=NOT_KEPT | {"mtime"}) == []
 
 
-def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is gone and one that got its inode are two files."""
+@pytest.mark.parametrize("other", [b"as if the inode had been given to another file", noise(34, len(DATA))])
+def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: bytes) -> None:
+    """A file that is gone and one that got its inode are two files, even of the same size and modification time."""
     store = make_store(tmp_path / "store")
     os.link(tree / "before", tree / "before-too")
     real = content.unchanged
@@ -176,7 +177,8 @@ def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: py
     def unchanged(before: os.stat_result, fd: int) -> bool:
         result = real(before, fd)
         if os.readlink(f"/proc/self/fd/{fd}").endswith("/before"):
-            (tree / "before").write_bytes(b"other contents, as if the inode had been given to another file")
+            (tree / "before").write_bytes(other)
+            os.utime(tree / "before", ns=(before.st_atime_ns, before.st_mtime_ns))
         return result
 
     monkeypatch.setattr(archive_module, "unchanged", unchanged)
