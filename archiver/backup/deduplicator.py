@@ -78,7 +78,7 @@ class Deduplicator:
         status = self._store.chunks.seen(row.digest)
         if status is None or status.st_size != row.stored:
             return False
-        if self._now() - max(row.verified, int(status.st_mtime)) > _RECHECK_AFTER:
+        if not self._fresh(row.verified) and not self._fresh(int(status.st_mtime)):
             total = self._checked(row.digest, row.size)
             if total is None:
                 return False
@@ -86,6 +86,10 @@ class Deduplicator:
                 self._database.mark_verified([(row.digest, total, row.stored)], self._now())
         self._store.chunks.touch(row.digest, status)
         return True
+
+    def _fresh(self, when: int) -> bool:
+        """A time in the future says nothing: a clock was wrong, then or now."""
+        return 0 <= self._now() - when <= _RECHECK_AFTER
 
     def _checked(self, digest: bytes, size: int) -> bytes | None:
         """Read the stored chunk: BLAKE3 of its file. A damaged one is set aside, so that it is stored again."""

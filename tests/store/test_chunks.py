@@ -316,6 +316,24 @@ def test_old_chunk_is_read_on_its_first_hit_and_rot_is_not_inherited(
     assert restored_differences(path, result.snapshot, source, tmp_path / "out", crypt) == []
 
 
+@pytest.mark.parametrize("whose", ["file", "record"])
+def test_times_in_the_future_vouch_for_nothing(path: Path, source: Path, tmp_path: Path, whose: str) -> None:
+    """A clock that was wrong once must not keep a chunk from ever being read again."""
+    clock = SetClock(1_900_000_000)
+    wrong = clock.time + 9000 * DAY
+    save(path, source, clock=SetClock(wrong) if whose == "record" else clock)
+    if whose == "file":
+        clock.time += 100 * DAY
+    for file in chunk_files(path):
+        when = wrong if whose == "file" else clock.time - 100 * DAY
+        os.utime(file, (when, when))
+    rot(chunk_files(path)[5])
+    result = save(path, source, clock=clock)
+    assert new_chunks(result) == 1
+    assert damage(path) == []
+    assert restored_differences(path, result.snapshot, source, tmp_path / "out") == []
+
+
 def test_recheck_is_remembered(path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SetClock(1_900_000_000)
     save(path, source, clock=clock)
