@@ -158,7 +158,9 @@ class Walk:
             self._devices = self._options.include_dev | {root.stat.st_dev}
         root.features = Features.from_magic(magic, root.stat.st_dev)
         self._read(root, self._selection.start())
-        root.names = [name for name in root.names if name != _CLI_EXCLUDES]
+        if _CLI_EXCLUDES in root.names:
+            root.names.remove(_CLI_EXCLUDES)
+            root.note(_CLI_EXCLUDES, "skipped", "this name is kept for the exclude patterns of a run")
         return root
 
     def enter(self, entry: SourceEntry) -> SourceDirectory | None:

@@ -165,7 +165,9 @@ def test_root_given_in_other_ways(root: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_generated_exclude_file_of_the_root_is_passed_over(root: Path) -> None:
     fill(root, ".pxarexclude-cli", "sub/.pxarexclude-cli")
-    assert paths_of(root) == [b"/sub", b"/sub/.pxarexclude-cli"]
+    paths, problems = walked(root)
+    assert paths == [b"/sub", b"/sub/.pxarexclude-cli"]
+    assert [(problem.path, problem.kind) for problem in problems] == [(b"/.pxarexclude-cli", "skipped")]
 
 
 def test_access_times_of_directories_stay(root: Path) -> None:
