@@ -88,8 +88,9 @@ class Session:
     def publish(self, group: GroupRef, wanted_time: int, owner: str, manifest: Callable[[int], bytes]) -> SnapshotRef:
         """Make the snapshot visible, complete and durable. ``manifest(time)`` gives the encoded manifest blob.
 
-        The time is moved past the group's newest snapshot when it is not later. Raises ArchiverError; nothing is
-        visible then.
+        The time is moved past the group's newest snapshot when it is not later. Raises ArchiverError; the snapshot
+        is not visible then, but for an fsync error after the rename: it is complete, and only its name may be lost
+        in a power cut.
         """
         disk, layout = self.disk, self._layout
         path = layout.group(group)

@@ -13,10 +13,10 @@ from archiver.store import layout as names
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from formats import blob
 from formats.errors import FormatError
-from formats.manifest import Manifest
+from formats.manifest import MAX_TEXT, Manifest
 from formats.naming import BACKUP_TYPES, check_backup_id, check_backup_time, check_namespace, parse_time
 
-MAX_MANIFEST = 64 << 20  # bytes, plain
+_LARGEST_MANIFEST = MAX_TEXT + blob.PLAIN_HEADER  # bytes of the file
 _MAX_SMALL_FILE = 1 << 20
 Stamp = tuple[int, int, int]
 
@@ -127,7 +127,7 @@ def read_manifest_json(layout: Layout, ref: SnapshotRef) -> bytes:
     """The JSON text in the manifest blob. NotFound for no snapshot or an unfinished one, Damaged otherwise."""
     path = layout.manifest(ref)
     try:
-        data = read_small(path, MAX_MANIFEST)
+        data = read_small(path, _LARGEST_MANIFEST)
     except FileNotFoundError as error:
         if os.path.isdir(layout.snapshot(ref)):
             raise NotFound(f"snapshot {ref} is unfinished", hint="its backup did not come to its end") from error
@@ -135,7 +135,7 @@ def read_manifest_json(layout: Layout, ref: SnapshotRef) -> bytes:
     except OSError as error:
         raise explain(error, "read", path) from error
     try:
-        return bytes(blob.decode(data, max_size=MAX_MANIFEST, encrypted=False))
+        return bytes(blob.decode(data, max_size=MAX_TEXT, encrypted=False))
     except FormatError as error:
         raise Damaged(f"the manifest of {ref} is damaged: {error}") from error
 

@@ -8,16 +8,21 @@ import os
 import shutil
 import stat
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
 
 from archiver.cli.main import run
+from archiver.core.disk import Disk
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import ArchiverError, Damaged, Locked, NoSpace, NotFound, TargetAbsent, TooNew, UsageError
 from archiver.store import sessions
-from archiver.store.layout import GroupRef, SnapshotRef
+from archiver.store.layout import GroupRef, Layout, SnapshotRef
+from archiver.store.snapshots import read_manifest_json
 from archiver.store.store import Store
+from formats import blob
+from formats.manifest import MAX_TEXT
 from formats.naming import format_time
 from tests.random_trees import build_plain
 from tests.stores import (
@@ -215,6 +220,41 @@ def test_session_that_cannot_be_registered_leaves_nothing(
             store.session()
         assert os.listdir(path / ".archiver" / "sessions") == []
         assert os.listdir("/proc/self/fd") == open_files
+
+
+def test_sync_error_after_the_rename_leaves_a_complete_snapshot(
+    path: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one failure after which a snapshot is visible."""
+    save(path, source)
+    sync = Disk.sync_directory
+
+    def fails(self: Disk, directory: str) -> None:
+        if directory == str(path / GROUP.path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(self, directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "sync_directory", fails)
+        with pytest.raises(ArchiverError, match="cannot publish"):
+            save(path, source)
+    with Store.open(path) as store:
+        _, second = every_snapshot(store)
+    assert damage(path) == []
+    assert restored_differences(path, second, source, tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_largest_manifest(path: Path, source: Path, extra: int) -> None:
+    """What the codec takes is what is read, to the byte."""
+    ref = save(path, source).snapshot
+    text = b"{" + bytes(MAX_TEXT + extra - 2).replace(b"\0", b" ") + b"}"
+    (path / ref.path / "index.json.blob").write_bytes(blob.PLAIN_MAGIC + zlib.crc32(text).to_bytes(4, "little") + text)
+    if extra:
+        with pytest.raises(Damaged, match="too large"):
+            read_manifest_json(Layout(str(path)), ref)
+    else:
+        assert read_manifest_json(Layout(str(path)), ref) == text
 
 
 def test_sessions_run_side_by_side_and_dead_ones_are_removed(path: Path) -> None:
