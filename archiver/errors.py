@@ -4,6 +4,8 @@ from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_PARTIAL = 3  # done, but some source files were unreadable or changed while read
+EXIT_DIFFERENT = 4  # restored, but read again something is not as in the archive
+EXIT_DAMAGED = 20
 EXIT_INTERRUPTED = 130
 
 
@@ -53,7 +55,7 @@ class Damaged(ArchiverError):
     """Stored data is damaged, missing or altered."""
 
     code = "damaged"
-    exit_code = 20
+    exit_code = EXIT_DAMAGED
 
 
 class NoSpace(ArchiverError):

@@ -8,13 +8,11 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_OK, ArchiverError
+from archiver.errors import EXIT_DAMAGED, EXIT_OK, ArchiverError
 
 if TYPE_CHECKING:
     from archiver.store.database.database import Database
     from archiver.store.store import Store
-
-_EXIT_DAMAGED = 20
 
 
 @click.group()
@@ -44,7 +42,7 @@ def check(ctx: click.Context, context: Context) -> None:
         output.line(text)
     if not found:
         output.summary("no contradictions")
-    ctx.exit(_EXIT_DAMAGED if found else EXIT_OK)
+    ctx.exit(EXIT_DAMAGED if found else EXIT_OK)
 
 
 @db.command()

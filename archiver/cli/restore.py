@@ -6,10 +6,7 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_OK, EXIT_PARTIAL
-
-_EXIT_DIFFERENT = 4
-_EXIT_DAMAGED = 20
+from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL
 
 
 @click.command()
@@ -48,7 +45,7 @@ def restore(
     for kind, count in sorted(result.kinds.items()):
         output.summary(f"  {kind}: {count}")
     if result.kinds.get("damaged"):
-        ctx.exit(_EXIT_DAMAGED)
+        ctx.exit(EXIT_DAMAGED)
     if result.kinds.get("different"):
-        ctx.exit(_EXIT_DIFFERENT)
+        ctx.exit(EXIT_DIFFERENT)
     ctx.exit(EXIT_PARTIAL if result.problem_count else EXIT_OK)

@@ -6,9 +6,8 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_OK
+from archiver.errors import EXIT_DAMAGED, EXIT_OK
 
-_EXIT_DAMAGED = 20
 _FILES_SHOWN = 20
 
 
@@ -55,4 +54,4 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
         )
         if result.unchecked:
             output.summary(f"  {result.unchecked} encrypted chunks were checked without their key")
-    ctx.exit(_EXIT_DAMAGED if result.errors else EXIT_OK)
+    ctx.exit(EXIT_DAMAGED if result.errors else EXIT_OK)
