@@ -12,29 +12,33 @@ from typing import Any
 from archiver.core.disk import explained, nearly_full, no_space
 from archiver.errors import ArchiverError
 
-_IN_MEMORY = 100_000  # entries
-_BATCH = 10_000
+_IN_MEMORY = 16 << 20  # bytes
+_BATCH = 2 << 20  # of them, once there is a file: each may change a page of it
+_ENTRY = 200  # of these for an entry itself, its key and value apart
 _NONCE = 12
 _LARGEST_MAP = 1 << 40  # bytes of address space
 _SMALLEST_MAP = 1 << 30
 
 
 class SpillTable:
-    """bytes -> bytes; keys of at most 511 bytes. The directory for the spill file is that of ``directory``."""
+    """bytes -> bytes; keys of at most 511 bytes. The spill file is made in ``directory``; ``in_memory`` is in bytes."""
 
     def __init__(self, directory: str, in_memory: int = _IN_MEMORY) -> None:
         self._directory = directory
         self._in_memory = in_memory
         self._recent: dict[bytes, bytes] = {}
+        self._size = 0  # bytes of ``_recent``; an entry that is put again counts again
         self._spilled: _Sealed | None = None
 
     def put(self, key: bytes, value: bytes) -> None:
         self._recent[key] = value
-        if len(self._recent) > (self._in_memory if self._spilled is None else _BATCH):
+        self._size += len(key) + len(value) + _ENTRY
+        if self._size > (self._in_memory if self._spilled is None else _BATCH):
             if self._spilled is None:
                 self._spilled = _Sealed(self._directory)
             self._spilled.add(self._recent)
             self._recent = {}
+            self._size = 0
 
     def get(self, key: bytes) -> bytes | None:
         value = self._recent.get(key)
@@ -42,15 +46,12 @@ class SpillTable:
             value = self._spilled.get(key)
         return value
 
-    def forget(self, key: bytes) -> None:
-        """The entry will not be asked for again; what is on disk may stay there."""
-        self._recent.pop(key, None)
-
     def close(self) -> None:
         if self._spilled is not None:
             self._spilled.close()
             self._spilled = None
         self._recent.clear()
+        self._size = 0
 
 
 class _Sealed:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,12 +25,12 @@ PUTS = some.lists(some.tuples(KEYS, some.binary(max_size=40)), max_size=120)
 
 @pytest.fixture
 def table(tmp_path: Path) -> Iterator[SpillTable]:
-    table = SpillTable(str(tmp_path), in_memory=10)
+    table = SpillTable(str(tmp_path), in_memory=2000)
     yield table
     table.close()
 
 
-@given(puts=PUTS, in_memory=some.integers(0, 30), batch=some.integers(0, 10))
+@given(puts=PUTS, in_memory=some.integers(0, 20_000), batch=some.integers(0, 3000))
 @settings(max_examples=60, deadline=None)
 def test_equals_a_dict(puts: list[tuple[bytes, bytes]], in_memory: int, batch: int) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
@@ -41,25 +42,34 @@ def test_equals_a_dict(puts: list[tuple[bytes, bytes]], in_memory: int, batch: i
                 table.put(key, value)
                 model[key] = value
                 assert table.get(key) == value
+                assert bool(os.listdir(place)) or table._size <= in_memory
             assert {key: table.get(key) for key in model} == model
             assert table.get(b"absent key") is None
-            assert len(os.listdir(place)) == (len(model) > in_memory)
+            assert len(os.listdir(place)) == (sum(len(key) + len(value) + 200 for key, value in puts) > in_memory)
         finally:
             table.close()
         assert os.listdir(place) == []
 
 
-def test_forgotten_entries_leave_memory(table: SpillTable, tmp_path: Path) -> None:
-    for number in range(1000):
-        key = b"%d" % number
-        table.put(key, b"")
-        table.forget(key)
-    table.forget(b"absent")
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("length", [0, 4096, 1 << 16])
+def test_memory_is_bounded_whatever_the_length_of_values(tmp_path: Path, length: int) -> None:
+    """Paths of links may be of 4 KiB each."""
+    bound, most = 4 << 20, 0
+    table = SpillTable(str(tmp_path), bound)
+    tracemalloc.start()
+    try:
+        for number in range((8 << 20) // (length + 100)):
+            table.put(b"%030d" % number, bytes(length))
+            most = max(most, tracemalloc.get_traced_memory()[0])
+        assert len(os.listdir(tmp_path)) == 1
+        assert bound / 3 < most < 1.2 * bound
+    finally:
+        tracemalloc.stop()
+        table.close()
 
 
 def test_disk_shows_no_values(table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "_BATCH", 10)
+    monkeypatch.setattr(spill, "_BATCH", 2000)
     for number in range(200):
         table.put(b"%016d" % number, b"value of secret file %d" % number)
     (folder,) = tmp_path.iterdir()
@@ -87,7 +97,7 @@ def test_swapped_values_are_found_out(table: SpillTable, tmp_path: Path, monkeyp
 
 def test_full_disk_is_no_space(tmp_path: Path) -> None:
     with small_file_system(tmp_path, 1 << 20) as place:
-        table = SpillTable(str(place), in_memory=10)
+        table = SpillTable(str(place), in_memory=2000)
         try:
             with pytest.raises(NoSpace, match="no space left"):
                 for number in range(100_000):
@@ -103,7 +113,7 @@ def test_map_larger_than_the_process_may_have(tmp_path: Path) -> None:
 import resource
 from archiver.core.spill import SpillTable
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-table = SpillTable({str(tmp_path)!r}, in_memory=10)
+table = SpillTable({str(tmp_path)!r}, in_memory=2000)
 for number in range(100):
     table.put(b"%d" % number, b"value")
 assert table.get(b"5") == b"value"
