@@ -29,7 +29,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from formats.crypt import CryptConfig, format_fingerprint, parse_fingerprint, short_fingerprint
 from formats.errors import FormatError, IntegrityError, KeyMissing, LimitExceeded, WrongKey
-from formats.naming import check_backup_id, check_backup_time, check_backup_type, check_file_name, server_name
+from formats.naming import check_backup_id, check_backup_time, check_backup_type, check_file_name
 
 MANIFEST_NAME = "index.json.blob"
 MAX_TEXT = 16 << 20  # bytes
@@ -184,25 +184,6 @@ class Manifest:
                 for file in self.files
             ],
         }
-
-
-def archive_parts(manifest: Manifest, name: str) -> tuple[str] | tuple[str, str]:
-    """The files that make up the archive a user calls ``name`` (``x.pxar``, ``x.mpxar.didx``, ``x.img``, ...).
-
-    One file, or (metadata, payload) for a split archive: x.pxar means the split one when there is no unified one, and
-    either half means both. FormatError for a name that cannot be one, or when a file is not in the manifest.
-    """
-    wanted = server_name(name)
-    stem, _, extension = wanted.removesuffix(".didx").rpartition(".")
-    split = f"{stem}.mpxar.didx", f"{stem}.ppxar.didx"
-    if wanted in split or (extension == "pxar" and manifest.file(wanted) is None and manifest.file(split[0])):
-        parts: tuple[str] | tuple[str, str] = split
-    else:
-        parts = (wanted,)
-    for part in parts:
-        if manifest.file(part) is None:
-            raise FormatError("no such archive in the snapshot", expected=part)
-    return parts
 
 
 def _parse(data: bytes) -> Any:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from formats.crypt import CryptConfig, parse_fingerprint
 from formats.errors import FormatError, IntegrityError, KeyMissing, LimitExceeded, WrongKey
 from formats.index import decode_index
-from formats.manifest import MAX_DEPTH, MAX_TEXT, MAX_TOKENS, FileInfo, Manifest, archive_parts
+from formats.manifest import MAX_DEPTH, MAX_TEXT, MAX_TOKENS, FileInfo, Manifest
 from formats.naming import parse_time
 from tests.golden_data import GOLDEN
 
@@ -383,40 +383,6 @@ def test_files() -> None:
     assert manifest.file("abc") is None
     with pytest.raises(FormatError, match=r"twice.*a\.blob"):
         manifest_of("a.blob", "b.blob", "a.blob")
-
-
-def test_archive_parts() -> None:
-    split = manifest_of("x.ppxar.didx", "x.mpxar.didx", "d.img.fidx", "c.conf.blob")
-    both = "x.mpxar.didx", "x.ppxar.didx"
-    for name in ("x.pxar", "x.pxar.didx", "x.mpxar", "x.mpxar.didx", "x.ppxar", "x.ppxar.didx"):
-        assert archive_parts(split, name) == both
-    assert archive_parts(split, "d.img") == archive_parts(split, "d.img.fidx") == ("d.img.fidx",)
-    assert archive_parts(split, "c.conf") == ("c.conf.blob",)
-    unified = manifest_of("x.pxar.didx", "catalog.pcat1.didx")
-    assert archive_parts(unified, "x.pxar") == archive_parts(unified, "x.pxar.didx") == ("x.pxar.didx",)
-    assert archive_parts(unified, "catalog.pcat1") == ("catalog.pcat1.didx",)
-    mixed = manifest_of("x.pxar.didx", *both)
-    assert archive_parts(mixed, "x.pxar") == ("x.pxar.didx",)
-    assert archive_parts(mixed, "x.ppxar") == both
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
-        ((), "x.pxar"),
-        (("x.pxar.didx",), "y.pxar"),
-        (("x.pxar.didx",), "x.mpxar"),
-        (("x.mpxar.didx",), "x.pxar"),
-        (("x.ppxar.didx",), "x.pxar"),
-        (("x.ppxar.didx",), "x.ppxar"),
-        (("x.img.fidx",), "x.conf"),
-        (("x.pxar.didx",), "x"),
-        (("x.pxar.didx",), "../x.pxar"),
-    ],
-)
-def test_no_archive_parts(names: tuple[str, ...], wanted: str) -> None:
-    with pytest.raises(FormatError):
-        archive_parts(manifest_of(*names), wanted)
 
 
 JSON = st.recursive(

@@ -371,12 +371,12 @@ def test_rebuild_knows_no_sums(path: Path, source: Path) -> None:
     shutil.rmtree(database_file(path).parent)
     with Store.open(path) as store:
         assert store.database is not None
-        rows = [store.database.chunk(number) for number in range(store.database.chunk_count())]
+        rows = [store.database.chunk(number) for number in range(store.database.statistics()["chunk"])]
         assert rows and all(row and row.blake3 == bytes(32) and row.verified == 0 for row in rows)
     assert damage(path) == []
     with Store.open(path) as store:
         assert store.database is not None
-        rows = [store.database.chunk(number) for number in range(store.database.chunk_count())]
+        rows = [store.database.chunk(number) for number in range(store.database.statistics()["chunk"])]
         assert rows and all(row and row.blake3 != bytes(32) and row.verified for row in rows)
 
 
@@ -479,11 +479,11 @@ def test_map_grows(tmp_path: Path, small_map: None) -> None:
     database = opened(tmp_path / "db")
     for start in range(0, 20_000, 5000):
         database.put_chunks(rows(start, 5000))
-    assert database.usable and database.chunk_count() == 20_000
+    assert database.usable and database.statistics()["chunk"] == 20_000
     assert database.check() == []
     database.close()
     database = opened(tmp_path / "db")
-    assert database.chunk_count() == 20_000
+    assert database.statistics()["chunk"] == 20_000
     database.close()
 
 
@@ -503,10 +503,10 @@ database.close()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert database.chunk_count() == 20_010
+    assert database.statistics()["chunk"] == 20_010
     assert database.lookup((15_000).to_bytes(32, "big")) is not None
     database.put_chunks(rows(20_010, 1000))
-    assert database.usable and database.chunk_count() == 21_010
+    assert database.usable and database.statistics()["chunk"] == 21_010
     database.close()
 
 

@@ -188,9 +188,6 @@ class Database:
 
         return self._ask(look, np.ones(len(digests), np.bool_))
 
-    def chunk_count(self) -> int:
-        return self._ask(lambda txn: int(txn.stat(self._env.table(records.DIGEST))["entries"]), 0)
-
     def sizes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """(plain size, stored length) of every chunk, indexed by chunk number; zeros where a number is free."""
 

@@ -271,15 +271,3 @@ def release(environment: Environment) -> None:
             if value is environment:
                 del _environments[key]
         environment.close()
-
-
-def drop(directory: str) -> bool:
-    """Delete the LMDB files so that they are made anew; False when a process (this one too) is using them."""
-    fd = _open_use_lock(directory)
-    try:
-        if not lock_range(fd, 0, 1, exclusive=True):
-            return False
-        _remove_files(directory)
-        return True
-    finally:
-        os.close(fd)
