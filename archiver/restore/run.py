@@ -12,7 +12,7 @@ from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener
 from archiver.core.linux import syncfs
-from archiver.errors import UsageError
+from archiver.errors import Damaged, UsageError
 from archiver.restore.check import Checker
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.image import write_blob, write_image
@@ -62,8 +62,8 @@ def restore(
     """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``.
 
     Raises UsageError when the target is in use and KeyProblem without the key that is needed, both before anything is
-    written; ArchiverError when the restore cannot go on. What concerns single files is told as events and in the
-    result.
+    written; Damaged when archives cannot be read to their end, once all others are restored; ArchiverError when the
+    restore cannot go on. What concerns single files is told as events and in the result.
     """
     clock = snapshot.store.clock
     began = clock.steady()
@@ -85,11 +85,20 @@ def restore(
         for file in archive.files:
             snapshot.require_key(file)
         _check_place(archive, place, snapshot)
+    damage: list[Damaged] = []
     for archive, place in zip(archives, places, strict=True):
-        if archive.kind == "tree":
-            _restore_tree(snapshot, archive, place, verify, hear, result)
-        else:
-            _restore_file(snapshot, archive, place, verify, result)
+        try:
+            if archive.kind == "tree":
+                _restore_tree(snapshot, archive, place, verify, hear, result)
+            else:
+                _restore_file(snapshot, archive, place, verify, result)
+        except Damaged as error:
+            damage.append(error)
+    if len(damage) > 1:
+        hint = "everything that could be read is restored; verify tells which files are concerned"
+        raise Damaged("; ".join(map(str, damage)), hint=hint) from damage[0]
+    if damage:
+        raise damage[0]
     result.verified = verify
     result.duration = clock.steady() - began
     return result
