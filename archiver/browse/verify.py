@@ -14,7 +14,7 @@ from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import ArchiverError, KeyProblem, NotFound
-from archiver.store.chunks import ChunkDamaged
+from archiver.store.chunks import ChunkDamaged, check_present
 from archiver.store.database.database import unique_digests
 from archiver.store.indexes import Index, is_index
 from archiver.store.layout import MANIFEST, SnapshotRef
@@ -106,6 +106,7 @@ class _Verification:
             else:
                 self._snapshot(snapshot)
             self._result.snapshots += 1
+        check_present(self._store.layout)
         self._record()
         return self._result
 

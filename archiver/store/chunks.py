@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from archiver.core.clock import Clock
 from archiver.core.disk import Barrier, Disk, explain
-from archiver.errors import Damaged, KeyProblem
+from archiver.errors import Damaged, KeyProblem, TargetAbsent
 from archiver.store import layout as names
 from archiver.store.layout import Layout
 from formats import blob
@@ -196,6 +196,7 @@ class ChunkReader:
             finally:
                 os.close(fd)
         except (FileNotFoundError, NotADirectoryError) as error:
+            check_present(self._layout)
             raise ChunkDamaged(digest, "is missing") from error
         except OSError as error:
             if error.errno in (errno.EIO, errno.ELOOP, errno.ENXIO, errno.EUCLEAN):
@@ -213,6 +214,12 @@ class ChunkReader:
                 break
             filled += count
         return view[:filled]
+
+
+def check_present(layout: Layout) -> None:
+    """Raises TargetAbsent when the store as a whole has gone: then nothing that is missing in it is damage."""
+    if not os.path.isdir(layout.chunks):
+        raise TargetAbsent(f"the store {layout.base} is not there any more", hint="is its drive still plugged in?")
 
 
 def _read_start(path: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ from archiver.browse import verify as verify_module
 from archiver.browse.damage import damaged_files
 from archiver.browse.snapshot import Snapshot, Tree
 from archiver.core.events import ignore
+from archiver.errors import TargetAbsent
+from archiver.store.chunks import ChunkReader
+from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from tests.random_trees import build_plain
-from tests.stores import chunk_files, damage, new_chunks, restored_differences, save
+from tests.stores import chunk_files, damage, every_snapshot, new_chunks, restored_differences, save
 
 
 @pytest.mark.parametrize("crypt", [None, CryptConfig(bytes(range(32)))], ids=["plain", "encrypted"])
@@ -59,3 +63,38 @@ def test_much_damage_reads_a_tree_once(tmp_path: Path, monkeypatch: pytest.Monke
     with Store.open(path) as store:
         result = verify_module.verify(store, [store.find("latest")], None, ignore)
     assert (len(result.errors), result.error_count) == (2, len(chunks))
+
+
+@pytest.mark.parametrize("moment", ["between two chunks", "between two snapshots"])
+def test_store_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Its drive was unplugged: that is no damage, and snapshots that were not looked at are not passed over."""
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=20, max_size=40_000)
+    save(path, source)
+    save(path, source)
+    with Store.open(path) as store:
+        refs = every_snapshot(store)
+        assert store.database is not None
+        calls = 0
+        read = ChunkReader.verify
+
+        def failing(self: ChunkReader, digest: bytes, size: int, *, encrypted: bool) -> tuple[bytes, int]:
+            nonlocal calls
+            calls += 1
+            if calls == 2 and moment == "between two chunks":
+                path.rename(tmp_path / "unplugged")
+            return read(self, digest, size, encrypted=encrypted)
+
+        def unplugged() -> Iterator[SnapshotRef]:
+            yield refs[0]
+            path.rename(tmp_path / "unplugged")
+            yield refs[1]
+
+        monkeypatch.setattr(ChunkReader, "verify", failing)
+        with pytest.raises(TargetAbsent):
+            verify_module.verify(store, refs if moment == "between two chunks" else unplugged(), None, ignore)
+    (tmp_path / "unplugged").rename(path)
+    monkeypatch.undo()
+    assert damage(path) == []
+    assert new_chunks(save(path, source)) == 0  # nothing was taken for damaged

@@ -33,11 +33,8 @@ _WALK_SECONDS = 1800
 
 
 def complete(path: str) -> bool:
-    """True when the data file at ``path`` has sound meta pages and all the pages they count."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
+    """True when the data file at ``path`` has sound meta pages and all the pages they count. OSError: who knows."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
         first = _meta(os.pread(fd, 4096, 0))
@@ -87,7 +84,9 @@ def _look(directory: str) -> list[int]:
 
 
 def walk_in_child(directory: str) -> bool:
-    """Read every page and record in a child process; False when it failed in any way, death included."""
+    """Read every page and record in a child process; False when it failed in any way, death included.
+
+    Raises OSError when there can be no child: that tells nothing about the file."""
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _WALK, directory],
@@ -97,7 +96,7 @@ def walk_in_child(directory: str) -> bool:
             timeout=_WALK_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
         return False
     return child.returncode == 0
 
@@ -106,7 +105,8 @@ def walk_in_child(directory: str) -> bool:
 _WALK = """
 import os, resource, sys, lmdb
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-env = lmdb.open(os.fsencode(sys.argv[1]), max_dbs=32, map_size=1 << 36, readonly=True, lock=False, create=False)
+size = os.path.getsize(os.path.join(sys.argv[1], "data.mdb"))  # no more: address space may be short
+env = lmdb.open(os.fsencode(sys.argv[1]), max_dbs=32, map_size=size, readonly=True, lock=False, create=False)
 out = os.open(os.devnull, os.O_WRONLY)
 env.copyfd(out, compact=True)
 with env.begin() as txn:
