@@ -18,7 +18,7 @@ from archiver.core.events import FileProblem, Listener
 from archiver.core.linux import open_noatime, open_unbuffered
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.traversal import Directory, FileItem, Segment
+from archiver.restore.traversal import Directory, FileItem, Segment, link_target
 from archiver.restore.write import Writer
 from formats.pxar.items import Entry
 from formats.wire import Buffer
@@ -57,13 +57,12 @@ class Checker:
     def open_root(self, entry: Entry) -> int:
         return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def open_directory(self, parent: Directory, entry: Entry) -> int:
+    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
         try:
             return open_noatime(entry.name, os.O_DIRECTORY, parent.fd)
         except OSError as error:
-            path = parent.path_of(entry.name)
-            if path not in self._writer.lost:
-                self._cannot(path, error)
+            if number not in self._writer.lost:
+                self._cannot(parent.path_of(entry.name), error)
             return -1
 
     def finish_directory(self, directory: Directory) -> None:
@@ -73,19 +72,19 @@ class Checker:
             self._cannot(directory.path, error)
             return
         for what in wrong:
-            if directory.path not in self._writer.incomplete:
+            if directory.number not in self._writer.incomplete:
                 self._differs(directory.path, what)
 
     # -- entries without contents ------------------------------------------------------------------------------------
 
-    def leaf(self, directory: Directory, entry: Entry) -> None:
+    def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
         assert entry.metadata is not None
-        path = directory.path_of(entry.name)
-        if path in self._writer.lost:
+        if number in self._writer.lost:
             return
+        path = directory.path_of(entry.name)
         try:
             found = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
-            wrong = [] if path in self._writer.incomplete else attributes.stat_differences(entry.metadata.stat, found)
+            wrong = [] if number in self._writer.incomplete else attributes.stat_differences(entry.metadata.stat, found)
             if st.S_IFMT(found.st_mode) != _KINDS[entry.kind]:
                 wrong.append("another kind of entry")
             elif entry.kind == "symlink" and os.readlink(entry.name, dir_fd=directory.fd) != entry.target:
@@ -98,26 +97,18 @@ class Checker:
         for what in wrong:
             self._differs(path, what)
 
-    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
-        path = directory.path_of(entry.name)
-        if path in self._writer.lost:
+    def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
+        if number in self._writer.lost:
             return
-        opened: list[int] = []
+        path = directory.path_of(entry.name)
         try:
-            parent = root.fd
-            *parents, last = entry.target.split(b"/")
-            for part in parents:
-                parent = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-                opened.append(parent)
-            first = os.stat(last, dir_fd=parent, follow_symlinks=False)
+            with link_target(entry, root) as (parent, last):
+                first = os.stat(last, dir_fd=parent, follow_symlinks=False)
             found = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
             if (first.st_dev, first.st_ino) != (found.st_dev, found.st_ino):
                 self._differs(path, "not linked to " + os.fsdecode(entry.target))
         except OSError as error:
             self._cannot(path, error)
-        finally:
-            for fd in opened:
-                os.close(fd)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -139,9 +130,8 @@ class Checker:
                 item.failed = "other contents"
         except OSError as error:
             item.failed = ""
-            path = item.directory.path_of(item.name)
-            if path not in self._writer.lost:
-                self._cannot(path, error)
+            if item.number not in self._writer.lost:
+                self._cannot(item.directory.path_of(item.name), error)
 
     def _read(self, fd: int, start: int, end: int) -> Iterator[memoryview]:
         """The bytes from ``start`` to ``end`` in pieces, fewer where the file ends before. A piece is valid until the
@@ -161,24 +151,20 @@ class Checker:
         item.fd = open_unbuffered(item.name, item.directory.fd)
 
     def finish_file(self, item: FileItem) -> None:
-        path: bytes | None = None
-        if item.failed:
-            path = item.directory.path_of(item.name)
-            if path not in self._writer.lost:
-                self._differs(path, item.failed)
+        if item.failed and item.number not in self._writer.lost:
+            self._differs(item.directory.path_of(item.name), item.failed)
         if item.fd < 0:
             return
         try:
             if item.failed is None:
                 found = os.fstat(item.fd)
                 wrong = attributes.differences(item.fd, item.metadata, found)
-                if wrong:
-                    path = item.directory.path_of(item.name)
-                    wrong = [] if path in self._writer.incomplete else wrong
+                if item.number in self._writer.incomplete:
+                    wrong = []
                 if found.st_size != item.size:
                     wrong.append(f"size {found.st_size} instead of {item.size}")
                 for what in wrong:
-                    self._differs(path or item.directory.path_of(item.name), what)
+                    self._differs(item.directory.path_of(item.name), what)
         except OSError as error:
             self._cannot(item.directory.path_of(item.name), error)
         finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
+_PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEGMENTS_AT_ONCE = 512
 _QUEUED_TASKS = 4
 _STACK_OPEN = 64
@@ -33,12 +35,14 @@ _PROGRESS_EVERY = 512  # entries
 
 
 class Directory:
-    """A directory of the target. ``fd`` is -1 while it is closed to save descriptors, or when it is not ``usable``."""
+    """A directory of the target. ``fd`` is -1 while it is closed to save descriptors, or when it is not ``usable``.
+    ``number``: that of its entry."""
 
-    __slots__ = ("fd", "identity", "metadata", "name", "parent", "pending", "usable")
+    __slots__ = ("fd", "identity", "metadata", "name", "number", "parent", "pending", "usable")
 
-    def __init__(self, parent: Directory | None, name: bytes, metadata: Metadata, fd: int) -> None:
+    def __init__(self, parent: Directory | None, number: int, name: bytes, metadata: Metadata, fd: int) -> None:
         self.parent = parent
+        self.number = number
         self.name = name
         self.metadata = metadata
         self.fd = fd
@@ -65,6 +69,7 @@ class FileItem:
     """A regular file on its way. ``parts`` segments are not done yet; ``state`` belongs to the visitor."""
 
     directory: Directory
+    number: int  # of its entry
     name: bytes
     metadata: Metadata
     size: int
@@ -93,7 +98,8 @@ class Task(NamedTuple):
 
 
 class Visitor(Protocol):
-    """What is done at each entry. Methods marked (worker) are called from worker threads."""
+    """What is done at each entry. ``number`` counts the entries of the archive from 1 and is the same in every pass.
+    Methods marked (worker) are called from worker threads."""
 
     @property
     def needs_contents(self) -> bool:
@@ -105,13 +111,13 @@ class Visitor(Protocol):
 
     def open_root(self, entry: Entry) -> int: ...
 
-    def open_directory(self, parent: Directory, entry: Entry) -> int:
+    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
         """Descriptor of the child directory; -1 when there is none to work in (reported)."""
 
-    def leaf(self, directory: Directory, entry: Entry) -> None:
+    def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
         """A symlink, device, fifo, socket."""
 
-    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
+    def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
         """The target is complete."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
@@ -125,6 +131,24 @@ class Visitor(Protocol):
 
     def finish_directory(self, directory: Directory) -> None:
         """(worker) Everything in it is complete; it is closed afterwards."""
+
+
+@contextmanager
+def link_target(entry: Entry, root: Directory) -> Iterator[tuple[int, bytes]]:
+    """What a hard link leads to: its open directory, and its name in there. It is looked for name by name, and no
+    symlink is followed; OSError when there is no such directory."""
+    *parents, name = entry.target.split(b"/")
+    fd = root.fd
+    try:
+        for part in parents:
+            inner = os.open(part, _PATH_ONLY, dir_fd=fd)
+            if fd != root.fd:
+                os.close(fd)
+            fd = inner
+        yield fd, name
+    finally:
+        if fd != root.fd:
+            os.close(fd)
 
 
 class Traversal:
@@ -214,15 +238,15 @@ class Traversal:
                 if entry.filename_offset - entry.link_offset >= self._drained_to:
                     self._drain()
                     self._drained_to = entry.filename_offset
-                self._visitor.hardlink(directory, entry, root)
+                self._visitor.hardlink(directory, entry, self.entries, root)
             else:
-                self._visitor.leaf(directory, entry)
+                self._visitor.leaf(directory, entry, self.entries)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
     def _push(self, parent: Directory | None, entry: Entry, fd: int) -> Directory:
         assert entry.metadata is not None
-        directory = Directory(parent, entry.name, entry.metadata, fd)
+        directory = Directory(parent, self.entries, entry.name, entry.metadata, fd)
         if parent is not None:
             with self._lock:
                 parent.pending += 1
@@ -234,7 +258,7 @@ class Traversal:
     def _enter(self, parent: Directory, entry: Entry) -> None:
         if len(self._open) >= _DIRECTORIES_OPEN:
             self._drain()
-        fd = self._visitor.open_directory(parent, entry) if parent.usable else -1
+        fd = self._visitor.open_directory(parent, entry, self.entries) if parent.usable else -1
         self._push(parent, entry, fd)
         if fd >= 0 and len(self._stack) - self._closed > _STACK_OPEN:
             outer = self._stack[self._closed]
@@ -296,7 +320,7 @@ class Traversal:
             header = HEADER.pack(PAYLOAD, HEADER_SIZE + size)
             start -= HEADER_SIZE
         end = entry.content_offset + size
-        item = FileItem(directory, entry.name, entry.metadata, size, header, 1, None)
+        item = FileItem(directory, self.entries, entry.name, entry.metadata, size, header, 1, None)
         with self._lock:
             directory.pending += 1
         self.files += 1

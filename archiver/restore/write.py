@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
-import threading
 from contextlib import suppress
 
 import numpy as np
@@ -20,7 +19,8 @@ from archiver.core.linux import make_node
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.traversal import Directory, FileItem, Segment
+from archiver.restore.marks import Marks
+from archiver.restore.traversal import Directory, FileItem, Segment, link_target
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.items import Entry
 from formats.wire import Buffer
@@ -42,34 +42,26 @@ class Writer:
         self._target = target
         self._digests = digests
         self._listener = listener
-        self._lock = threading.Lock()
-        self.incomplete: set[bytes] = set()  # paths whose attributes could not all be set
-        self.lost: set[bytes] = set()  # paths that could not be made, or whose contents are damaged
+        self.incomplete = Marks()  # entries whose attributes could not all be set
+        self.lost = Marks()  # entries that could not be made, or whose contents are damaged
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def _not_restored(self, path: bytes, reason: str) -> None:
-        with self._lock:
-            self.lost.add(path)
-        self._listener(FileProblem(path, reason, "not-restored"))
+    def _lost(self, number: int, path: bytes, reason: str, kind: str) -> None:
+        self.lost.add(number)
+        self._listener(FileProblem(path, reason, kind))
 
-    def _damaged(self, path: bytes, reason: str) -> None:
-        with self._lock:
-            self.lost.add(path)
-        self._listener(FileProblem(path, reason, "damaged"))
-
-    def _attributes_lost(self, path: bytes, reasons: list[str]) -> None:
-        with self._lock:
-            self.incomplete.add(path)
+    def _attributes_lost(self, number: int, path: bytes, reasons: list[str]) -> None:
+        self.incomplete.add(number)
         for reason in reasons:
             self._listener(FileProblem(path, reason, "attribute"))
 
-    def _failed(self, directory: Directory, name: bytes, error: OSError) -> None:
+    def _failed(self, number: int, directory: Directory, name: bytes, error: OSError) -> None:
         """What only concerns this entry is told, what concerns the target as a whole ends the restore."""
         path = directory.path_of(name)
         if error.errno in _FATAL:
             raise explain(error, "restore", self._target + os.fsdecode(path)) from error
-        self._not_restored(path, (error.strerror or str(error)).lower())
+        self._lost(number, path, (error.strerror or str(error)).lower(), "not-restored")
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -83,22 +75,22 @@ class Writer:
             os.fchmod(fd, 0o700)
         return fd
 
-    def open_directory(self, parent: Directory, entry: Entry) -> int:
+    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
         try:
             os.mkdir(entry.name, 0o700, dir_fd=parent.fd)
             return os.open(entry.name, _DIRECTORY, dir_fd=parent.fd)
         except OSError as error:
-            self._failed(parent, entry.name, error)
+            self._failed(number, parent, entry.name, error)
             return -1
 
     def finish_directory(self, directory: Directory) -> None:
         lost = attributes.apply(directory.fd, directory.metadata)
         if lost:
-            self._attributes_lost(directory.path, lost)
+            self._attributes_lost(directory.number, directory.path, lost)
 
     # -- entries without contents ------------------------------------------------------------------------------------
 
-    def leaf(self, directory: Directory, entry: Entry) -> None:
+    def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
         assert entry.metadata is not None
         stat, name, fd = entry.metadata.stat, entry.name, directory.fd
         try:
@@ -108,28 +100,20 @@ class Writer:
                 make_node(name, st.S_IFMT(stat.mode) | 0o600, entry.major, entry.minor, dir_fd=fd)
             lost = attributes.apply_at(name, fd, stat)
         except OSError as error:
-            self._failed(directory, name, error)
+            self._failed(number, directory, name, error)
             return
         if lost:
-            self._attributes_lost(directory.path_of(name), lost)
+            self._attributes_lost(number, directory.path_of(name), lost)
 
-    def hardlink(self, directory: Directory, entry: Entry, root: Directory) -> None:
-        opened: list[int] = []
+    def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
         try:
-            parent = root.fd
-            *parents, last = entry.target.split(b"/")
-            for part in parents:
-                parent = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-                opened.append(parent)
-            try:
-                os.link(last, entry.name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
-            except PermissionError:
-                _link_fixed(last, parent, entry.name, directory.fd)
+            with link_target(entry, root) as (parent, last):
+                try:
+                    os.link(last, entry.name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
+                except PermissionError:
+                    _link_fixed(last, parent, entry.name, directory.fd)
         except OSError as error:
-            self._failed(directory, entry.name, error)
-        finally:
-            for fd in opened:
-                os.close(fd)
+            self._failed(number, directory, entry.name, error)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +135,7 @@ class Writer:
                 self._write(item, segment, memoryview(data or b"")[segment.start : segment.end])
         except OSError as error:
             if error.errno in _FATAL:
-                self._failed(item.directory, item.name, error)
+                self._failed(item.number, item.directory, item.name, error)
             self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
@@ -193,18 +177,18 @@ class Writer:
             self._close(item)
         except OSError as error:  # a file system over the network may tell only now that it has not written everything
             os.unlink(item.name, dir_fd=item.directory.fd)
-            self._failed(item.directory, item.name, error)
+            self._failed(item.number, item.directory, item.name, error)
             return
         if lost:
-            self._attributes_lost(item.directory.path_of(item.name), lost)
+            self._attributes_lost(item.number, item.directory.path_of(item.name), lost)
 
     def _refused(self, item: FileItem, error: OSError) -> None:
         item.failed, item.refused = (error.strerror or str(error)).lower(), True
 
     def _drop(self, item: FileItem) -> None:
         self.abandon(item)
-        tell = self._not_restored if item.refused else self._damaged
-        tell(item.directory.path_of(item.name), item.failed or "")
+        kind = "not-restored" if item.refused else "damaged"
+        self._lost(item.number, item.directory.path_of(item.name), item.failed or "", kind)
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part."""
