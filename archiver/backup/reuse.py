@@ -1,0 +1,184 @@
+"""Which unchanged files a metadata run takes over by reference, and how (spec change-detection.md 5.5, 5.6, 5.10).
+
+The contents of an unchanged file lie in the previous payload stream. A whole chunk of that stream can be injected into
+the new one, and the file then refers to its old bytes there, nothing is read. The format asks only that references
+strictly increase in archive order. Each injection costs an index entry, and forces a cut before it; the dead bytes of a
+chunk stay stored. So there is a decision to make: a file that refers (is *kept*) saves reading, a file encoded anew
+frees the chunk that it was in.
+
+A *run* is a row of kept files whose old bytes lie in the same order; each of its chunks is injected once, bytes between
+the files do no harm. A *piece* is the part of a run in one entry of the previous index. Files are given up until:
+
+* each piece saves reading LEAST_PIECE of the average chunk, or is nearly all of a chunk; this one must not be tiny,
+  unless the files on both sides are kept: then there is nothing to merge it with;
+* each chunk is live by LEAST_LIVE, all its pieces in all copies of it together. Of a file larger than chunks what lies
+  in whole chunks counts for its ends, half each: it is not read again for the few bytes of its tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEAST_PIECE = 1 / 32  # of the average chunk: what a piece must save from being read
+TINY = 1 / 64  # of the average chunk: a chunk below is merged with what is encoded anew beside it
+NEARLY_ALL = 0.9  # of a chunk
+LEAST_LIVE = 0.5  # of a chunk
+_MOST_ROUNDS = 32  # of giving up files; in practice it is settled after a few
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Previous:
+    """The index of the previous payload stream, m entries.
+
+    ``starts`` (m + 1,): offset of each chunk, and the end of the stream; strictly increasing. ``numbers`` (m,): equal
+    for equal chunks. ``usable`` (m,): the chunk was seen in the store, so it may be injected.
+    """
+
+    starts: Ints
+    numbers: NDArray[np.uint32]
+    usable: Bools
+
+    @cached_property
+    def sizes(self) -> Ints:
+        """(m,): bytes of each chunk."""
+        return np.diff(self.starts)
+
+    @cached_property
+    def chunks(self) -> NDArray[np.intp]:
+        """(m,): ``numbers``, renumbered without gaps from 0."""
+        return np.unique(self.numbers, return_inverse=True)[1]
+
+    def span(self, offsets: Ints, ends: Ints) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """First and last entry with bytes of [offset, end), for ranges within the stream.
+
+        A range that ends with a chunk needs no further one (spec 5.6, local note).
+        """
+        return self.starts.searchsorted(offsets, "right") - 1, self.starts.searchsorted(ends, "left") - 1
+
+
+def plan(offsets: Ints, sizes: Ints, reusable: Bools, previous: Previous, average: int) -> Bools:
+    """(n,): which files of a window are referenced; the others are encoded anew.
+
+    The window is a number of consecutive regular files in archive order. ``offsets`` (n,): where the file's header is
+    in the previous payload stream, anything if it is not reusable. ``sizes`` (n,): header and contents in bytes.
+    ``average``: the chunk size that the streams are made with.
+    """
+    keep = np.zeros(len(offsets), np.bool_)
+    files = np.flatnonzero(reusable & (offsets >= 0) & (sizes > 0) & (offsets <= previous.starts[-1] - sizes))
+    if files.size:
+        window = _Window(len(keep), files, offsets[files], sizes[files], previous, average)
+        keep[files[window.settle()]] = True
+    return keep
+
+
+class _Window:
+    """The files of a window that could be referenced. Arrays of shape (k, 2) are about a file's first and last entry;
+    for a file in one entry all is said in the first column, and the second has amounts of 0.
+    """
+
+    def __init__(
+        self, count: int, files: NDArray[np.intp], offsets: Ints, sizes: Ints, previous: Previous, average: int
+    ) -> None:
+        self._count, self._files, self._offsets, self._sizes = count, files, offsets, sizes
+        self._previous, self._average = previous, average
+        ends = offsets + sizes
+        first, last = previous.span(offsets, ends)
+        spans = first != last
+        self._entries = np.column_stack((first, last))
+        self._inside = np.column_stack(
+            (np.minimum(ends, previous.starts[first + 1]) - offsets, np.where(spans, ends - previous.starts[last], 0))
+        )
+        self._saved = np.column_stack((sizes, np.where(spans, sizes, 0)))
+        whole_chunks = (sizes - self._inside.sum(axis=1)) / 2
+        self._credit = self._inside + np.column_stack((whole_chunks, whole_chunks))
+        self._unseen = self._bytes_unseen(int(offsets.min()), int(ends.max()))
+        unusable = np.concatenate(([0], np.cumsum(~previous.usable)))
+        self._keep: Bools = unusable[last + 1] == unusable[first]
+
+    def settle(self) -> Bools:
+        """(k,): the files that stay after all those are given up that are not worth it."""
+        count = -1
+        for _ in range(_MOST_ROUNDS):
+            if count == (count := int(self._keep.sum())):
+                break
+            self._give_up_dead_chunks()
+            self._give_up_small_pieces()
+        return self._keep
+
+    def _bytes_unseen(self, start: int, end: int) -> NDArray[np.float64]:
+        """Per chunk: bytes of it and its copies outside of the window's part of the stream; they may all be live."""
+        starts = self._previous.starts
+        seen = np.minimum(starts[1:], end) - np.maximum(starts[:-1], start)
+        unseen = self._previous.sizes - np.maximum(seen, 0)
+        return np.bincount(self._previous.chunks, unseen).astype(np.float64, copy=False)
+
+    def _give_up_dead_chunks(self) -> None:
+        previous = self._previous
+        chunks = previous.chunks[self._entries]
+        kept = chunks[self._keep].ravel()
+        live = self._unseen + np.bincount(kept, self._credit[self._keep].ravel(), minlength=self._unseen.size)
+        is_dead = live[chunks] < LEAST_LIVE * previous.sizes[self._entries]
+        self._keep &= ~is_dead.any(axis=1)
+
+    def _give_up_small_pieces(self) -> None:
+        kept = np.flatnonzero(self._keep)
+        run = np.cumsum(_begins_run(self._files[kept], self._offsets[kept], self._sizes[kept]))
+        entries = self._entries[kept].ravel()  # never decreases within a run: the files of a piece are neighbours
+        is_new = np.diff(entries, prepend=-1) != 0
+        is_new[::2] |= np.diff(run, prepend=0) != 0
+        piece = np.cumsum(is_new) - 1
+        saved = np.bincount(piece, self._saved[kept].ravel())
+        inside = np.bincount(piece, self._inside[kept].ravel())
+        chunk = self._previous.sizes[entries[is_new]]
+        is_whole = (inside >= NEARLY_ALL * chunk) & ((chunk >= TINY * self._average) | self._is_alone(kept, is_new))
+        is_small = (saved < LEAST_PIECE * self._average) & ~is_whole
+        self._keep[kept[is_small[piece].reshape(-1, 2).any(axis=1)]] = False
+
+    def _is_alone(self, kept: NDArray[np.intp], is_new: Bools) -> Bools:
+        """Per piece: whether the files before and behind it are kept too (or not in the window)."""
+        place = self._files[kept]
+        stays = np.zeros(self._count + 2, np.bool_)
+        stays[[0, -1]] = True
+        stays[place + 1] = True
+        first = np.flatnonzero(is_new) // 2
+        last = np.flatnonzero(np.roll(is_new, -1)) // 2
+        return stays[place[first]] & stays[place[last] + 2]
+
+
+def runs(keep: Bools, offsets: Ints, sizes: Ints) -> list[tuple[int, int]]:
+    """The runs among the files of a window, each as the range [start, stop) of its files, in order."""
+    files = np.flatnonzero(keep)
+    begins = np.flatnonzero(_begins_run(files, offsets[files], sizes[files]))
+    lengths = np.diff(begins, append=len(files))
+    return [(start, start + length) for start, length in zip(files[begins].tolist(), lengths.tolist(), strict=True)]
+
+
+def injections(offsets: Ints, sizes: Ints, previous: Previous) -> tuple[Ints, Ints]:
+    """What to inject for the files of one run, and where the files then are.
+
+    Returns the entries of the previous index in order, each once, and for each file (n,) its new offset, counted from
+    the start of the first of these chunks.
+    """
+    first, last = previous.span(offsets, offsets + sizes)
+    length = int(last[-1] - first[0]) + 1
+    opened = np.bincount(first - first[0], minlength=length)
+    closed = np.bincount(last - first[0] + 1, minlength=length + 1)[:length]
+    entries = np.flatnonzero(np.cumsum(opened - closed)) + first[0]
+    ends = np.cumsum(previous.sizes[entries])
+    number = entries.searchsorted(first)
+    bases = ends[number] - previous.starts[first + 1] + offsets
+    return entries, bases
+
+
+def _begins_run(files: NDArray[np.intp], offsets: Ints, sizes: Ints) -> Bools:
+    """(k,): whether a kept file does not continue the run of the one before; ``files``: their places in the window."""
+    begins = np.ones(len(files), np.bool_)
+    begins[1:] = (np.diff(files) != 1) | (offsets[1:] < offsets[:-1] + sizes[:-1])
+    return begins
