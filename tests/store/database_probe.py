@@ -60,7 +60,7 @@ def use(path: Path, source: Path, *, strict: bool) -> tuple[bool, list[str]]:
             database = store.database
             if strict and database is not None and (found := database.check()):
                 wrong.append(f"contradictions that nobody noticed: {found[:3]}")
-            if database is not None and len(database.snapshots()) != len(refs) + 1:
+            if database is not None and len(database.stamps()) != len(refs) + 1:
                 wrong.append("the database knows other snapshots")
         finally:
             shutil.rmtree(path / result.snapshot.path)

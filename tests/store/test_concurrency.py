@@ -52,7 +52,7 @@ def check(path: Path, count: int) -> None:
         assert len(refs) == count and all(store.is_finished(ref) for ref in refs)
         assert store.database is not None
         assert store.database.check() == []
-        assert {row.path for row in store.database.snapshots()} == {ref.path for ref in refs}
+        assert set(store.database.stamps()) == {ref.path for ref in refs}
     assert list((path / ".archiver" / "sessions").iterdir()) == []
 
 

@@ -9,16 +9,20 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from archiver.errors import ArchiverError
-from archiver.store.database import environment, inspection, records
+from archiver.store.database import bulk, environment, inspection, records, refresh
 from archiver.store.database.database import Database, open_database
 from archiver.store.database.records import ChunkRow
+from archiver.store.indexes import Index
 from archiver.store.store import Store
 from tests.mounts import fill, read_only_view, small_file_system
 from tests.random_trees import build_plain, mutate
@@ -171,7 +175,7 @@ def test_any_file_lost_or_garbage(place: Path, path: Path, source: Path, name: s
     with Store.open(path) as store:
         assert store.database is not None
         assert store.database.check() == []
-        assert len(store.database.snapshots()) == 4
+        assert len(store.database.stamps()) == 4
 
 
 @pytest.mark.parametrize("name", ["data.mdb", "lock.mdb", "use.lock", "clean.json", "damaged"])
@@ -244,7 +248,7 @@ def test_database_of_another_schema(path: Path, source: Path, schema: int) -> No
     assert new_chunks(result) == 0
     with Store.open(path) as store:
         assert store.database is not None
-        assert len(store.database.snapshots()) == 4
+        assert len(store.database.stamps()) == 4
 
 
 def edit(path: Path, change: Any) -> None:
@@ -325,13 +329,13 @@ def test_earlier_state_is_brought_up_to_date(path: Path, source: Path, tmp_path:
     shutil.rmtree(path / first.path)
     with Store.open(path) as store:
         assert store.database is not None
-        right = sorted(row.path for row in store.database.snapshots())
+        right = sorted(store.database.stamps())
     chunk_files(path)[0].unlink()
     chunk_files(path)[7].unlink()
     database_file(path).write_bytes(old)
     with Store.open(path) as store:
         assert store.database is not None
-        assert sorted(row.path for row in store.database.snapshots()) == right
+        assert sorted(store.database.stamps()) == right
         assert newest.path in right and first.path not in right
         assert store.database.check() == []
     result = save(path, source)
@@ -362,8 +366,102 @@ def test_damaged_snapshot_is_told_and_the_others_are_recorded(path: Path, source
     heard = Heard()
     with Store.open(path, listener=heard) as store:
         assert store.database is not None
-        assert {row.path for row in store.database.snapshots()} == {refs[0].path, refs[2].path}
+        assert set(store.database.stamps()) == {refs[0].path, refs[2].path}
     assert [text for text in heard.notices if str(refs[1]) in text]
+
+
+def test_what_is_known_of_a_chunk_survives_new_snapshots_of_it(path: Path) -> None:
+    """A snapshot that another process published is read while a backup of our own records chunks of it."""
+    with Store.open(path) as store:
+        database = store.database
+        assert database is not None
+        known = ChunkRow(bytes(32), 1, 2, bytes(range(32)), 3)
+        database.put_chunks([known])
+        database.add_chunks(
+            [known._replace(stored=9, blake3=bytes(32)), ChunkRow(bytes(31) + b"x", 4, 5, bytes(32), 0)]
+        )
+        found = [database.lookup(digest) for digest in (bytes(32), bytes(31) + b"x")]
+        assert found[0] is not None and found[1] is not None
+        assert database.chunk(found[0][0]) == known
+        assert found[1][1] == 5
+        assert database.check() == []
+
+
+def test_snapshot_whose_chunks_were_forgotten_meanwhile_is_recorded_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins a new database between the chunks and the snapshot."""
+    with Store.open(path) as store:
+        refs = {ref.path for ref in every_snapshot(store)}
+    put = Database.put_snapshot
+
+    def emptied(self: Database, *arguments: Any) -> None:
+        self.reset(store.uuid)
+        put(self, *arguments)
+
+    with monkeypatch.context() as patch, Store.open(path) as store:
+        patch.setattr(Database, "put_snapshot", emptied)
+        store.rebuild_database()
+        assert store.database is not None and store.database.stamps() == {}
+        assert store.database.check() == []
+    with Store.open(path) as store:
+        assert store.database is not None and set(store.database.stamps()) == refs
+
+
+def test_bulk_answers_equal_single_ones(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of records read at once; digests that end in zeros are no shorter."""
+    digests = [bytes(32), b"a" + bytes(31), b"a" * 31 + bytes(1), bytes(31) + b"a"]
+    with Store.open(path) as store:
+        database = store.database
+        assert database is not None
+        database.put_chunks(ChunkRow(digest, 7, 8 + n, bytes(32), 0) for n, digest in enumerate(digests[:3]))
+        stored = [bytes.fromhex(file.name) for file in chunk_files(path)]
+        asked = np.frombuffer(b"".join(sorted(stored + digests)), np.uint8).reshape(-1, 32)
+        for count in (1, 7, 1 << 14):
+            monkeypatch.setattr(bulk, "_AT_ONCE", count)
+            without = database.unknown(asked)
+            assert [row.tobytes() for row in asked[without]] == digests[3:]
+            plain, lengths = database.sizes()
+            for digest in stored + digests[:3]:
+                found = database.lookup(digest)
+                assert found is not None and lengths[found[0]] == found[1]
+                row = database.chunk(found[0])
+                assert row is not None and plain[found[0]] == row.size and row.digest == digest
+            assert database.check() == []
+
+
+def test_check_names_the_digest_that_has_the_number_of_another(path: Path) -> None:
+    with Store.open(path) as store:
+        assert store.database is not None
+        store.database.put_chunks([ChunkRow(b"a" + bytes(31), 7, 8, bytes(32), 0)])
+
+    def change(txn: Any, env: environment.Environment) -> None:
+        txn.put(b"a" + bytes(31), records.DIGEST_VALUE.pack(0, 8), db=env.table(records.DIGEST))
+
+    edit(path, change)
+    with Store.open(path) as store:
+        assert store.database is not None
+        found = store.database.check()
+    assert found == [f"chunk 61{'00' * 31} has the number 0 of another chunk"]
+
+
+def test_memory_for_an_index_of_many_chunks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tens of bytes for each chunk, not objects."""
+    count = 50_000
+    monkeypatch.setattr(refresh, "_CHUNKS_AT_ONCE", 1000)
+    monkeypatch.setattr(bulk, "_AT_ONCE", 1000)
+    digests = np.random.default_rng(1).integers(0, 256, (count, 32), np.uint8)
+    index = SimpleNamespace(digests=digests, sizes=lambda: np.ones(count, np.uint64))
+    with Store.open(path) as store:
+        assert store.database is not None
+        tracemalloc.start()
+        try:
+            refresh._record_chunks(store.layout, store.database, cast(Index, index))
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert not store.database.unknown(digests).any()
+    assert most < 90 * count
 
 
 def test_rebuild_knows_no_sums(path: Path, source: Path) -> None:
@@ -451,7 +549,7 @@ def test_full_place_is_told_from_damage(
         with Store.open(path) as store:
             assert store.database is not None
             assert store.database.check() == []
-            assert len(store.database.snapshots()) == len(every_snapshot(store))
+            assert len(store.database.stamps()) == len(every_snapshot(store))
 
 
 # -- map -------------------------------------------------------------------------------------------------------------
@@ -518,7 +616,7 @@ resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 from archiver.store.store import Store
 with Store.open({str(path)!r}) as store:
     assert store.database is not None
-    assert len(store.database.snapshots()) == 3
+    assert len(store.database.stamps()) == 3
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -559,7 +657,7 @@ with Store.open({str(path)!r}) as store:
         user.communicate()
     assert user.returncode == 0
     with Store.open(path) as store:
-        assert store.database is not None and len(store.database.snapshots()) == 4
+        assert store.database is not None and len(store.database.stamps()) == 4
 
 
 def test_damage_on_a_full_disk_is_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +686,7 @@ def test_damage_on_a_full_disk_is_damage(path: Path, monkeypatch: pytest.MonkeyP
     assert "broken" in heard.notices[0]
     assert database_file(path).with_name("damaged").exists()
     with Store.open(path) as store:
-        assert store.database is not None and len(store.database.snapshots()) == 3
+        assert store.database is not None and len(store.database.stamps()) == 3
 
 
 def test_use_after_fork_is_refused(path: Path) -> None:
@@ -632,6 +730,6 @@ def test_read_only_database_of_another_store(kept: Path, tmp_path: Path) -> None
     shutil.copytree(kept / "store" / ".archiver" / "db", tmp_path / "db")
     database = open_database(str(tmp_path / "db"), uuid.UUID(int=1), read_only=True, listener=heard)
     assert database is not None
-    assert database.snapshots() == [] and not database.usable
+    assert database.stamps() == {} and not database.usable
     assert any("another store" in text for text in heard.notices)
     database.close()

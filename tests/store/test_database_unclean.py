@@ -31,7 +31,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 from archiver.store.store import Store
 with Store.open({str(path)!r}, listener=lambda event: sys.exit(str(event))) as store:
-    assert len(store.database.snapshots()) == 1
+    assert len(store.database.stamps()) == 1
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -176,7 +176,7 @@ def test_pbs_store_is_indexed_at_first_use_and_continued(tmp_path: Path, source:
     heard = Heard()
     with Store.open(path, listener=heard) as store:
         assert store.database is not None
-        recorded = {row.path for row in store.database.snapshots()}
+        recorded = set(store.database.stamps())
         assert recorded == {ref.path for ref in every_snapshot(store)}
         assert store.database.check() == []
     assert heard.notices == [f"reading {len(recorded)} snapshots into a new database"]
@@ -185,7 +185,7 @@ def test_pbs_store_is_indexed_at_first_use_and_continued(tmp_path: Path, source:
     with Store.open(path) as store:
         assert store.newest(alpha) == result.snapshot
         assert store.database is not None
-        assert {row.path for row in store.database.snapshots()} == recorded | {result.snapshot.path}
+        assert set(store.database.stamps()) == recorded | {result.snapshot.path}
     assert {file: file.read_bytes() for file in before} == before
     assert restored_differences(path, result.snapshot, source, tmp_path / "out") == []
 

@@ -128,10 +128,10 @@ class Environment:
 
     @contextmanager
     def read(self) -> Iterator[Any]:
-        """A short read transaction. Values it yields are valid inside the block only."""
+        """A short read transaction."""
         while True:
             try:
-                with self._entered(), self._guarded(), self.env.begin(buffers=True) as txn:
+                with self._entered(), self._guarded(), self.env.begin() as txn:
                     yield txn
                     return
             except lmdb.MapResizedError:
@@ -144,7 +144,7 @@ class Environment:
         """
         while True:
             try:
-                with self._entered(), self._guarded(), self.env.begin(write=True, buffers=True) as txn:
+                with self._entered(), self._guarded(), self.env.begin(write=True) as txn:
                     result = work(txn)
                 self._wrote = True
                 return result

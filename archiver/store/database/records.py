@@ -48,6 +48,13 @@ DIGEST_VALUE = struct.Struct("<II")
 CHUNK_VALUE = struct.Struct("<32s32sII")
 UNKNOWN_SUM = bytes(32)
 
+# The same for arrays of records; of fixed length, so the zeros that such strings may end in count.
+U32_KEYS = np.dtype(">u4")
+DIGEST_KEYS = np.dtype("S32")
+DIGEST_VALUES = np.dtype([("number", "<u4"), ("stored", "<u4")])
+CHUNK_VALUES = np.dtype([("digest", "S32"), ("blake3", "S32"), ("size", "<u4"), ("verified", "<u4")])
+NO_NUMBER = (1 << 32) - 1
+
 # What reading a record raises that holds other bytes than were written.
 DAMAGED = (ValueError, TypeError, IndexError, OverflowError, RecursionError, MemoryError, struct.error)
 
@@ -77,15 +84,18 @@ class SnapshotRow:
         return U32.pack(len(head)) + head + self.manifest
 
     @classmethod
-    def decode(cls, data: bytes | memoryview) -> SnapshotRow:
-        """Raises ValueError when the bytes are no such record."""
-        view = memoryview(data)
-        if len(view) < 4:
-            raise ValueError("snapshot record is too short")
-        (length,) = U32.unpack_from(view)
-        path, stamp = json.loads(bytes(view[4 : 4 + length]))
-        inode, size, mtime = (int(part) for part in stamp)
-        return cls(str(path), (inode, size, mtime), bytes(view[4 + length :]))
+    def decode(cls, data: bytes) -> SnapshotRow:
+        """Raises one of DAMAGED when the bytes are no such record."""
+        (length,) = U32.unpack_from(data)
+        return cls(*decode_head(data), data[U32.size + length :])
+
+
+def decode_head(data: bytes) -> tuple[str, tuple[int, int, int]]:
+    """Path and stamp in the record of a snapshot."""
+    (length,) = U32.unpack_from(data)
+    path, stamp = json.loads(data[U32.size : U32.size + length])
+    inode, size, mtime = (int(part) for part in stamp)
+    return str(path), (inode, size, mtime)
 
 
 def path_key(path: str) -> bytes:
@@ -99,16 +109,13 @@ def pack_numbers(numbers: NDArray[np.uint32]) -> bytes:
     return U32.pack(len(numbers)) + zstandard.ZstdCompressor(level=1).compress(planes)
 
 
-def unpack_numbers(data: bytes | memoryview) -> NDArray[np.uint32]:
-    """Chunk numbers of an index record; ValueError when it is not one."""
-    view = memoryview(data)
-    if len(view) < 4:
-        raise ValueError("index record is too short")
-    (count,) = U32.unpack_from(view)
+def unpack_numbers(data: bytes) -> NDArray[np.uint32]:
+    """Chunk numbers of an index record. Raises one of DAMAGED when it is not one."""
+    (count,) = U32.unpack_from(data)
     if count > _MOST_REFERENCES:
         raise ValueError("index record is too large")
     try:
-        planes = zstandard.ZstdDecompressor().decompress(bytes(view[4:]), max_output_size=4 * count)
+        planes = zstandard.ZstdDecompressor().decompress(memoryview(data)[U32.size :], max_output_size=4 * count)
     except zstandard.ZstdError as error:
         raise ValueError(f"index record is damaged: {error}") from error
     if len(planes) != 4 * count:

@@ -16,12 +16,13 @@ from archiver.store.indexes import Index, is_index, open_index
 from archiver.store.layout import Layout, SnapshotRef
 from archiver.store.snapshots import Stamp
 
+_CHUNKS_AT_ONCE = 1 << 14
 _SAY_FROM = 100  # snapshots to be read from which on progress is worth telling
 
 
 def refresh(layout: Layout, database: Database, listener: Listener) -> None:
     """Record snapshots that are new or changed, forget those that are gone."""
-    recorded = {row.path: row.stamp for row in database.snapshots()}
+    recorded = database.stamps()
     new = not recorded
     missing: list[tuple[SnapshotRef, Stamp]] = []
     for namespace in snapshots.namespaces(layout):
@@ -52,24 +53,25 @@ def record_snapshot(layout: Layout, database: Database, ref: SnapshotRef, stamp:
     text = snapshots.read_manifest_json(layout, ref)
     manifest = snapshots.decode_manifest(ref, text)
     indexes = [open_index(layout, ref, file) for file in manifest.files if is_index(file.filename)]
-    new: list[ChunkRow] = []
     for index in indexes:
-        new += _new_chunks(layout, database, index)
-    database.put_snapshot(SnapshotRow(ref.path, stamp, text), [index.digests for index in indexes], new)
+        _record_chunks(layout, database, index)
+    database.put_snapshot(SnapshotRow(ref.path, stamp, text), [index.digests for index in indexes])
 
 
-def _new_chunks(layout: Layout, database: Database, index: Index) -> list[ChunkRow]:
-    """Rows for the chunks of ``index`` that have no number yet; lengths are those of the files, sums are not known."""
+def _record_chunks(layout: Layout, database: Database, index: Index) -> None:
+    """Give every chunk of ``index`` a number; lengths are those of the files, sums are not known."""
     unique, inverse = unique_digests(index.digests)
     sizes = np.zeros(len(unique), np.uint32)
     sizes[inverse] = index.sizes()
     fresh: NDArray[np.intp] = np.flatnonzero(database.unknown(unique))
-    rows = []
-    for position in fresh:
-        digest = unique[position].tobytes()
-        try:
-            stored = os.lstat(layout.chunk(digest.hex())).st_size
-        except OSError:
-            stored = 0
-        rows.append(ChunkRow(digest, int(sizes[position]), stored, UNKNOWN_SUM, 0))
-    return rows
+    for start in range(0, len(fresh), _CHUNKS_AT_ONCE):
+        chosen = fresh[start : start + _CHUNKS_AT_ONCE]
+        database.add_chunks(_row(layout, unique[place].tobytes(), int(sizes[place])) for place in chosen)
+
+
+def _row(layout: Layout, digest: bytes, size: int) -> ChunkRow:
+    try:
+        stored = os.lstat(layout.chunk(digest.hex())).st_size
+    except OSError:
+        stored = 0
+    return ChunkRow(digest, size, stored, UNKNOWN_SUM, 0)
