@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from archiver.browse.damage import Range, damaged_files
+from archiver.browse.seen import SeenChunks
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import ArchiverError, KeyProblem, NotFound
 from archiver.store.chunks import ChunkDamaged, check_present
-from archiver.store.database.database import unique_digests
 from archiver.store.indexes import Index, is_index
 from archiver.store.layout import MANIFEST, SnapshotRef
 from archiver.store.store import Store
@@ -78,7 +78,8 @@ class VerifyResult:
 
 
 def verify(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig | None, listener: Listener) -> VerifyResult:
-    """Check ``refs``; every chunk is read once however many snapshots use it. Damage is in the result, not raised."""
+    """Check ``refs``; every chunk is read once however many snapshots use it, and once more for another size that an
+    index gives it. Damage is in the result, not raised."""
     return _Verification(store, crypt, listener).run(refs)
 
 
@@ -90,8 +91,8 @@ class _Verification:
         self._database = store.database  # opened here, not by one of the workers
         self._result = VerifyResult()
         self._lock = threading.Lock()
-        self._checked: set[tuple[bytes, bool]] = set()  # digest, encrypted
-        self._bad: dict[tuple[bytes, bool], str] = {}
+        self._seen = {encrypted: SeenChunks() for encrypted in (False, True)}
+        self._bad: dict[tuple[bytes, int, bool], str] = {}  # digest, size, encrypted
         self._good: list[tuple[bytes, bytes, int]] = []
         self._names_room = _NAMES_KEPT
 
@@ -140,19 +141,12 @@ class _Verification:
     # -- chunks ------------------------------------------------------------------------------------------------------
 
     def _chunks(self, snapshot: Snapshot, index: Index, encrypted: bool) -> None:
-        unique, inverse = unique_digests(index.digests)
-        sizes = np.zeros(len(unique), np.uint64)
-        sizes[inverse] = index.sizes()
         with Pipeline() as pipeline:
             tasks: Channel[tuple[bytes, int]] = Channel(pipeline, _QUEUED)
             for number in range(_WORKERS):
                 pipeline.start(lambda: self._work(snapshot, tasks, encrypted), f"verify-{number}")
-            for row, size in zip(unique, sizes.tolist(), strict=True):
-                digest = row.tobytes()
-                if (digest, encrypted) in self._checked:
-                    continue
-                self._checked.add((digest, encrypted))
-                tasks.put((digest, size))
+            for chunk in self._seen[encrypted].add(index):
+                tasks.put(chunk)
                 self._listener(Progress("verify", self._result.chunks, self._result.bytes))
             tasks.close()
             pipeline.join()
@@ -165,7 +159,7 @@ class _Verification:
                 total, stored = reader.verify(digest, size, encrypted=encrypted)
             except ChunkDamaged as error:
                 with self._lock:
-                    self._bad[(digest, encrypted)] = error.reason
+                    self._bad[(digest, size, encrypted)] = error.reason
                     self._result.chunks += 1
                 if self._database is not None:
                     self._database.mark_damaged(digest)
@@ -210,12 +204,13 @@ class _Verification:
 
     def _bad_chunks(self, index: Index, encrypted: bool) -> list[_BadChunk]:
         """The damaged chunks of an index in its order. Few others start with the same 8 bytes as one of them."""
-        starts = np.frombuffer(b"".join(digest[:8] for digest, _ in self._bad), np.uint64)
+        starts = np.frombuffer(b"".join(digest[:8] for digest, _, _ in self._bad), np.uint64)
         candidates = np.isin(np.ascontiguousarray(index.digests[:, :8]).view(np.uint64).ravel(), starts)
         found = []
         for position in np.flatnonzero(candidates).tolist():
             digest = index.digest(position)
-            reason = self._bad.get((digest, encrypted))
+            size = index.end(position) - index.start(position)
+            reason = self._bad.get((digest, size, encrypted))
             if reason is not None:
                 found.append(_BadChunk(position, digest, reason))
         return found

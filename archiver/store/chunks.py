@@ -158,8 +158,7 @@ class ChunkReader:
         The buffer is valid until the next call. Raises ChunkDamaged (of a chunk that another key encrypted, too: its
         tag does not tell them apart), KeyProblem without a key, or ArchiverError.
         """
-        if size > MAX_CHUNK:
-            raise ChunkDamaged(digest, f"is said to hold {size} bytes, more than a chunk can")
+        _check_size(digest, size)
         try:
             return self._decoder.decode_chunk(self.stored(digest), digest=digest, size=size, encrypted=encrypted)
         except KeyMissing as error:
@@ -172,6 +171,7 @@ class ChunkReader:
 
         Returns (BLAKE3 of the stored bytes, their length). Raises ChunkDamaged.
         """
+        _check_size(digest, size)
         data = self.stored(digest)
         try:
             info = self._decoder.check_stored(data)
@@ -220,6 +220,11 @@ def check_present(layout: Layout) -> None:
     """Raises TargetAbsent when the store as a whole has gone: then nothing that is missing in it is damage."""
     if not os.path.isdir(layout.chunks):
         raise TargetAbsent(f"the store {layout.base} is not there any more", hint="is its drive still plugged in?")
+
+
+def _check_size(digest: bytes, size: int) -> None:
+    if size > MAX_CHUNK:
+        raise ChunkDamaged(digest, f"is said to hold {size} bytes, more than a chunk can")
 
 
 def _read_start(path: str) -> bytes:

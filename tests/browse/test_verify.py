@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ from archiver.browse.snapshot import Snapshot, Tree
 from archiver.core.events import ignore
 from archiver.errors import TargetAbsent
 from archiver.store.chunks import ChunkReader
-from archiver.store.layout import SnapshotRef
+from archiver.store.layout import MANIFEST, SnapshotRef
 from archiver.store.store import Store
+from formats import blob
 from formats.crypt import CryptConfig
+from formats.index import DynamicIndexWriter
+from formats.manifest import FileInfo, Manifest
 from tests.random_trees import build_plain
-from tests.stores import chunk_files, damage, every_snapshot, new_chunks, restored_differences, save
+from tests.stores import GROUP, chunk_files, damage, every_snapshot, new_chunks, restored_differences, save
 
 
 @pytest.mark.parametrize("crypt", [None, CryptConfig(bytes(range(32)))], ids=["plain", "encrypted"])
@@ -98,3 +102,37 @@ def test_store_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
     monkeypatch.undo()
     assert damage(path) == []
     assert new_chunks(save(path, source)) == 0  # nothing was taken for damaged
+
+
+def with_sizes(store: Store, ref: SnapshotRef, sizes: list[int]) -> None:
+    """A snapshot of one chunk of 8 bytes, again and again, whose index gives it these ``sizes``."""
+    data = b"contents"
+    directory = Path(store.layout.snapshot(ref))
+    directory.mkdir(parents=True)
+    index = DynamicIndexWriter(bytes(16), ref.time)
+    digest = sha256(data).digest()
+    for size in sizes:
+        index.add(index.size + size, digest)
+    chunk = Path(store.layout.chunk(digest.hex()))
+    chunk.parent.mkdir(exist_ok=True)
+    chunk.write_bytes(blob.encode(data))
+    entries = index.take()
+    (directory / "x.pxar.didx").write_bytes(index.finish() + entries)
+    file = FileInfo("x.pxar.didx", "none", index.size, index.csum)
+    manifest = Manifest(ref.group.type, ref.group.id, ref.time, (file,), {}, None)
+    (directory / MANIFEST).write_bytes(blob.encode(manifest.encode()))
+
+
+@pytest.mark.parametrize("sizes", [[8, 7, 8], [7, 8], [7, 7], [9, 8], [8, 8, 8, 1 << 40]])
+@pytest.mark.parametrize("first", ["good", "bad"])
+def test_size_that_a_chunk_does_not_have(tmp_path: Path, sizes: list[int], first: str) -> None:
+    """It cannot be restored, wherever the chunk was met before; the index with the right size is good."""
+    Store.create(tmp_path / "store")
+    refs = {name: SnapshotRef(GROUP, when) for when, name in enumerate(("good", "bad"), 1)}
+    with Store.open(tmp_path / "store") as store:
+        with_sizes(store, refs["good"], [8, 8])
+        with_sizes(store, refs["bad"], sizes)
+        order = [refs[first], *(ref for ref in refs.values() if ref != refs[first])]
+        result = verify_module.verify(store, order, None, ignore)
+    assert {error.snapshot for error in result.errors} == {str(refs["bad"])}
+    assert len(result.errors) == sum(size != 8 for size in sizes)
