@@ -26,7 +26,10 @@ from formats.manifest import Manifest
 
 
 class Store:
-    """Use :meth:`open` or :meth:`create`; a context manager. Reading never writes into the store itself."""
+    """Use :meth:`open` or :meth:`create`; a context manager.
+
+    Reading writes nothing into the store, but for the database of one that is ours and not read-only.
+    """
 
     def __init__(
         self,
@@ -109,10 +112,8 @@ class Store:
 
     @property
     def uuid(self) -> uuid.UUID:
-        """The store's identity. One that PBS made gets its own at first use, or, when it is read-only, one derived
-        from where it lies."""
-        if self.identity is None and not self.read_only:
-            self.identity = creation.identify(self.layout.base, self.disk, self.random)
+        """The store's identity. One that PBS made gets its own from the first session; until then it is known by
+        where it lies."""
         if self.identity is not None:
             return self.identity.uuid
         status = os.stat(self.layout.chunks)
@@ -123,12 +124,14 @@ class Store:
         """The index over the store, up to date with its files; None when there can be none."""
         if not self._database_tried:
             self._database_tried = True
-            directory, inside = location.database_directory(self.layout, self.uuid)
-            read_only = inside and self.read_only
-            self._database = open_database(directory, self.uuid, read_only=read_only, listener=self.listener)
-            if self._database is not None and not read_only:
+            self._database = open_database(self._database_directory(), self.uuid, self.listener)
+            if self._database is not None:
                 self._refresh(self._database)
         return self._database if self._database is not None and self._database.usable else None
+
+    def _database_directory(self) -> str:
+        writable = self.identity is not None and not self.read_only
+        return location.database_directory(self.layout, self.uuid, writable=writable)
 
     def _refresh(self, database: Database) -> None:
         try:
@@ -140,8 +143,6 @@ class Store:
         """Forget everything in the database and read it again from the files."""
         database = self.database
         if database is not None:
-            if database.read_only:
-                raise UsageError(f"the database in {database.directory} is read-only")
             database.reset(self.uuid)
             self._refresh(database)
 
@@ -229,7 +230,7 @@ class Store:
     def own_directories(self) -> frozenset[tuple[int, int]]:
         """(st_dev, st_ino) of the store and its database, which must never be archived into themselves."""
         _ = self.database  # its directory is made on first use
-        paths = [self.layout.base, location.database_directory(self.layout, self.uuid)[0]]
+        paths = [self.layout.base, self._database_directory()]
         return frozenset((status.st_dev, status.st_ino) for status in map(os.stat, filter(os.path.isdir, paths)))
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -238,7 +239,10 @@ class Store:
         """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
         if self.read_only:
             raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
-        _ = self.uuid
+        if self.identity is None:
+            self.close()  # readers have had their database elsewhere
+            self._database_tried = False
+            self.identity = creation.identify(self.layout.base, self.disk, self.random)
         return Session(self.layout, self.disk, self.clock, self.random, self.listener)
 
     def record(self, ref: SnapshotRef) -> None:

@@ -253,7 +253,7 @@ def test_database_of_another_schema(path: Path, source: Path, schema: int) -> No
 
 def edit(path: Path, change: Any) -> None:
     """Change the database behind the program's back."""
-    env = environment.attach(str(database_file(path).parent), read_only=False)
+    env = environment.attach(str(database_file(path).parent))
     try:
         env.write(lambda txn: change(txn, env))
     finally:
@@ -566,9 +566,7 @@ def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(directory: Path) -> Database:
-    import uuid
-
-    database = open_database(str(directory), uuid.UUID(int=1), read_only=False, listener=Heard())
+    database = open_database(str(directory), uuid.UUID(int=1), Heard())
     assert database is not None
     return database
 
@@ -634,6 +632,35 @@ def test_two_stores_in_one_process_share_the_environment(path: Path, source: Pat
         assert two.database.lookup(bytes(32)) is not None
         assert len(environment._environments) == 1
     assert environment._environments == {}
+
+
+def test_read_only_user_has_a_database_of_its_own(path: Path, source: Path) -> None:
+    """One in the store could only be read past LMDB's table of readers; and whoever opens it first must not decide what
+    the others in this process may do with it."""
+    with Store.open(path, read_only=True) as reader:
+        assert reader.database is not None
+        assert not reader.database.directory.startswith(str(path))
+        saved = save(path, source)
+        assert reader.database.snapshot(saved.snapshot.path) is None
+    with Store.open(path) as writer, Store.open(path, read_only=True) as reader:
+        assert writer.database is not None and reader.database is not None
+        assert writer.database.directory == str(database_file(path).parent)
+        assert writer.database.stamps() == reader.database.stamps()
+        assert len(reader.database.stamps()) == 4
+        reader.database.put_chunks(rows(0, 1))
+        assert writer.database.lookup(bytes(32)) is None
+
+
+def test_read_only_user_does_not_touch_a_bad_database(path: Path) -> None:
+    for name in ("data.mdb", "damaged"):
+        database_file(path).with_name(name).write_bytes(b"garbage")
+    before = listing(path)
+    heard = Heard()
+    with Store.open(path, read_only=True, listener=heard) as store:
+        assert store.database is not None and len(store.database.stamps()) == 3
+        store.rebuild_database()
+    assert about_database(heard) == ["reading 3 snapshots into a new database"] * 2
+    assert listing(path) == before
 
 
 def test_file_removed_while_another_process_uses_it(path: Path, source: Path) -> None:
@@ -722,14 +749,3 @@ def test_numbers_are_not_used_again_after_a_rebuild(path: Path) -> None:
         assert None not in before | after
         assert not {found[0] for found in before if found} & {found[0] for found in after if found}
         assert database.check() == []
-
-
-def test_read_only_database_of_another_store(kept: Path, tmp_path: Path) -> None:
-    """It cannot be emptied, so it must not be asked."""
-    heard = Heard()
-    shutil.copytree(kept / "store" / ".archiver" / "db", tmp_path / "db")
-    database = open_database(str(tmp_path / "db"), uuid.UUID(int=1), read_only=True, listener=heard)
-    assert database is not None
-    assert database.stamps() == {} and not database.usable
-    assert any("another store" in text for text in heard.notices)
-    database.close()

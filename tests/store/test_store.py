@@ -153,21 +153,40 @@ def test_store_of_a_later_version(path: Path) -> None:
         Store.open(path)
 
 
-def test_pbs_store_gets_one_identity_however_many_ask(tmp_path: Path) -> None:
+def test_pbs_store_gets_one_identity_however_many_write(tmp_path: Path) -> None:
     path = unpack_golden_store(tmp_path)
     opened = [Store.open(path) for _ in range(6)]
     assert all(store.identity is None for store in opened)
-    found = []
-    threads = [threading.Thread(target=lambda store=store: found.append(store.uuid)) for store in opened]
+    threads = [threading.Thread(target=lambda store=store: store.session().close()) for store in opened]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for store in opened:
         store.close()
-    with Store.open(path) as store:
-        assert set(found) == {store.uuid}
+    with Store.open(path) as again:
+        assert again.identity is not None
+        assert {store.uuid for store in opened} == {again.uuid}
     assert stat.S_IMODE((path / ".archiver").stat().st_mode) == 0o700
+
+
+def test_pbs_store_is_not_written_by_whoever_reads(tmp_path: Path, source: Path) -> None:
+    path = unpack_golden_store(tmp_path)
+    before = listing(path)
+    for command in (["snapshots"], ["verify"], ["status"], ["db", "check"], ["db", "stats"], ["db", "rebuild"]):
+        assert run(["--store", str(path), "-q", *command], False) in (0, 20), command
+    with Store.open(path) as store:
+        known = store.uuid
+        assert store.database is not None and store.own_directories()
+    assert listing(path) == before
+    with Store.open(path) as store:
+        assert store.uuid == known
+        assert store.database is not None
+        result = save_into(store, source)
+        assert store.uuid != known
+        assert store.database.directory == str(path / ".archiver" / "db")
+        assert result.snapshot.path in store.database.stamps()
+        assert store.database.check() == []
 
 
 def test_pbs_store_is_indexed_at_first_use_and_continued(tmp_path: Path, source: Path) -> None:

@@ -36,10 +36,7 @@ class Database:
             self._tell(f"the database was not usable ({env.recreated}); it is built again from the files")
             env.recreated = None
         if not self._fits(store):
-            if env.read_only:
-                self._give_up("it is of another version, or of another store")
-            else:
-                self.reset(store)
+            self.reset(store)
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -50,10 +47,6 @@ class Database:
     @property
     def directory(self) -> str:
         return self._env.directory
-
-    @property
-    def read_only(self) -> bool:
-        return self._env.read_only
 
     def _tell(self, text: str) -> None:
         self._listener(Notice(text, "warning"))
@@ -95,7 +88,7 @@ class Database:
 
     def _change(self, work: Callable[[Any], T]) -> T | None:
         """Run a write transaction; None when the database cannot be written."""
-        if not self.usable or self._env.read_only:
+        if not self.usable:
             return None
         try:
             return self._env.write(work)
@@ -398,14 +391,11 @@ def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
     return flat.view(np.uint8).reshape(-1, 32), positions
 
 
-def open_database(directory: str, store: uuid.UUID, *, read_only: bool, listener: Listener) -> Database | None:
+def open_database(directory: str, store: uuid.UUID, listener: Listener) -> Database | None:
     """Open (or make) the database in ``directory``; None when there can be none here, said in a notice if it is odd."""
     try:
-        if read_only and not os.path.isfile(os.path.join(directory, "data.mdb")):
-            return None
-        if not read_only:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-        return Database(environment.attach(directory, read_only=read_only), store, listener)
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        return Database(environment.attach(directory), store, listener)
     except DatabaseDamaged as error:
         listener(Notice(f"the database in {directory} cannot be used ({error}); going on without it", "warning"))
     except (NoSpace, OSError, lmdb.Error, MemoryError) as error:

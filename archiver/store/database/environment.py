@@ -41,10 +41,9 @@ class DatabaseDamaged(Exception):
 class Environment:
     """An open LMDB file. Get one from :func:`attach`, give it back with :func:`release`."""
 
-    def __init__(self, directory: str, *, read_only: bool) -> None:
+    def __init__(self, directory: str) -> None:
         """Raises DatabaseDamaged when the file that is there cannot be used; NoSpace, OSError, lmdb.Error otherwise."""
         self.directory = directory
-        self.read_only = read_only
         self.users = 0
         self.broken = False
         self._pid = os.getpid()
@@ -57,23 +56,20 @@ class Environment:
         data = os.path.join(directory, inspection.DATA)
         opened = ExitStack()
         try:
-            alone = True
-            if not read_only:
-                self._use_fd = _open_use_lock(directory)
-                alone = _take_use_lock(self._use_fd)
+            self._use_fd = _open_use_lock(directory)
+            alone = _take_use_lock(self._use_fd)
             damage = _damage(directory, data, alone)
             if damage is not None:
-                if read_only or not alone:
+                if not alone:
                     raise DatabaseDamaged(damage)  # not ours to remove: another process has it mapped
                 _remove_files(directory)
                 self.recreated = damage
-            self.map_size, self.env = _open(directory, data, read_only)
+            self.map_size, self.env = _open(directory, data)
             opened.callback(self.env.close)
             # Here, where no other thread has the environment: LMDB cannot open tables in two threads at once.
             self._tables = {name: self._open_table(name) for name in records.TABLES}
-            if not read_only:
-                self.env.reader_check()
-                lock_range(self._use_fd, 0, 1, exclusive=False)
+            self.env.reader_check()
+            lock_range(self._use_fd, 0, 1, exclusive=False)
             opened.pop_all()
         except BaseException:
             opened.close()
@@ -89,11 +85,9 @@ class Environment:
         while True:
             try:
                 with self._guarded():
-                    return self.env.open_db(name, create=not self.read_only)
+                    return self.env.open_db(name)
             except lmdb.MapResizedError:
                 self._resize(0)
-            except lmdb.NotFoundError as error:
-                raise DatabaseDamaged("it is empty and read-only") from error
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
@@ -157,7 +151,7 @@ class Environment:
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
+        except (lmdb.MapFullError, lmdb.MapResizedError):
             raise
         except lmdb.Error as error:
             if not isinstance(error, _DAMAGE) and nearly_full(self.directory):
@@ -168,9 +162,8 @@ class Environment:
     def condemn(self) -> None:
         """What is in the file is wrong: the next process that has it for itself makes a new one."""
         self.broken = True
-        if not self.read_only:
-            with suppress(OSError), open(os.path.join(self.directory, _DAMAGED), "wb"):
-                pass
+        with suppress(OSError), open(os.path.join(self.directory, _DAMAGED), "wb"):
+            pass
 
     def close(self) -> None:
         if os.getpid() != self._pid:
@@ -216,7 +209,7 @@ def _remove_files(directory: str) -> None:
             os.unlink(os.path.join(directory, name))
 
 
-def _open(directory: str, data: str, read_only: bool) -> tuple[int, Any]:
+def _open(directory: str, data: str) -> tuple[int, Any]:
     smallest = max(_SMALLEST_MAP, 2 * (os.path.getsize(data) if os.path.exists(data) else 0))
     size = max(_FIRST_MAP, smallest)
     while True:
@@ -227,9 +220,6 @@ def _open(directory: str, data: str, read_only: bool) -> tuple[int, Any]:
                 max_dbs=_TABLES,
                 max_readers=512,
                 mode=0o600,
-                readonly=read_only,
-                create=not read_only,
-                lock=not read_only,
                 readahead=False,
                 meminit=False,
             )
@@ -249,14 +239,14 @@ _registry = threading.Lock()
 os.register_at_fork(after_in_child=_environments.clear)
 
 
-def attach(directory: str, *, read_only: bool) -> Environment:
+def attach(directory: str) -> Environment:
     """The environment in ``directory``, shared by all users in this process (LMDB allows one per file and process)."""
     with _registry:
         status = os.stat(directory)
         key = (status.st_dev, status.st_ino)
         environment = _environments.get(key)
         if environment is None:
-            environment = Environment(directory, read_only=read_only)
+            environment = Environment(directory)
             _environments[key] = environment
         environment.users += 1
         return environment

@@ -1,8 +1,9 @@
 """Where a store's database lies (DESIGN.md 3).
 
 In the store when that is on the same device as the user's cache, else in the cache: an unplugged drive under a memory
-map kills a process, a lost drive should carry no index, and a read-only store must still have one. ``ARCHIVER_DB_DIR``
-names another place for the databases of all stores.
+map kills a process, and a lost drive should carry no index. One in a store that must not be written cannot be used:
+without a place in its table of readers a process may see pages that a writer is using again. So such a store has one in
+the cache too, which is also always up to date. ``ARCHIVER_DB_DIR`` names another place for the databases of all stores.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import uuid
 from archiver.store.layout import DATABASE, Layout
 
 
-def database_directory(layout: Layout, store: uuid.UUID) -> tuple[str, bool]:
-    """(directory, whether it is inside the store)."""
+def database_directory(layout: Layout, store: uuid.UUID, *, writable: bool) -> str:
+    """``writable``: whether it may be in the store."""
     chosen = os.environ.get("ARCHIVER_DB_DIR")
     if chosen:
-        return os.path.join(os.path.abspath(chosen), str(store)), False
+        return os.path.join(os.path.abspath(chosen), str(store))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if _device(cache) == os.stat(layout.base).st_dev:
-        return os.path.join(layout.private, DATABASE), True
-    return os.path.join(cache, "archiver", str(store)), False
+    if writable and _device(cache) == os.stat(layout.base).st_dev:
+        return os.path.join(layout.private, DATABASE)
+    return os.path.join(cache, "archiver", str(store))
 
 
 def _device(path: str) -> int:
