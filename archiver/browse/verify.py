@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -51,12 +52,14 @@ class VerifyError:
 @dataclass(slots=True)
 class VerifyResult:
     """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key.
-    ``errors`` holds the first 10,000 of ``error_count``."""
+    ``unfinished`` snapshots, that have no manifest, were passed over. ``errors`` holds the first 10,000 of
+    ``error_count``."""
 
     snapshots: int = 0
     chunks: int = 0
     bytes: int = 0
     unchecked: int = 0
+    unfinished: int = 0
     error_count: int = 0
     errors: list[VerifyError] = field(default_factory=list)
 
@@ -72,6 +75,7 @@ class VerifyResult:
             "chunks": self.chunks,
             "bytes": self.bytes,
             "without_key": self.unchecked,
+            "unfinished": self.unfinished,
             "error_count": self.error_count,
             "errors": [asdict(error) for error in self.errors],
         }
@@ -101,7 +105,9 @@ class _Verification:
             try:
                 snapshot = self._open(ref)
             except NotFound:
-                continue  # removed meanwhile
+                if os.path.isdir(self._store.layout.snapshot(ref)):  # else it was removed meanwhile
+                    self._result.unfinished += 1
+                continue
             except ArchiverError as error:
                 self._fail(ref, MANIFEST, str(error))
             else:

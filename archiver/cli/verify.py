@@ -33,7 +33,6 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
                 for namespace in store.namespaces(context.namespace)
                 for group in store.groups(namespace)
                 for when in reversed(store.times(group))
-                if store.is_finished(SnapshotRef(group, when))
             ]
         result = run(store, refs, context.key(), output.hear)
     if output.as_json:
@@ -54,4 +53,6 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
         )
         if result.unchecked:
             output.summary(f"  {result.unchecked} encrypted chunks were checked without their key")
+        if result.unfinished:
+            output.summary(f"  {result.unfinished} unfinished snapshots were passed over")
     ctx.exit(EXIT_DAMAGED if result.errors else EXIT_OK)

@@ -93,6 +93,16 @@ def test_verify(store: Path) -> None:
     document = ask("--store", store, "verify")
     assert document.keys() >= {"schema", "snapshots", "chunks", "bytes", "errors"}
     assert (document["snapshots"], document["chunks"], document["errors"]) == (1, 2, [])
+    assert document["unfinished"] == 0 and "unfinished" not in call("--store", store, "verify").out
+
+
+def test_verify_tells_of_unfinished_snapshots(store: Path) -> None:
+    """One that has lost its manifest looks the same."""
+    (store / "host/tester/2023-11-14T22:13:21Z").mkdir()
+    document = ask("--store", store, "verify")
+    assert (document["snapshots"], document["unfinished"], document["error_count"]) == (1, 1, 0)
+    done = call("--store", store, "verify")
+    assert done.code == 0 and done.lines[-1] == "  1 unfinished snapshots were passed over"
 
 
 def test_status(store: Path) -> None:
