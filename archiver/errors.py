@@ -19,6 +19,9 @@ class ArchiverError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def as_json(self) -> dict[str, str | None]:
+        return {"code": self.code, "message": str(self), "hint": self.hint}
+
 
 class UsageError(ArchiverError):
     code = "usage"

@@ -33,23 +33,23 @@ def ls(
     from archiver.browse.files import listing
 
     output = context.output
-    items = []
     with context.open_store(output) as store:
         opened = context.open_snapshot(store, snapshot)
+        head = {"schema": 1, "snapshot": str(opened.ref)}
         if archive_name is None and path == "/" and len(opened.restorable()) != 1:
-            for archive in opened.archives():
-                if output.as_json:
-                    items.append({"archive": archive.name, "kind": archive.kind})
+            archives = opened.archives()
+            if output.as_json:
+                output.document(head | {"items": [{"archive": each.name, "kind": each.kind} for each in archives]})
+            for archive in archives:
                 output.line(archive.name)
-        else:
-            tree = opened.tree(opened.archive(archive_name))
-            for found in listing(tree, path.encode("utf-8", "surrogateescape"), recursive=recursive):
-                if output.as_json:
-                    items.append(_as_json(found))
-                else:
-                    output.line(_long(found) if long_format else printable(found.shown))
+            return
+        tree = opened.tree(opened.archive(archive_name))
+        entries = listing(tree, path.encode("utf-8", "surrogateescape"), recursive=recursive)
         if output.as_json:
-            output.document({"schema": 1, "snapshot": str(opened.ref), "items": items})
+            output.long_document(head, map(_as_json, entries))
+        else:
+            for found in entries:
+                output.line(_long(found) if long_format else printable(found.shown))
 
 
 def _long(found: Found) -> str:

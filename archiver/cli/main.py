@@ -92,7 +92,10 @@ def _close_streams() -> None:
 def run(arguments: list[str], as_json: bool) -> int:
     try:
         with cli.make_context("archiver", list(arguments)) as ctx:
-            cli.invoke(ctx)
+            try:
+                cli.invoke(ctx)
+            finally:
+                sys.stdout.flush()
         return EXIT_OK
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -131,7 +134,7 @@ def _misused(error: click.ClickException, as_json: bool) -> int:
 
 def _told(error: ArchiverError, as_json: bool) -> int:
     if as_json:
-        return _tell({"code": error.code, "message": str(error), "hint": error.hint}, error.exit_code)
+        return _tell(error.as_json(), error.exit_code)
     _say(f"archiver: {printable(str(error))}")
     if error.hint:
         _say(f"  ({printable(error.hint)})")

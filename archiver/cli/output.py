@@ -6,12 +6,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
 from archiver.core.events import Event, FileProblem, Notice
+from archiver.errors import ArchiverError, Interrupted
 
 _BAR_EVERY = 0.2  # seconds, on a terminal
 _LINE_EVERY = 60.0  # seconds, otherwise
@@ -60,14 +61,34 @@ class Output:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def document(self, document: dict[str, Any]) -> None:
-        self.clear()
-        click.echo(json.dumps(document))
+        self._print(json.dumps(document) + "\n")
+
+    def long_document(self, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
+        """A document with ``items``, each printed as it comes. What goes wrong after the first one is told in the
+        document too, which is a whole one then."""
+        opening, begun = json.dumps(head)[:-1] + ', "items": [', False
+        end = "]}\n"
+        try:
+            for item in items:
+                self._print((", " if begun else opening) + json.dumps(item))
+                begun = True
+        except (ArchiverError, KeyboardInterrupt) as error:
+            if not begun:
+                raise
+            told = error if isinstance(error, ArchiverError) else Interrupted("interrupted")
+            self._print(f'], "error": {json.dumps(told.as_json())}}}\n')
+            raise click.exceptions.Exit(told.exit_code) from error
+        self._print(end if begun else opening + end)
 
     def line(self, text: str = "") -> None:
         """A line of the result; nothing with --json."""
         if not self.as_json:
-            self.clear()
-            click.echo(printable(text))
+            self._print(printable(text) + "\n")
+
+    def _print(self, text: str) -> None:
+        """Not flushed: a long listing would need a system call for each line."""
+        self.clear()
+        sys.stdout.write(text)
 
     def summary(self, text: str) -> None:
         """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
@@ -95,6 +116,7 @@ class Output:
 
     def _tell(self, text: str) -> None:
         self.clear()
+        sys.stdout.flush()  # what was printed before stays before it
         click.echo(printable(text), err=True)
 
     def hear(self, event: Event) -> None:
