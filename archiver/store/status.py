@@ -7,16 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from archiver.errors import ArchiverError
-from archiver.store.database.database import unique_digests
-from archiver.store.indexes import is_index, open_index
+from archiver.store.database.database import Database, unique_digests
+from archiver.store.indexes import Index, is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
+from formats.manifest import Manifest
 from formats.naming import format_time
-
-Digests = NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -62,7 +60,16 @@ class StoreStatus:
 
 
 def store_status(store: Store) -> StoreStatus:
-    """Counted from the database where there is one, from the index files otherwise."""
+    """Counted from the database where it knows every snapshot, from the index files otherwise."""
+    if store.database is not None:
+        try:
+            return _counted(store, _NumberCounter(store, store.database))
+        except _NotRecorded:
+            pass
+    return _counted(store, _DigestCounter(store))
+
+
+def _counted(store: Store, counter: _NumberCounter | _DigestCounter) -> StoreStatus:
     space = os.statvfs(store.layout.base)
     name = store.identity.name if store.identity is not None else os.path.basename(store.layout.base)
     result = StoreStatus(
@@ -72,7 +79,6 @@ def store_status(store: Store) -> StoreStatus:
         (space.f_blocks - space.f_bfree) * space.f_frsize,
         space.f_bavail * space.f_frsize,
     )
-    counter = _NumberCounter(store) if store.database is not None else _DigestCounter(store)
     for namespace in store.namespaces():
         for group in store.groups(namespace):
             _count_group(store, group, counter, result)
@@ -88,7 +94,7 @@ def _count_group(store: Store, group: GroupRef, counter: _NumberCounter | _Diges
         ref = SnapshotRef(group, when)
         try:
             manifest = store.manifest(ref)
-            counter.add(ref)
+            counter.add(ref, manifest)
         except ArchiverError:
             continue  # unfinished or damaged: verify tells about it
         count += 1
@@ -99,21 +105,36 @@ def _count_group(store: Store, group: GroupRef, counter: _NumberCounter | _Diges
     result.logical_bytes += logical
 
 
+def _indexes(store: Store, ref: SnapshotRef, manifest: Manifest) -> list[Index]:
+    return [open_index(store.layout, ref, file) for file in manifest.files if is_index(file.filename)]
+
+
+class _NotRecorded(Exception):
+    """The database does not know a sound snapshot: it is stale, or was given up meanwhile."""
+
+
 class _NumberCounter:
     """Sets of chunk numbers from the database."""
 
-    def __init__(self, store: Store) -> None:
-        assert store.database is not None
-        self._database = store.database
-        _, self._stored = self._database.sizes()
+    def __init__(self, store: Store, database: Database) -> None:
+        self._store = store
+        self._database = database
+        _, self._stored = database.sizes()
         self._all = np.zeros(len(self._stored), np.bool_)
         self._group = self._all.copy()
 
     def start(self) -> None:
         self._group[:] = False
 
-    def add(self, ref: SnapshotRef) -> None:
-        for numbers in self._database.references(ref.path) or ():
+    def add(self, ref: SnapshotRef, manifest: Manifest) -> None:
+        """Raises _NotRecorded, or ArchiverError for a snapshot that is damaged."""
+        references = self._database.references(ref.path)
+        if references is None:
+            _indexes(self._store, ref, manifest)
+            raise _NotRecorded
+        for numbers in references:
+            if len(numbers) and int(numbers.max()) >= len(self._stored):
+                raise _NotRecorded  # later than the sizes
             self._group[numbers] = True
 
     def group_bytes(self) -> int:
@@ -125,27 +146,36 @@ class _NumberCounter:
 
 
 class _DigestCounter:
-    """The same from the index files."""
+    """The same from the index files: three arrays, in the order of the digests."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._lengths: dict[bytes, int] = {}
-        self._group: set[bytes] = set()
+        self._digests = np.empty(0, "V32")
+        self._stored = np.empty(0, np.int64)
+        self._group = np.empty(0, np.bool_)
 
     def start(self) -> None:
-        self._group = set()
+        self._group[:] = False
 
-    def add(self, ref: SnapshotRef) -> None:
-        for file in self._store.manifest(ref).files:
-            if is_index(file.filename):
-                digests, _ = unique_digests(open_index(self._store.layout, ref, file).digests)
-                self._group |= {row.tobytes() for row in digests}
+    def add(self, ref: SnapshotRef, manifest: Manifest) -> None:
+        for index in _indexes(self._store, ref, manifest):
+            digests = unique_digests(index.digests)[0].view("V32").ravel()
+            places = np.searchsorted(self._digests, digests)
+            new = places == len(self._digests)
+            new[~new] = self._digests[places[~new]] != digests[~new]
+            self._group[places[~new]] = True
+            places, digests = places[new], digests[new]
+            stored = np.fromiter((self._length(digest.tobytes()) for digest in digests), np.int64, len(digests))
+            self._digests = np.insert(self._digests, places, digests)
+            self._stored = np.insert(self._stored, places, stored)
+            self._group = np.insert(self._group, places, True)
+
+    def _length(self, digest: bytes) -> int:
+        status = self._store.chunks.seen(digest)
+        return status.st_size if status is not None else 0
 
     def group_bytes(self) -> int:
-        for digest in self._group - self._lengths.keys():
-            status = self._store.chunks.seen(digest)
-            self._lengths[digest] = status.st_size if status is not None else 0
-        return sum(self._lengths[digest] for digest in self._group)
+        return int(self._stored[self._group].sum())
 
     def total(self) -> tuple[int, int]:
-        return len(self._lengths), sum(self._lengths.values())
+        return len(self._digests), int(self._stored.sum())
