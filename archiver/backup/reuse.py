@@ -13,6 +13,26 @@ the files do no harm. A *piece* is the part of a run in one entry of the previou
   unless the files on both sides are kept: then there is nothing to merge it with;
 * each chunk is live by LEAST_LIVE, all its pieces in all copies of it together. Of a file larger than chunks what lies
   in whole chunks counts for its ends, half each: it is not read again for the few bytes of its tail.
+
+Giving up more leaves fewer reasons to keep the rest, so the result is the largest set of files that meets both.
+
+The numbers, by bench/churn.py: 46,000 files, 407 MB, 4 MiB chunks, single files rewritten anywhere for 100 nights, the
+worst case; read on average, new in the store in all, longest stream, most stored for one snapshot (times the tree):
+
+    rate a night   ours: read   new  stream  stored   PBS: read   new  stream  stored
+           0.1 %        0.9 %   0.9    11.6    1.32        47 %    25    1.02    1.04
+             1 %         10 %    10    11.9    1.34        97 %    72    1.00    1.01
+             5 %         40 %    40    11.7    1.33       100 %    98    1.00    1.00
+    1 %, in directories  2.7 %  2.7     7.2    1.31        53 %    29    1.03    1.04
+
+After 100 nights the stream is back to 1.2 (1 %), 1.7 (5 %), not yet at 0.1 % (8.8); where changes were, chunks are of
+about the least piece. Trees of large files: read and new are the changes themselves, stream 1.05, stored 1.03, whatever
+the numbers are. Read, stream, stored and index entries with other numbers, for 60 nights of 1 %:
+
+    1/32, 1/64, 0.5   10 %   12   1.34   3000
+    LEAST_PIECE 1/64   6 %   21   1.37   4400      1/16   17 %    7   1.29   1900
+    TINY 1/128         9 %   12   1.34   3800      1/32   12 %   12   1.35   2400
+    LEAST_LIVE 0.3     9 %   12   1.56   3100      0.7    13 %   11   1.17   2600
 """
 
 from __future__ import annotations
