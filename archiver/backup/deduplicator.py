@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from archiver.core.disk import explained
 from archiver.core.events import Notice
+from archiver.core.spill import SpillTable
 from archiver.store.chunks import ChunkDamaged
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
 from archiver.store.sessions import Session
@@ -37,14 +38,15 @@ class Deduplicator:
         self._session = session
         self._database = store.database
         self._lock = threading.Lock()
-        self._claimed: set[bytes] = set()  # digests of this run that have no number yet
+        self._claimed: set[bytes] = set()  # digests of this run that were not flushed yet
+        self._unnumbered = SpillTable(session.path)  # digests that were, but not taken by the database
         self._seen = np.zeros(1 << 16, np.bool_)  # by chunk number: seen in this run
         self._rows: list[ChunkRow] = []
 
     def claim(self, digest: bytes, size: int) -> bool:
         """True when the caller must store the chunk; False when it is there, or another worker is storing it."""
         with self._lock:
-            if digest in self._claimed:
+            if digest in self._claimed or self._unnumbered.get(digest) is not None:
                 return False
             known = self._known(digest, size)
             if known is not None:
@@ -146,6 +148,14 @@ class Deduplicator:
         with explained("write into", self._store.layout.base):
             self._session.barrier.commit()
         self._record(rows)
+        with self._lock:
+            for row in rows:
+                known = self._database.lookup(row.digest) if self._database is not None else None
+                if known is not None:
+                    self._mark_seen(known[0])
+                else:
+                    self._unnumbered.put(row.digest, b"")
+                self._claimed.discard(row.digest)
 
     def record(self) -> None:
         """Tell the database of chunks that a published snapshot has made durable."""
@@ -153,12 +163,8 @@ class Deduplicator:
         self._record(rows)
 
     def _record(self, rows: list[ChunkRow]) -> None:
-        if self._database is None or not self._database.usable:
-            return
-        self._database.put_chunks(rows)
-        with self._lock:
-            for row in rows:
-                known = self._database.lookup(row.digest)
-                if known is not None:
-                    self._mark_seen(known[0])
-                    self._claimed.discard(row.digest)
+        if self._database is not None:
+            self._database.put_chunks(rows)
+
+    def close(self) -> None:
+        self._unnumbered.close()

@@ -7,6 +7,7 @@ import re
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -149,8 +150,10 @@ class _Run:
         store, options = self._store, self._options
         began = store.clock.steady()
         wanted = options.time if options.time is not None else store.clock.now()
-        with store.session() as session:
-            deduplicator = Deduplicator(store, session, self._chunk_crypt)
+        with (
+            store.session() as session,
+            closing(Deduplicator(store, session, self._chunk_crypt)) as deduplicator,
+        ):
             never = options.walk.never_enter | store.own_directories()
             self._walk = replace(options.walk, never_enter=never)
             with Pipeline() as pipeline:

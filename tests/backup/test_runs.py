@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from archiver.backup import deduplicator
+from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.run import Mode
+from archiver.core.spill import SpillTable
 from archiver.store.indexes import load_index
 from archiver.store.layout import Layout, SnapshotRef
 from archiver.store.store import Store
@@ -46,6 +52,46 @@ def test_the_same_tree_twice(tmp_path: Path, mode: Mode, crypt: CryptConfig | No
     new = [archive.counters for archive in first.result.archives]
     assert sum(counters.new_chunks for counters in new) == len(files)
     assert sum(counters.stored_bytes for counters in new) == sum(path.stat().st_size for path in files)
+
+
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_no_digest_is_kept_where_there_is_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Each chunk is stored once all the same, and found again wherever it is met."""
+    store = make_store(tmp_path / "store")
+    build_plain(tmp_path / "one", 5, files=60, max_size=300_000)
+    build_plain(tmp_path / "two", 5, files=60, max_size=300_000)
+    made: list[Deduplicator] = []
+    begin, insert, inserted = Deduplicator.__init__, Deduplicator.store, Counter[bytes]()
+
+    def remember(self: Deduplicator, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(self)
+
+    def count(self: Deduplicator, digest: bytes, *arguments: Any) -> tuple[bool, int]:
+        inserted[digest] += 1
+        if len(inserted) == 25 and self._database is not None:
+            self._database._give_up("a test")
+        return insert(self, digest, *arguments)
+
+    monkeypatch.setattr(Deduplicator, "__init__", remember)
+    monkeypatch.setattr(Deduplicator, "store", count)
+    monkeypatch.setattr(deduplicator, "SpillTable", partial(SpillTable, in_memory=5000))
+    monkeypatch.setattr(deduplicator, "_ROWS_AT_ONCE", 8)
+    if when == "from the start":
+        monkeypatch.setenv("ARCHIVER_DB_DIR", "/proc/nowhere")
+    saved = save(store, {"one": tmp_path / "one", "two": tmp_path / "two"})
+    files = [path for path in (store / ".chunks").rglob("*") if path.is_file()]
+    assert len(inserted) == len(files) > 50
+    # What had a number when the database was given up is looked for, and found, once more.
+    assert set(inserted.values()) <= ({1} if when == "from the start" else {1, 2})
+    assert sum(archive.counters.new_chunks for archive in saved.result.archives) == len(files)
+    assert len(made[0]._claimed) < 20
+    assert list((store / ".archiver" / "sessions").iterdir()) == []
+    assert bring_back(store, saved.ref, tmp_path / "out").problems == []
+    assert differences(tmp_path / "one", tmp_path / "out" / "one.pxar") == []
+    assert differences(tmp_path / "two", tmp_path / "out" / "two.pxar") == []
 
 
 @pytest.mark.parametrize("mode", ["data", "legacy"])
