@@ -21,8 +21,8 @@ from formats.crypt import CryptConfig
 from tests.compare import NOT_KEPT, differences
 from tests.random_trees import noise
 from tests.restore.planted import read_all
-from tests.runs import KEY, Saved, bring_back, make_store, save
 from tests.source.sandbox import IS_ROOT, NOBODY, as_ordinary_user, world_readable_directory
+from tests.stores import KEY, Saved, bring_back, make_store, save
 
 MODES: list[Mode] = ["data", "legacy"]
 DATA = noise(31, 300_000)
@@ -59,7 +59,7 @@ def checked(store: Path, saved: Saved, out: Path, crypt: CryptConfig | None = No
     """Errors of the run by path, after the snapshot was read in every way."""
     with Store.open(store) as opened:
         read_all_with(opened, saved, crypt)
-        log = Path(Layout(str(store)).snapshot(saved.ref)) / "client.log.blob"
+        log = Path(Layout(str(store)).snapshot(saved.snapshot)) / "client.log.blob"
         if saved.result.errors:
             text = bytes(blob.decode(log.read_bytes(), crypt, encrypted=crypt is not None)).decode()
             assert [line.split(": ")[1] for line in text.splitlines()] == [
@@ -67,15 +67,15 @@ def checked(store: Path, saved: Saved, out: Path, crypt: CryptConfig | None = No
             ]
         else:
             assert not log.exists()
-    assert bring_back(store, saved.ref, out, crypt=crypt).problems == []
+    assert bring_back(store, saved.snapshot, out, crypt=crypt).problems == []
     return {os.fsdecode(error.path): error.kind for error in saved.result.errors}
 
 
 def read_all_with(store: Store, saved: Saved, crypt: CryptConfig | None) -> None:
     if crypt is None:
-        assert read_all(store, saved.ref) > 0
+        assert read_all(store, saved.snapshot) > 0
     else:
-        Snapshot(store, saved.ref, crypt)
+        Snapshot(store, saved.snapshot, crypt)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -265,7 +265,7 @@ def test_the_store_is_never_in_its_own_backup(tmp_path: Path) -> None:
         saved = save(store, tree)
         assert [problem.path for problem in saved.problems if problem.kind == "skipped"] == [b"/store"]
         assert saved.result.archives[0].counters.size < 2 * len(DATA)
-    bring_back(store, saved.ref, tmp_path / "out")
+    bring_back(store, saved.snapshot, tmp_path / "out")
     assert os.listdir(tmp_path / "out/store") == []
 
 
@@ -282,6 +282,6 @@ def test_very_many_errors_are_counted_not_kept(
     saved = save(store, tree)
     kept = 2 if room else 1
     assert (saved.result.files.torn, len(saved.result.errors), len(saved.problems)) == (3, kept, 3)
-    log = Path(Layout(str(store)).snapshot(saved.ref)) / "client.log.blob"
+    log = Path(Layout(str(store)).snapshot(saved.snapshot)) / "client.log.blob"
     lines = bytes(blob.decode(log.read_bytes())).decode().splitlines()
     assert len(lines) == kept + 1 and lines[-1] == f"... and {3 - kept} more"

@@ -12,8 +12,8 @@ from archiver.backup.specification import parse_specification
 from archiver.errors import UsageError
 from archiver.source.walk import WalkOptions
 from formats.patterns import parse_exclude_option
-from tests.runs import bring_back, make_store, save
 from tests.source.sandbox import mount, with_mounts
+from tests.stores import bring_back, make_store, save
 
 
 @pytest.mark.parametrize("mode", ["data", "legacy"])
@@ -40,7 +40,7 @@ def test_mount_points(tmp_path: Path, mode: Mode) -> None:
             saved = save(store, tree, mode=mode, walk=walk)
             assert saved.result.errors == []
             out = tmp_path / name
-            bring_back(store, saved.ref, out)
+            bring_back(store, saved.snapshot, out)
             present = sorted(str(path.relative_to(out)) for path in out.rglob("*"))
             found[name] = present, sorted(problem.path for problem in saved.problems if problem.kind == "mount")
         return found
@@ -91,7 +91,7 @@ def test_store_and_database_below_the_source(tmp_path: Path, monkeypatch: pytest
     saved = save(store, tree, walk=WalkOptions())
     assert saved.result.errors == []
     assert len([problem for problem in saved.problems if problem.kind == "skipped"]) == 2
-    bring_back(store, saved.ref, tmp_path / "out")
+    bring_back(store, saved.snapshot, tmp_path / "out")
     assert [path for path in (tmp_path / "out").rglob("*") if not path.is_dir()] == []
 
 
@@ -106,7 +106,7 @@ def test_what_is_left_out(tmp_path: Path, mode: Mode) -> None:
     (tree / "cache/CACHEDIR.TAG").write_bytes(b"Signature: 8a477f597d28d172789f06886806bc55\n")
     walk = WalkOptions(excludes=[parse_exclude_option(b"*.o")], skip_lost_and_found=True, exclude_caches=True)
     store = make_store(tmp_path / "store")
-    bring_back(store, save(store, tree, mode=mode, walk=walk).ref, tmp_path / "out")
+    bring_back(store, save(store, tree, mode=mode, walk=walk).snapshot, tmp_path / "out")
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")}
     expected = {"cache", "cache/CACHEDIR.TAG", "deep", "deep/.pxarexclude", "deep/cache", "kept", "kept/file.c"}
     assert found == expected | ({".pxarexclude-cli"} if mode == "legacy" else set())
@@ -124,7 +124,7 @@ def test_file_too_large_for_the_format(tmp_path: Path, mode: Mode) -> None:
             file.truncate(2**63 - 1)
         (tree / "small").write_bytes(b"x")
         saved = save(make_store(tmp_path / "store"), tree, mode=mode)
-        bring_back(tmp_path / "store", saved.ref, tmp_path / "out")
+        bring_back(tmp_path / "store", saved.snapshot, tmp_path / "out")
         assert os.listdir(tmp_path / "out") == ["small"]
         return [(problem.path, problem.reason) for problem in saved.result.errors]
 

@@ -21,7 +21,7 @@ from archiver.store.store import Store
 from formats.chunker import Chunker, PayloadChunker
 from formats.crypt import chunk_digest
 from tests.random_trees import noise
-from tests.runs import SMALLEST_CHUNK, make_store
+from tests.stores import CHUNK_SIZE, make_store
 
 DATA = noise(11, 1 << 20) + bytes(1 << 20) + b"some text, again and again\n" * 20_000 + noise(12, 2 << 20)
 
@@ -113,7 +113,7 @@ def test_cuts_do_not_depend_on_how_the_bytes_arrive(
         make_store(store)
 
     def chunker() -> Chunker | PayloadChunker:
-        return PayloadChunker(SMALLEST_CHUNK) if payload else Chunker(SMALLEST_CHUNK)
+        return PayloadChunker(CHUNK_SIZE) if payload else Chunker(CHUNK_SIZE)
 
     files, at = [], 0
     for piece in pieces:
@@ -126,7 +126,7 @@ def test_cuts_do_not_depend_on_how_the_bytes_arrive(
     assert run.result.size == len(DATA) and run.result.csum == run.csum
 
 
-@pytest.mark.parametrize("average", [SMALLEST_CHUNK, CATALOG_CHUNK_SIZE])
+@pytest.mark.parametrize("average", [CHUNK_SIZE, CATALOG_CHUNK_SIZE])
 def test_chunks_of_a_payload_stream_end_where_files_do(tmp_path: Path, average: int) -> None:
     """With small files almost every chunk is made of whole files, and none is too small or too large."""
     rng = random.Random(5)
@@ -148,7 +148,7 @@ def test_chunks_of_a_payload_stream_end_where_files_do(tmp_path: Path, average: 
 
 def test_counters_are_exact(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
-    first = Run(store, Chunker(SMALLEST_CHUNK), [], 1 << 20)
+    first = Run(store, Chunker(CHUNK_SIZE), [], 1 << 20)
     sizes = {
         digest: end - start
         for (end, digest), start in zip(first.chunks, [0, *(e for e, _ in first.chunks)], strict=False)
@@ -159,7 +159,7 @@ def test_counters_are_exact(tmp_path: Path) -> None:
     assert counters.new_chunks == len(sizes) == len(files) < counters.chunks, "equal chunks are stored once"
     assert counters.new_bytes == sum(sizes.values())
     assert counters.stored_bytes == sum(path.stat().st_size for path in files)
-    again = Run(store, Chunker(SMALLEST_CHUNK), [Piece(777, "write", False)] * 50, 300_001)
+    again = Run(store, Chunker(CHUNK_SIZE), [Piece(777, "write", False)] * 50, 300_001)
     assert again.chunks == first.chunks
     counters = again.result.counters
     assert (counters.chunks, counters.size) == (len(first.chunks), len(DATA))

@@ -11,7 +11,7 @@ from archiver.errors import Damaged
 from archiver.store.store import Store
 from tests.cli.command import call
 from tests.compare import differences
-from tests.runs import bring_back, make_store, save
+from tests.stores import bring_back, make_store, save
 
 NAMES = ("first", "second", "third", "fourth")
 

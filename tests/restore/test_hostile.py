@@ -17,7 +17,7 @@ from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from tests.compare import Description, snapshot_tree
 from tests.restore.planted import GROUP
-from tests.runs import make_store
+from tests.stores import make_store
 
 PROJECT = Path(__file__).parent.parent.parent
 _CLEAN = {0, 1, 20}

@@ -21,8 +21,7 @@ from archiver.store.store import Store
 from formats.wire import Buffer
 from tests.mounts import temporary_file_system
 from tests.random_trees import noise
-from tests.runs import make_store, save
-from tests.stores import archiver
+from tests.stores import archiver, make_store, save
 
 SMALL, LARGE = 10_000, 3 << 20
 

@@ -13,7 +13,7 @@ import pytest
 from archiver.restore import attributes
 from archiver.restore.marks import Marks
 from formats.pxar.metadata import Metadata, Stat
-from tests.runs import bring_back, make_store, save
+from tests.stores import bring_back, make_store, save
 
 
 def test_marks_from_several_threads() -> None:
@@ -77,7 +77,7 @@ def test_everything_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "mkdir", refusing)
     monkeypatch.setattr(attributes, "apply", half)
     monkeypatch.setattr(attributes, "apply_at", half_at)
-    result = bring_back(tmp_path / "store", saved.ref, tmp_path / "out")
+    result = bring_back(tmp_path / "store", saved.snapshot, tmp_path / "out")
     told = sorted((os.fsdecode(problem.path), problem.kind) for problem in result.problems)
     expected = [(path, "attribute") for path in lost if "refused" not in path]
     assert told == sorted([*expected, ("/m-refused", "not-restored")])

@@ -28,8 +28,8 @@ from tests.hostile.writer import (
     words,
 )
 from tests.restore.planted import plant, restored
-from tests.runs import make_store
 from tests.source.sandbox import IS_ROOT
+from tests.stores import make_store
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 

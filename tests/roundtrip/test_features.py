@@ -15,8 +15,8 @@ from archiver.restore.run import RestoreResult
 from formats.crypt import CryptConfig
 from tests.attributes import remove_tree, unlock_tree
 from tests.compare import NOT_KEPT, compare_descriptions, differences, snapshot_tree
-from tests.runs import KEY, SMALLEST_CHUNK, bring_back, make_store, save
 from tests.source.sandbox import IS_ROOT, NOBODY, as_ordinary_user, world_readable_directory
+from tests.stores import CHUNK_SIZE, KEY, bring_back, make_store, save
 from tests.trees import build_features
 
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root to become another user")
@@ -57,7 +57,7 @@ def test_features(features: Path, place: Path, mode: Mode, crypt: CryptConfig | 
     saved = save(store, features, mode=mode, crypt=crypt)
     assert saved.problems == []
     assert compare_descriptions(before, snapshot_tree(features, content=False), ignore=()) == []
-    result = bring_back(store, saved.ref, place / "out", crypt=crypt)
+    result = bring_back(store, saved.snapshot, place / "out", crypt=crypt)
     assert result.problems == []
     assert differences(features, place / "out", sparse_slack=SLACK) == []
     assert result.entries == len(before)
@@ -68,11 +68,11 @@ def test_again_from_the_restored_tree(features: Path, place: Path) -> None:
     """A restored tree is so equal to its source that its backup has no new contents."""
     store = make_store(place / "store")
     first = save(store, features)
-    bring_back(store, first.ref, place / "out", verify=False)
+    bring_back(store, first.snapshot, place / "out", verify=False)
     again = save(store, place / "out")
     (one,), (other,) = first.result.archives, again.result.archives
     assert other.counters.size == one.counters.size
-    assert other.counters.new_bytes < 9 * SMALLEST_CHUNK, "nodump is not restored: entries differ, contents never"
+    assert other.counters.new_bytes < 9 * CHUNK_SIZE, "nodump is not restored: entries differ, contents never"
 
 
 @needs_root
@@ -84,7 +84,7 @@ def test_own_files_of_an_ordinary_user(open_place: Path) -> None:
         build_features(source, as_root=False)
         store = make_store(open_place / "store")
         saved = save(store, source, crypt=KEY)
-        return list(saved.problems), bring_back(store, saved.ref, out, crypt=KEY)
+        return list(saved.problems), bring_back(store, saved.snapshot, out, crypt=KEY)
 
     problems, result = as_ordinary_user(work)
     assert problems == []
@@ -96,7 +96,7 @@ def test_own_files_of_an_ordinary_user(open_place: Path) -> None:
 def test_files_of_root_for_an_ordinary_user(features: Path, open_place: Path) -> None:
     """What may not be restored is named; everything else is as it was."""
     store, out = make_store(open_place / "store"), open_place / "out"
-    ref = save(store, features).ref
+    ref = save(store, features).snapshot
     for path in (store, *store.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
     result: RestoreResult = as_ordinary_user(lambda: bring_back(store, ref, out))

@@ -11,7 +11,7 @@ from archiver.backup.run import Mode
 from formats.crypt import CryptConfig
 from tests.compare import differences
 from tests.random_trees import build_plain, mutate
-from tests.runs import KEY, bring_back, make_store, save
+from tests.stores import KEY, bring_back, make_store, save
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def _generations(
         shutil.copytree(tree, kept, symlinks=True)
         saved = save(store, tree, mode=mode, crypt=crypt)
         assert saved.problems == []
-        states.append((kept, saved.ref))
+        states.append((kept, saved.snapshot))
         mutate(tree, seed * 1000 + number, changes=22)
     for number, (kept, ref) in enumerate(states):
         out = place / f"out-{number}"

@@ -12,8 +12,8 @@ from archiver.backup.run import Mode
 from tests.attributes import remove_tree
 from tests.compare import differences
 from tests.random_trees import build_plain, mutate
-from tests.runs import KEY, bring_back, make_store, save
 from tests.source.sandbox import IS_ROOT, NOBODY, as_ordinary_user, world_readable_directory
+from tests.stores import KEY, bring_back, make_store, save
 from tests.trees import build_features
 
 DEFAULT_CHUNK = 4 << 20
@@ -30,7 +30,7 @@ def test_features_at_full_size(tmp_path: Path, mode: Mode) -> None:
         store = make_store(tmp_path / "store")
         saved = save(store, tmp_path / "tree", mode=mode, chunk_size=DEFAULT_CHUNK)
         assert saved.problems == []
-        assert bring_back(store, saved.ref, tmp_path / "out").problems == []
+        assert bring_back(store, saved.snapshot, tmp_path / "out").problems == []
         assert differences(tmp_path / "tree", tmp_path / "out", sparse_slack=SLACK) == []
     finally:
         for name in ("tree", "out"):
@@ -46,7 +46,7 @@ def test_real_trees(tmp_path: Path, source: str, mode: Mode) -> None:
     store = make_store(tmp_path / "store")
     saved = save(store, Path(source), mode=mode, crypt=KEY, chunk_size=DEFAULT_CHUNK)
     assert saved.result.errors == []
-    assert bring_back(store, saved.ref, tmp_path / "out", crypt=KEY).problems == []
+    assert bring_back(store, saved.snapshot, tmp_path / "out", crypt=KEY).problems == []
     assert differences(Path(source), tmp_path / "out", sparse_slack=SLACK) == []
     shutil.rmtree(tmp_path / "out")
 
@@ -66,7 +66,7 @@ def test_a_home_directory(tmp_path: Path) -> None:
                 out = place / f"out-{day}"
                 saved = save(store, home, crypt=KEY, chunk_size=DEFAULT_CHUNK)
                 assert saved.problems == []
-                assert bring_back(store, saved.ref, out, crypt=KEY).problems == []
+                assert bring_back(store, saved.snapshot, out, crypt=KEY).problems == []
                 found += differences(home, out)
                 mutate(home, day, changes=110)
             return found

@@ -11,10 +11,10 @@ from archiver.backup.run import Mode
 from tests.attributes import write_sparse
 from tests.compare import differences
 from tests.random_trees import noise
-from tests.runs import SMALLEST_CHUNK, bring_back, make_store, save
+from tests.stores import CHUNK_SIZE, bring_back, make_store, save
 
 MIB = 1 << 20
-LARGEST_CHUNK = 4 * SMALLEST_CHUNK
+LARGEST_CHUNK = 4 * CHUNK_SIZE
 DATA = noise(7, 100_000)
 # name -> (size, offset -> data)
 LAYOUTS: dict[str, tuple[int, dict[int, bytes]]] = {
@@ -46,8 +46,8 @@ def test_holes(tmp_path: Path, mode: Mode) -> None:
     store = make_store(tmp_path / "store")
     saved = save(store, source, mode=mode)
     assert saved.result.files.bytes_read < 4 * MIB, "holes are not read"
-    assert bring_back(store, saved.ref, tmp_path / "out").problems == []
-    assert differences(source, tmp_path / "out", sparse_slack=SMALLEST_CHUNK) == []
+    assert bring_back(store, saved.snapshot, tmp_path / "out").problems == []
+    assert differences(source, tmp_path / "out", sparse_slack=CHUNK_SIZE) == []
     for name in ("only-hole", "only-hole-odd", "hole-of-a-chunk"):
         assert (tmp_path / "out" / name).stat().st_blocks == 0
 
@@ -61,6 +61,6 @@ def test_zeros_become_holes(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     saved = save(store, source)
     assert saved.result.archives[0].counters.new_chunks < 12
-    bring_back(store, saved.ref, tmp_path / "out")
+    bring_back(store, saved.snapshot, tmp_path / "out")
     assert (tmp_path / "out/zeros").stat().st_blocks == 0
     assert differences(source, tmp_path / "out", sparse_slack=0) == []

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from archiver.backup.run import BackupResult
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from tests.random_trees import build_plain, noise
 from tests.stores import (
     GROUP,
     ROOT,
+    Saved,
     chunk_files,
     command,
     damage,
@@ -85,7 +85,7 @@ def test_processes_at_once(path: Path, sources: list[Path], tmp_path: Path, same
 def test_threads_of_one_process_at_once(path: Path, sources: list[Path], tmp_path: Path, stores: int) -> None:
     """With one open store and with two, which share one database environment."""
     opened = [Store.open(path) for _ in range(stores)]
-    results: dict[int, BackupResult] = {}
+    results: dict[int, Saved] = {}
 
     def work(number: int) -> None:
         results[number] = save_into(opened[number % stores], sources[number], group=GroupRef("", "host", str(number)))

@@ -460,7 +460,7 @@ def test_find(path: Path, source: Path) -> None:
 
 
 def test_read_only_option_writes_nothing_into_the_store(path: Path, source: Path, tmp_path: Path) -> None:
-    result = save(path, source)
+    saved = save(path, source)
     before = listing(path)
     for command in (["snapshots"], ["groups"], ["files", "latest"], ["ls", "latest"], ["verify"], ["status"]):
         assert run(["--store", str(path), "--read-only", *command], False) == 0, command
@@ -468,7 +468,7 @@ def test_read_only_option_writes_nothing_into_the_store(path: Path, source: Path
     with Store.open(path, read_only=True) as store, pytest.raises(UsageError, match="read-only"):
         save_into(store, source)
     assert listing(path) == before
-    assert result.errors == []
+    assert saved.result.errors == []
 
 
 def test_group_that_cannot_be_read_does_not_stop_a_backup(
