@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.ascii  # noqa: F401  loaded late otherwise, which a child that gave up its rights may not be able to
 import os
 import subprocess
 import sys
@@ -9,14 +10,15 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypedDict, Unpack
 
-from archiver.backup.run import BackupOptions, BackupResult, backup
+from archiver.backup.run import BackupOptions, BackupResult, Mode, backup
 from archiver.backup.specification import ArchiveSpec
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify import VerifyError, verify
 from archiver.core.clock import Clock
-from archiver.core.events import Event, Notice
-from archiver.restore.run import restore
+from archiver.core.events import Event, FileProblem, Notice
+from archiver.restore.run import RestoreResult, restore
 from archiver.source.walk import WalkOptions
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -26,6 +28,7 @@ from tests.golden_data import GOLDEN
 
 ROOT = Path(__file__).parent.parent
 GROUP = GroupRef("", "host", "test")
+KEY = CryptConfig(bytes(range(32)))
 CHUNK_SIZE = 64 << 10  # the smallest, so that small trees have many chunks
 
 
@@ -53,43 +56,78 @@ class Heard:
             self.notices.append(event.text)
 
 
+class Saved(NamedTuple):
+    """``problems`` are all that was told about files, harmless things too."""
+
+    snapshot: SnapshotRef
+    result: BackupResult
+    problems: list[FileProblem]
+
+
+def make_store(path: Path) -> Path:
+    Store.create(path, name="test")
+    return path
+
+
 def save_into(
     store: Store,
-    source: Path,
+    sources: Path | dict[str, Path],
     *,
     group: GroupRef = GROUP,
     time: int | None = None,
+    mode: Mode = "data",
     crypt: CryptConfig | None = None,
-) -> BackupResult:
-    """A backup of ``source`` into an open store."""
+    walk: WalkOptions | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> Saved:
+    """Back up a directory as ``tree.pxar``, or several by their names. The store itself is never entered."""
+    named = sources if isinstance(sources, dict) else {"tree": sources}
     options = BackupOptions(
         group,
+        mode=mode,
         time=time,
         crypt=crypt,
         crypt_mode="none" if crypt is None else "encrypt",
-        chunk_size=CHUNK_SIZE,
-        walk=WalkOptions(never_enter=store.own_directories()),
+        chunk_size=chunk_size,
+        walk=walk or WalkOptions(never_enter=store.own_directories()),
     )
-    return backup(store, [ArchiveSpec("source", str(source))], options, store.listener)
+    problems: list[FileProblem] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, FileProblem):
+            problems.append(event)
+        store.listener(event)
+
+    result = backup(store, [ArchiveSpec(name, str(path)) for name, path in named.items()], options, hear)
+    return Saved(result.snapshot, result, problems)
+
+
+class _Options(TypedDict, total=False):
+    """Those of ``save_into``."""
+
+    group: GroupRef
+    time: int | None
+    mode: Mode
+    crypt: CryptConfig | None
+    walk: WalkOptions | None
+    chunk_size: int
 
 
 def save(
     path: Path,
-    source: Path,
+    sources: Path | dict[str, Path],
     *,
-    group: GroupRef = GROUP,
-    time: int | None = None,
-    crypt: CryptConfig | None = None,
     clock: Clock | None = None,
     heard: Heard | None = None,
-) -> BackupResult:
-    """Open the store at ``path``, back ``source`` up, close it."""
+    **options: Unpack[_Options],
+) -> Saved:
+    """As ``save_into`` the store at ``path``, which is opened and closed."""
     with Store.open(path, clock=clock, listener=heard or Heard()) as store:
-        return save_into(store, source, group=group, time=time, crypt=crypt)
+        return save_into(store, sources, **options)
 
 
-def new_chunks(result: BackupResult) -> int:
-    return sum(archive.counters.new_chunks for archive in result.archives)
+def new_chunks(saved: Saved) -> int:
+    return sum(archive.counters.new_chunks for archive in saved.result.archives)
 
 
 def every_snapshot(store: Store) -> list[SnapshotRef]:
@@ -108,14 +146,31 @@ def damage(path: Path, crypt: CryptConfig | None = None) -> list[VerifyError]:
         return verify(store, every_snapshot(store), crypt, Heard()).errors
 
 
+def bring_back(
+    path: Path,
+    ref: SnapshotRef,
+    target: Path,
+    *,
+    crypt: CryptConfig | None = None,
+    verify: bool = True,
+    archives: Sequence[str] | None = None,
+) -> RestoreResult:
+    """Restore a snapshot, or the named archives of it."""
+    with Store.open(path, read_only=True) as store:
+        snapshot = Snapshot(store, ref, crypt)
+        chosen = snapshot.restorable() if archives is None else [snapshot.archive(name) for name in archives]
+        return restore(snapshot, chosen, str(target), verify=verify, listener=_no_warnings)
+
+
+def _no_warnings(event: Event) -> None:
+    assert not isinstance(event, Notice) or event.level != "warning", event
+
+
 def restored_differences(
     path: Path, ref: SnapshotRef, source: Path, target: Path, crypt: CryptConfig | None = None
 ) -> list[str]:
     """Restore ``ref`` to ``target`` and compare it with ``source``."""
-    with Store.open(path) as store:
-        snapshot = Snapshot(store, ref, crypt)
-        result = restore(snapshot, snapshot.restorable(), str(target), verify=True, listener=Heard())
-    assert result.problems == []
+    assert bring_back(path, ref, target, crypt=crypt).problems == []
     return differences(source, target)
 
 
