@@ -22,7 +22,7 @@ from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from tests.compare import differences
 from tests.random_trees import build_plain
-from tests.runs import KEY, bring_back, make_store, save
+from tests.stores import KEY, bring_back, make_store, save
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -45,7 +45,7 @@ def test_the_same_tree_twice(tmp_path: Path, mode: Mode, crypt: CryptConfig | No
     first = save(store, tree, mode=mode, crypt=crypt)
     files = {path for path in (store / ".chunks").rglob("*") if path.is_file()}
     again = save(store, tree, mode=mode, crypt=crypt)
-    assert chunks_of(store, first.ref) == chunks_of(store, again.ref)
+    assert chunks_of(store, first.snapshot) == chunks_of(store, again.snapshot)
     assert {path for path in (store / ".chunks").rglob("*") if path.is_file()} == files
     for archive in again.result.archives:
         assert (archive.counters.new_chunks, archive.counters.new_bytes, archive.counters.stored_bytes) == (0, 0, 0)
@@ -89,7 +89,7 @@ def test_no_digest_is_kept_where_there_is_no_database(
     assert sum(archive.counters.new_chunks for archive in saved.result.archives) == len(files)
     assert len(made[0]._claimed) < 20
     assert list((store / ".archiver" / "sessions").iterdir()) == []
-    assert bring_back(store, saved.ref, tmp_path / "out").problems == []
+    assert bring_back(store, saved.snapshot, tmp_path / "out").problems == []
     assert differences(tmp_path / "one", tmp_path / "out" / "one.pxar") == []
     assert differences(tmp_path / "two", tmp_path / "out" / "two.pxar") == []
 
@@ -101,20 +101,20 @@ def test_totals_agree_with_the_indexes(tmp_path: Path, mode: Mode) -> None:
     build_plain(tmp_path / "one", 5, files=60, max_size=300_000)
     build_plain(tmp_path / "two", 5, files=60, max_size=300_000)
     saved = save(store, {"one": tmp_path / "one", "two": tmp_path / "two"}, mode=mode)
-    lists = chunks_of(store, saved.ref)
+    lists = chunks_of(store, saved.snapshot)
     counters = [archive.counters for archive in saved.result.archives]
     assert sum(c.chunks for c in counters) == sum(map(len, lists.values()))
     assert sum(c.size for c in counters) == sum(chunks[-1][0] for chunks in lists.values())
     assert sum(c.new_chunks for c in counters) == len({digest for chunks in lists.values() for _, digest in chunks})
     with Store.open(store, read_only=True) as opened:
-        manifest = opened.manifest(saved.ref)
+        manifest = opened.manifest(saved.snapshot)
         assert {file.filename: file.size for file in manifest.files} == {
             name: chunks[-1][0] for name, chunks in lists.items()
         }
         stats = manifest.unprotected["chunk_upload_stats"]
     assert stats["count"] == sum(c.chunks for c in counters)
     assert stats["duplicates"] == sum(c.chunks - c.new_chunks for c in counters)
-    bring_back(store, saved.ref, tmp_path / "out")
+    bring_back(store, saved.snapshot, tmp_path / "out")
     for name in ("one", "two"):
         assert differences(tmp_path / name, tmp_path / "out" / f"{name}.pxar") == []
 
@@ -135,16 +135,16 @@ def test_a_catalog_larger_than_its_buffers(tmp_path: Path, chunk_size: int) -> N
         for name in names:
             os.link(first, tree / f"{number:04}" / (name + f"{number:04}"))
     saved = save(store, tree, mode="legacy", chunk_size=chunk_size)
-    catalog = chunks_of(store, saved.ref)["catalog.pcat1.didx"]
+    catalog = chunks_of(store, saved.snapshot)["catalog.pcat1.didx"]
     assert catalog[-1][0] > 2 << 20
-    assert bring_back(store, saved.ref, tmp_path / "out", verify=False).problems == []
+    assert bring_back(store, saved.snapshot, tmp_path / "out", verify=False).problems == []
     assert differences(tree, tmp_path / "out") == []
 
 
 _MEASURED = """
 import sys, threading
 from pathlib import Path
-from tests import runs
+from tests import stores
 peak, done = 0, threading.Event()
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
@@ -155,10 +155,10 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 store, source, target = map(Path, sys.argv[1:4])
-saved = runs.save(store, source, mode=sys.argv[4], crypt=runs.KEY, chunk_size=4 << 20)
+saved = stores.save(store, source, mode=sys.argv[4], crypt=stores.KEY, chunk_size=4 << 20)
 saved_with = max(peak, anonymous())
 peak = 0
-assert runs.bring_back(store, saved.ref, target, crypt=runs.KEY).problems == []
+assert stores.bring_back(store, saved.snapshot, target, crypt=stores.KEY).problems == []
 done.set()
 watcher.join()
 print(saved_with, peak)
