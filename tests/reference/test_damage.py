@@ -6,7 +6,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,10 @@ from archiver.store.store import Store
 from formats import blob
 from tests.cli.command import ask, call
 from tests.formats.pxar.listings import bytes_of
-from tests.golden_store import DATASTORE, ENCRYPTED, PLAIN, TREES, listing, unpack, write_key
+from tests.golden_store import DATASTORE, ENCRYPTED, PLAIN, TREES, listing
 from tests.trees import remove_tree
 
 CHUNKS = sorted({digest for index in DATASTORE["indexes"].values() for _, digest in index["chunks"]})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return unpack(tmp_path)
-
-
-@pytest.fixture
-def keyfile(tmp_path: Path) -> Path:
-    return write_key(tmp_path / "key.json")
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "out"
-    yield place
-    if place.is_dir():
-        remove_tree(place)
 
 
 # -- ways to damage a file ---------------------------------------------------------------------------------------------

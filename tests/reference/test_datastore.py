@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,30 +26,10 @@ from tests.golden_store import (
     TREES,
     expected,
     listing,
-    unpack,
     write_key,
 )
-from tests.trees import remove_tree
 
 FILES = ("file", "hardlink")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return unpack(tmp_path)
-
-
-@pytest.fixture
-def keyfile(tmp_path: Path) -> Path:
-    return write_key(tmp_path / "key.json")
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "out"
-    yield place
-    if place.is_dir():
-        remove_tree(place)
 
 
 def path_of(entry: dict[str, Any]) -> str:
