@@ -6,7 +6,6 @@ import encodings.ascii  # noqa: F401  loaded late otherwise, which a child that 
 import os
 import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from tests.compare import differences
-from tests.golden_data import GOLDEN
 
 ROOT = Path(__file__).parent.parent
 GROUP = GroupRef("", "host", "test")
@@ -189,13 +187,6 @@ def archiver(*arguments: str | Path, wrapper: Sequence[str] = ()) -> subprocess.
         text=True,
         check=False,
     )
-
-
-def unpack_golden_store(directory: Path) -> Path:
-    """The store that a PBS made (golden/README.md), unpacked below ``directory``."""
-    with tarfile.open(GOLDEN / "datastore.tar") as archive:
-        archive.extractall(directory, filter="fully_trusted")
-    return directory / "datastore"
 
 
 def chunk_files(path: Path) -> list[Path]:

@@ -24,6 +24,7 @@ from archiver.store.store import Store
 from formats import blob
 from formats.manifest import MAX_TEXT
 from formats.naming import format_time
+from tests.golden_store import unpack
 from tests.random_trees import build_plain
 from tests.stores import (
     GROUP,
@@ -36,7 +37,6 @@ from tests.stores import (
     restored_differences,
     save,
     save_into,
-    unpack_golden_store,
 )
 
 NOW = 1_900_000_000
@@ -154,7 +154,7 @@ def test_store_of_a_later_version(path: Path) -> None:
 
 
 def test_pbs_store_gets_one_identity_however_many_write(tmp_path: Path) -> None:
-    path = unpack_golden_store(tmp_path)
+    path = unpack(tmp_path)
     opened = [Store.open(path) for _ in range(6)]
     assert all(store.identity is None for store in opened)
     threads = [threading.Thread(target=lambda store=store: store.session().close()) for store in opened]
@@ -171,7 +171,7 @@ def test_pbs_store_gets_one_identity_however_many_write(tmp_path: Path) -> None:
 
 
 def test_pbs_store_is_not_written_by_whoever_reads(tmp_path: Path, source: Path) -> None:
-    path = unpack_golden_store(tmp_path)
+    path = unpack(tmp_path)
     before = listing(path)
     for command in (["snapshots"], ["verify"], ["status"], ["db", "check"], ["db", "stats"], ["db", "rebuild"]):
         assert run(["--store", str(path), "-q", *command], False) in (0, 20), command
@@ -190,7 +190,7 @@ def test_pbs_store_is_not_written_by_whoever_reads(tmp_path: Path, source: Path)
 
 
 def test_pbs_store_is_indexed_at_first_use_and_continued(tmp_path: Path, source: Path) -> None:
-    path = unpack_golden_store(tmp_path)
+    path = unpack(tmp_path)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     heard = Heard()
     with Store.open(path, listener=heard) as store:
