@@ -251,7 +251,7 @@ def shared_place() -> Iterator[Path]:
 
 # An interpreter below /root cannot be started by another user: one that runs already becomes that user.
 AS_NOBODY = f"""
-import difflib, importlib, os, pkgutil, sys, archiver, formats, numpy
+import difflib, importlib, os, pkgutil, sys, archiver, formats, lmdb._envid, numpy.ma
 import encodings.ascii, encodings.idna, encodings.latin_1
 for package in (archiver, formats):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
