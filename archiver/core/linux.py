@@ -131,21 +131,6 @@ def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
     return os.open(name, _LOOK | flags, dir_fd=dir_fd)
 
 
-def open_unbuffered(name: bytes, dir_fd: int) -> int:
-    """As ``open_noatime``, for reads at multiples of 4096 bytes that come from the disk and not from memory.
-
-    A file system without direct reads gets its pages dropped instead, as far as they are on disk.
-    """
-    try:
-        return open_noatime(name, os.O_DIRECT | os.O_NONBLOCK, dir_fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    fd = open_noatime(name, os.O_NONBLOCK, dir_fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    return fd
-
-
 def get_flags(fd: int) -> int | None:
     """The chattr bits (FS_*_FL); None where the file system has none."""
     return _get_u32(fd, FS_IOC_GETFLAGS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -27,7 +27,6 @@ from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
 _PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SEGMENTS_AT_ONCE = 512
 _QUEUED_TASKS = 4
 _STACK_OPEN = 64
 _DIRECTORIES_OPEN = 400
@@ -109,6 +108,10 @@ class Visitor(Protocol):
     def threads(self) -> int:
         """How many workers there are."""
 
+    @property
+    def segments_at_once(self) -> int:
+        """How many segments a worker gets at a time, at most."""
+
     def open_root(self, entry: Entry) -> int: ...
 
     def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
@@ -119,6 +122,9 @@ class Visitor(Protocol):
 
     def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
         """The target is complete."""
+
+    def prepare(self, segments: Sequence[Segment]) -> None:
+        """(worker) These come next."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
@@ -351,7 +357,7 @@ class Traversal:
             number += 1
 
     def _append(self, chunk: int, item: FileItem, start: int, end: int, offset: int) -> None:
-        if self._segments and (chunk != self._chunk or len(self._segments) >= _SEGMENTS_AT_ONCE):
+        if self._segments and (chunk != self._chunk or len(self._segments) >= self._visitor.segments_at_once):
             self._flush()
         self._chunk = chunk
         # Contents lie in the order of their entries, so each segment is in a later chunk, or of a later entry, than the
@@ -391,8 +397,10 @@ class Traversal:
                 except ChunkDamaged as error:
                     damage = str(error)
             for segment in task.segments:
+                self._begun[id(segment.item)] = segment.item
+            self._visitor.prepare(task.segments)
+            for segment in task.segments:
                 item = segment.item
-                self._begun[id(item)] = item
                 self._visitor.segment(segment, data, damage)
                 if item.lock is None or self._is_last(item):
                     self._visitor.finish_file(item)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -37,6 +38,7 @@ class Writer:
 
     needs_contents = True
     threads = chunk_workers()
+    segments_at_once = 512
 
     def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
         self._target = target
@@ -116,6 +118,9 @@ class Writer:
             self._failed(number, directory, entry.name, error)
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, segments: Sequence[Segment]) -> None:
+        """Nothing: files are made one after the other."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item
