@@ -12,6 +12,7 @@ with their NUL and have no other.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, NoReturn
 
 from formats.errors import FormatError, LimitExceeded
@@ -83,7 +84,7 @@ class Entry(NamedTuple):
         return self.filename_offset - self.link_offset
 
 
-class Window:
+class Window(ABC):
     """A piece of an archive stream: ``data`` starts at stream position ``base``. Subclasses move it with ``fill``."""
 
     __slots__ = ("base", "data")
@@ -92,9 +93,9 @@ class Window:
         self.base = 0
         self.data = b""
 
+    @abstractmethod
     def fill(self, position: int, length: int) -> None:
         """Make ``data`` cover [position, position + length), or as much of it as the stream has."""
-        raise NotImplementedError
 
     def take(self, position: int, length: int) -> bytes:
         """Exactly ``length`` bytes; FormatError when the stream ends before. The caller has capped ``length``."""
