@@ -3,6 +3,8 @@
 Split archives (version 2) write contents first and the entry after them: a file that changed while it was read becomes
 unreferenced padding and is read again. In a version 1 archive the entry comes first, so a torn file is filled to its
 declared size at once and marked.
+
+With a reference, the contents of files whose metadata are unchanged are not read: see holding.py.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import stat as st
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
+from archiver.backup.holding import Action, HeldFile, Holding
+from archiver.backup.reference import PreviousDirectory, Reference
 from archiver.backup.streams import Stream
 from archiver.core.events import FileProblem, Listener, Progress
 from archiver.core.spill import SpillTable
@@ -75,7 +80,10 @@ def _size(file: OpenFile) -> int:
 
 
 class TreeArchiver:
-    """Archives one source. ``payload`` is None for a version 1 archive, which has its contents in ``archive``."""
+    """Archives one source. ``payload`` is None for a version 1 archive, which has its contents in ``archive``.
+
+    ``reference``: the archive that unchanged files are taken from, for chunks of ``average`` bytes.
+    """
 
     def __init__(
         self,
@@ -87,6 +95,8 @@ class TreeArchiver:
         counters: FileCounters,
         listener: Listener,
         spill_directory: str,
+        reference: Reference | None = None,
+        average: int = 0,
     ) -> None:
         self._walk = walk
         self._archive = archive
@@ -95,6 +105,9 @@ class TreeArchiver:
         self._counters = counters
         self._listener = listener
         self._links = SpillTable(spill_directory)
+        self._reference = reference
+        self._average = average
+        self._holding: Holding | None = None
         self.padding = 0  # bytes of the payload stream that no entry refers to
         self._said = 0
         self._said_bytes = 0
@@ -112,18 +125,26 @@ class TreeArchiver:
         payload = self._payload
         if payload is not None:
             self._encoder = Encoder(self._archive.write, payload.write, prelude=prelude)
+            if self._reference is not None:
+                self._holding = Holding(
+                    self._reference, self._encoder, payload, self._average, self._read_held, self._placed
+                )
         else:
             self._encoder = Encoder(self._archive.write)
         self._encoder.start_root(root.metadata)
-        stack: list[tuple[SourceDirectory, Iterator[SourceEntry]]] = [(root, iter(root.entries))]
+        before = self._reference.root if self._reference is not None else None
+        stack: list[tuple[SourceDirectory, Iterator[SourceEntry], PreviousDirectory | None]]
+        stack = [(root, iter(root.entries), before)]
         while stack:
-            directory, entries = stack[-1]
+            directory, entries, before = stack[-1]
             entry = next(entries, None)
             if entry is None:
                 stack.pop()
                 if not stack and payload is None:
                     self._add_cli_excludes()
-                self._encoder.end_directory()
+                if self._holding is not None and not stack:
+                    self._holding.flush()  # while the walk can still go back
+                self._put(self._encoder.end_directory)
                 if stack:
                     self._walk.leave()
                     if self._catalog is not None:
@@ -132,35 +153,50 @@ class TreeArchiver:
             if st.S_ISDIR(entry.stat.st_mode):
                 child = self._walk.enter(entry)
                 if child is not None:
-                    self._encoder.start_directory(entry.name, child.metadata)
+                    self._put(partial(self._encoder.start_directory, entry.name, child.metadata))
                     if self._catalog is not None:
                         self._catalog.start_directory(entry.name)
-                    stack.append((child, iter(child.entries)))
+                    within = before.directory(entry.name) if before is not None else None
+                    stack.append((child, iter(child.entries), within))
                     self._count()
             else:
-                self._add(directory, entry)
+                self._add(directory, entry, before)
         self._encoder.finish()
+        if self._holding is not None:
+            self.padding += self._holding.injected - self._holding.referenced
+
+    def _put(self, action: Action) -> None:
+        """Do ``action`` behind whatever is held."""
+        if self._holding is None:
+            action()
+        else:
+            self._holding.then(action)
 
     # -- entries -----------------------------------------------------------------------------------------------------
 
-    def _add(self, directory: SourceDirectory, entry: SourceEntry) -> None:
+    def _add(self, directory: SourceDirectory, entry: SourceEntry, before: PreviousDirectory | None) -> None:
         mode = entry.stat.st_mode
         if st.S_ISREG(mode):
-            self._add_regular(directory, entry)
+            if self._holding is None:
+                self._add_regular(directory, entry)
+            elif not self._hold(self._holding, directory, entry, before):
+                self._holding.flush()
+                self._add_regular(directory, entry)
         elif st.S_ISLNK(mode):
             try:
                 target = os.readlink(entry.name, dir_fd=directory.fd)
             except OSError as error:
                 self._cannot(directory, entry.name, error)
                 return
-            self._encoder.add_symlink(entry.name, plain(entry.stat), target)
+            self._put(partial(self._encoder.add_symlink, entry.name, plain(entry.stat), target))
             self._list(b"l", entry.name)
         elif st.S_ISCHR(mode) or st.S_ISBLK(mode):
             device = entry.stat.st_rdev
-            self._encoder.add_device(entry.name, plain(entry.stat), os.major(device), os.minor(device))
+            numbers = os.major(device), os.minor(device)
+            self._put(partial(self._encoder.add_device, entry.name, plain(entry.stat), *numbers))
             self._list(b"c" if st.S_ISCHR(mode) else b"b", entry.name)
         else:
-            self._encoder.add_special(entry.name, plain(entry.stat))
+            self._put(partial(self._encoder.add_special, entry.name, plain(entry.stat)))
             self._list(b"p" if st.S_ISFIFO(mode) else b"s", entry.name)
         self._count()
 
@@ -177,10 +213,51 @@ class TreeArchiver:
             return
         self._counters.total += 1
         self._counters.reencoded += 1
+        self._may_be_linked(directory, entry.name, added)
+
+    def _may_be_linked(self, directory: SourceDirectory, name: bytes, added: _Added) -> None:
         if added.stat.st_nlink > 1:
-            path = directory.path_of(entry.name).lstrip(b"/")
+            path = directory.path_of(name).lstrip(b"/")
             if len(path) <= MAX_NAME:  # else nothing can refer to it: its other names become files of their own
                 self._links.put(_link_key(added.stat), _LINK_POSITION.pack(added.position) + path)
+
+    # -- unchanged files ---------------------------------------------------------------------------------------------
+
+    def _hold(
+        self, holding: Holding, directory: SourceDirectory, entry: SourceEntry, before: PreviousDirectory | None
+    ) -> bool:
+        """Hold a file whose contents are in the previous archive; False when it has to be read."""
+        if entry.stat.st_nlink > 1:
+            key = _link_key(entry.stat)
+            if holding.holds(key) or self._links.get(key) is not None:
+                holding.then(partial(self._add_regular, directory, entry))
+                return True
+        if before is None or not before.has_file(entry.name, entry.stat.st_size):
+            return False
+        try:
+            with open_file(directory, entry) as file:
+                metadata = directory.metadata_of(entry.name, file)
+                offset = before.unchanged(entry.name, metadata, file.stat.st_size)
+        except (OSError, Replaced):
+            return False  # reading it will tell
+        if offset is None:
+            return False
+        link = _link_key(file.stat) if file.stat.st_nlink > 1 else None
+        holding.hold(HeldFile(directory, SourceEntry(entry.name, file.stat), metadata, offset), link)
+        return True
+
+    def _placed(self, file: HeldFile, position: int) -> None:
+        self._counters.total += 1
+        self._counters.unchanged += 1
+        self._may_be_linked(file.directory, file.entry.name, _Added(position, file.entry.stat))
+
+    def _read_held(self, file: HeldFile) -> None:
+        """It does not pay to keep the old chunks of this file."""
+        try:
+            with self._walk.revisit(file.directory):
+                self._add_regular(file.directory, file.entry)
+        except OSError as error:
+            self._cannot(file.directory, file.entry.name, error)
 
     def _add_split(self, directory: SourceDirectory, entry: SourceEntry) -> _Added | None:
         """Contents first; read again when the file changed meanwhile."""

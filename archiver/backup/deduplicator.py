@@ -61,6 +61,17 @@ class Deduplicator:
             self._claimed.discard(digest)
         return False
 
+    def reuse(self, digest: bytes, size: int) -> bool:
+        """Whether a chunk may be referred to without its data at hand: it is there, is sound as far as one can see, and
+        was touched."""
+        with self._lock:
+            known = self._known(digest, size)
+        if known is None or not self._trusted(known[1]):
+            return False
+        with self._lock:
+            self._mark_seen(known[0])
+        return True
+
     def _known(self, digest: bytes, size: int) -> tuple[int, ChunkRow] | None:
         """Number and row of a chunk that the database holds to be stored, and does not contradict itself about."""
         found = self._database.lookup(digest) if self._database is not None else None

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from archiver.backup.archive import FileCounters, TreeArchiver
 from archiver.backup.deduplicator import Deduplicator
+from archiver.backup.reference import NoReference, Reference, find_reference
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, Stream, StreamResult
 from archiver.core.disk import explained
-from archiver.core.events import Event, FileProblem, Listener
+from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
 from archiver.errors import UsageError
 from archiver.source.problem import Problem
@@ -35,7 +36,7 @@ from formats.errors import FormatError
 from formats.manifest import FileInfo, Manifest
 from formats.naming import check_backup_id, check_namespace, check_owner
 
-Mode = Literal["data", "legacy"]
+Mode = Literal["metadata", "data", "legacy"]
 CryptMode = Literal["none", "encrypt", "sign-only"]
 
 DEFAULT_CHUNK_SIZE = 4 << 20
@@ -154,6 +155,7 @@ class _Run:
             store.session() as session,
             closing(Deduplicator(store, session, self._chunk_crypt)) as deduplicator,
         ):
+            self._deduplicator = deduplicator
             never = options.walk.never_enter | store.own_directories()
             self._walk = replace(options.walk, never_enter=never)
             with Pipeline() as pipeline:
@@ -176,11 +178,12 @@ class _Run:
         large = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_CONTENT_BODY, count=_CONTENT_SLABS)
         headroom = _LARGEST_CHUNK * max(average, CATALOG_CHUNK_SIZE)  # a catalog's chunks have their own size
         small = SlabPool(pipeline, headroom=headroom, body=_SMALL_BODY, count=_SMALL_SLABS)
-        if self._options.mode == "data":
+        if self._options.mode != "legacy":
             for spec in self._specs:
                 payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)
                 archive = Stream(machinery, f"{spec.name}.mpxar.didx", Chunker(average), small)
-                padding = self._archive(spec, machinery, archive, payload, None)
+                reference = self._reference(spec) if self._options.mode == "metadata" else None
+                padding = self._archive(spec, machinery, archive, payload, None, reference)
                 self._add(f"{spec.name}.pxar", [payload.finish(), archive.finish()], padding)
             return
         listing = Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), small)
@@ -194,6 +197,16 @@ class _Run:
         catalog.finish()
         self._add("catalog.pcat1", [listing.finish()], 0)
 
+    def _reference(self, spec: ArchiveSpec) -> Reference | None:
+        options, name = self._options, f"{spec.name}.pxar"
+        try:
+            return find_reference(
+                self._store, options.group, name, options.crypt_mode, options.crypt, self._deduplicator.reuse
+            )
+        except NoReference as reason:
+            self._listener(Notice(f"{name} is saved completely: {reason}"))
+            return None
+
     def _archive(
         self,
         spec: ArchiveSpec,
@@ -201,6 +214,7 @@ class _Run:
         archive: Stream,
         payload: Stream | None,
         catalog: CatalogWriter | None,
+        reference: Reference | None = None,
     ) -> int:
         """Archive one source; returns the padding in its payload stream, bytes."""
         report: list[Callable[[Problem], None]] = []
@@ -213,6 +227,8 @@ class _Run:
                 counters=self._files,
                 listener=self._hear,
                 spill_directory=machinery.session.path,
+                reference=reference,
+                average=self._options.chunk_size,
             )
             report.append(writer.report)
             writer.run()

@@ -165,14 +165,27 @@ class Stream:
 
     def _cut(self, *, last: bool) -> None:
         """Hand out the chunks whose ends are decided by the bytes written so far."""
-        slab = self._slab
         self._cut_at = self._pos + _CUT_EVERY
-        while length := self._chunker.scan(slab.array[self._chunk_start : self._pos], last):
-            start = self._chunk_start
-            self._chunk_start += length
-            slab.hold()
-            self._machinery.chunks.put(_Chunk(self, self._chunk_count, slab, start, start + length))
-            self._chunk_count += 1
+        while length := self._chunker.scan(self._slab.array[self._chunk_start : self._pos], last):
+            self._hand_out(length)
+
+    def inject(self, digest: bytes, size: int) -> None:
+        """A chunk that the store has goes into the stream here, and what was written before is cut off from it."""
+        self._cut(last=False)
+        if self._pos > self._chunk_start:
+            self._hand_out(self._pos - self._chunk_start)
+        assert isinstance(self._chunker, PayloadChunker)
+        self._chunker.restart()
+        self._chunker.advance(size)
+        self.stored(self._chunk_count, digest, size, new=False, stored=0, reused=True)
+        self._chunk_count += 1
+
+    def _hand_out(self, length: int) -> None:
+        start = self._chunk_start
+        self._chunk_start += length
+        self._slab.hold()
+        self._machinery.chunks.put(_Chunk(self, self._chunk_count, self._slab, start, start + length))
+        self._chunk_count += 1
 
     def _next_slab(self) -> None:
         """Go on in a new slab: the bytes of the open chunk move into its headroom."""
@@ -205,9 +218,14 @@ class Stream:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def stored(self, position: int, digest: bytes, size: int, new: bool, stored: int) -> None:
+    def stored(
+        self, position: int, digest: bytes, size: int, new: bool, stored: int, *, reused: bool = False
+    ) -> None:
         """Chunk number ``position`` is in the store; entries reach the index in stream order."""
         with self._lock:
+            if reused:
+                self.counters.reused_chunks += 1
+                self.counters.reused_bytes += size
             self.counters.chunks += 1
             self.counters.size += size
             if new:

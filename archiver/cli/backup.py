@@ -28,10 +28,10 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
     "--mode",
     "--change-detection-mode",
     "mode",
-    type=click.Choice(["data", "legacy"]),
+    type=click.Choice(["metadata", "data", "legacy"]),
     default="data",
     show_default=True,
-    help="data: split archives; legacy: one archive with a catalog.",
+    help="metadata: read changed files only; data: read all; legacy: one archive with a catalog.",
 )
 @click.option(
     "--crypt",

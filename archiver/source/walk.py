@@ -13,8 +13,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -301,14 +303,39 @@ class Walk:
 
     def _open_by_names(self) -> int:
         """Open the current directory by the names from the root on."""
+        return self._open_chain(self._stack[1:])
+
+    def _open_chain(self, directories: Sequence[SourceDirectory]) -> int:
+        """Open the last of ``directories``, each in the one before, the first in the root."""
         fd = os.dup(self._stack[0].fd)
-        for directory in self._stack[1:]:
+        for directory in directories:
             try:
                 below = os.open(directory.name, _FOR_LOOKUP, dir_fd=fd)
             finally:
                 os.close(fd)
             fd = below
         return fd
+
+    @contextmanager
+    def revisit(self, directory: SourceDirectory) -> Iterator[None]:
+        """Give a directory that the walk may have left its descriptor for a while. OSError when it is gone."""
+        if directory.fd >= 0:
+            yield
+            return
+        chain = []
+        above: SourceDirectory | None = directory
+        while above is not None and above.parent is not None:
+            chain.append(above)
+            above = above.parent
+        fd = self._open_chain(chain[::-1])
+        try:
+            if _identity(os.fstat(fd)) != _identity(directory.stat):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            directory.fd = fd
+            yield
+        finally:
+            directory.fd = -1
+            os.close(fd)
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

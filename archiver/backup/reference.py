@@ -1,0 +1,144 @@
+"""The previous archive that a metadata run compares with and takes chunks from (spec change-detection.md 5.1, 5.2).
+
+Any doubt about it means "no reference": the run is then a complete backup, never a failed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from archiver.backup.reuse import Previous
+from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
+from archiver.errors import ArchiverError, NotFound
+from archiver.store.indexes import Index
+from archiver.store.layout import GroupRef
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from formats.errors import FormatError
+from formats.pxar.accessor import Accessor, Node
+from formats.pxar.metadata import Metadata
+
+
+class NoReference(Exception):
+    """Why there is none, as a clause."""
+
+
+class Reference:
+    """A tree of the newest finished snapshot of a group, in two halves, both consistent. Not for several threads."""
+
+    def __init__(self, tree: Tree, payload: Previous, digests: Index) -> None:
+        self.snapshot = tree.snapshot.ref
+        self.payload = payload
+        self._index = digests
+        self._accessor: Accessor | None = tree.accessor()
+
+    def chunk(self, entry: int) -> tuple[bytes, int]:
+        """Digest and size of an entry of the payload index."""
+        return self._index.digest(entry), self._index.end(entry) - self._index.start(entry)
+
+    @property
+    def root(self) -> PreviousDirectory | None:
+        return None if self._accessor is None else PreviousDirectory(self, self._accessor.root)
+
+    def children(self, node: Node) -> dict[bytes, Node]:
+        """Children of a directory by name; none from the first damage on."""
+        if self._accessor is None:
+            return {}
+        try:
+            return self._accessor.children(node)
+        except (FormatError, ArchiverError):
+            self._accessor = None
+            return {}
+
+
+class PreviousDirectory:
+    """A directory of the previous archive."""
+
+    __slots__ = ("_children", "_reference")
+
+    def __init__(self, reference: Reference, node: Node) -> None:
+        self._reference = reference
+        self._children = reference.children(node)
+
+    def directory(self, name: bytes) -> PreviousDirectory | None:
+        node = self._children.get(name)
+        return PreviousDirectory(self._reference, node) if node is not None and node.kind == "dir" else None
+
+    def has_file(self, name: bytes, size: int) -> bool:
+        """Whether it is worth looking at the file's metadata."""
+        node = self._children.get(name)
+        return node is not None and node.kind == "file" and node.payload_offset is not None and node.size == size
+
+    def unchanged(self, name: bytes, metadata: Metadata, size: int) -> int | None:
+        """The old payload offset of a file whose metadata are what they were; None: it must be read."""
+        if not self.has_file(name, size):
+            return None
+        node = self._children[name]
+        assert node.metadata is not None
+        return node.payload_offset if _same(node.metadata, metadata) else None
+
+
+def _same(before: Metadata, now: Metadata) -> bool:
+    """Values of extended attributes do not count: what is stored are the present ones."""
+    return (
+        before.stat == now.stat
+        and before.acl == now.acl
+        and before.fcaps == now.fcaps
+        and (before.quota_project_id or 0) == (now.quota_project_id or 0)
+        and [name for name, _ in before.xattrs] == [name for name, _ in now.xattrs]
+    )
+
+
+def find_reference(
+    store: Store,
+    group: GroupRef,
+    name: str,
+    crypt_mode: str,
+    crypt: CryptConfig | None,
+    usable: Callable[[bytes, int], bool],
+) -> Reference:
+    """The archive ``name`` (``x.pxar``) of the group's newest finished snapshot.
+
+    ``usable`` says of a digest and size whether that chunk may be put into a new index (it is seen and touched).
+    Raises NoReference.
+    """
+    try:
+        ref = store.newest(group)
+        if ref is None:
+            raise NoReference("there is no earlier snapshot")
+        snapshot = Snapshot(store, ref, crypt)
+        state = store.info(ref).verify_state
+        if state is not None and state.get("state") == "failed":
+            raise NoReference(f"{ref} failed its verification")
+        if crypt is not None and not snapshot.protected:
+            raise NoReference(f"{ref} is not signed")
+        archive = _split(snapshot, name)
+        modes = {file.crypt_mode for file in archive.files}
+        if modes != {crypt_mode}:
+            raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
+        tree = snapshot.tree(archive)
+        index = snapshot.index(tree.content_file)
+        return Reference(tree, _payload(index, usable), index)
+    except NotFound as error:
+        raise NoReference(str(error)) from error
+    except (ArchiverError, FormatError) as error:
+        raise NoReference(str(error)) from error
+
+
+def _split(snapshot: Snapshot, name: str) -> ArchiveFiles:
+    for archive in snapshot.archives():
+        if archive.name == name and len(archive.files) == 2:
+            return archive
+    raise NoReference(f"{snapshot.ref} has no {name} in two halves")
+
+
+def _payload(index: Index, usable: Callable[[bytes, int], bool]) -> Previous:
+    sizes = index.sizes()
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    digests = np.ascontiguousarray(index.digests).view("V32").ravel()
+    first, numbers = np.unique(digests, return_index=True, return_inverse=True)[1:]
+    found = [usable(index.digest(at), int(sizes[at])) for at in first.tolist()]
+    return Previous(starts, numbers.astype(np.uint32), np.array(found, np.bool_)[numbers])
