@@ -218,9 +218,7 @@ class Stream:
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def stored(
-        self, position: int, digest: bytes, size: int, new: bool, stored: int, *, reused: bool = False
-    ) -> None:
+    def stored(self, position: int, digest: bytes, size: int, new: bool, stored: int, *, reused: bool = False) -> None:
         """Chunk number ``position`` is in the store; entries reach the index in stream order."""
         with self._lock:
             if reused:
