@@ -19,7 +19,7 @@ from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.encoder import Encoder
 from formats.pxar.metadata import Metadata
 
-_AT_MOST = 65_536  # entries held
+_AT_MOST = 8192  # entries held, some 1.5 KB each; the plan is nearly the same with larger windows
 
 
 class HeldFile(NamedTuple):

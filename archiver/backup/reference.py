@@ -98,16 +98,16 @@ def find_reference(
     crypt_mode: str,
     crypt: CryptConfig | None,
     usable: Callable[[bytes, int], bool],
-) -> Reference:
+) -> Reference | None:
     """The archive ``name`` (``x.pxar``) of the group's newest finished snapshot.
 
     ``usable`` says of a digest and size whether that chunk may be put into a new index (it is seen and touched).
-    Raises NoReference.
+    None in a group without snapshots; raises NoReference when there is one that cannot be used.
     """
     try:
         ref = store.newest(group)
         if ref is None:
-            raise NoReference("there is no earlier snapshot")
+            return None
         snapshot = Snapshot(store, ref, crypt)
         state = store.info(ref).verify_state
         if state is not None and state.get("state") == "failed":

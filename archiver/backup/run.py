@@ -204,7 +204,7 @@ class _Run:
                 self._store, options.group, name, options.crypt_mode, options.crypt, self._deduplicator.reuse
             )
         except NoReference as reason:
-            self._listener(Notice(f"{name} is saved completely: {reason}"))
+            self._listener(Notice(f"{name} is saved completely: {reason}", "warning"))
             return None
 
     def _archive(

@@ -31,7 +31,7 @@ def load_index(path: str) -> Index:
             raise FormatError("not a regular file")
         if status.st_size >= _MAP_FROM:
             return decode_index(memoryview(mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)))
-        return decode_index(os.read(fd, _MAP_FROM))
+        return decode_index(os.read(fd, status.st_size))
     finally:
         os.close(fd)
 
