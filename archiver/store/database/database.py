@@ -86,6 +86,48 @@ class Database:
         """Forget everything."""
         self._change(lambda txn: self._reset(txn, store))
 
+    # -- for those who keep tables of their own ----------------------------------------------------------------------
+
+    def table(self, name: bytes) -> Any:
+        """The handle of a table, for transactions."""
+        return self._env.table(name)
+
+    def change(self, work: Callable[[Any], T]) -> T | None:
+        """Run ``work`` in a write transaction, again when the map was too small; None when that cannot be done."""
+        return self._change(work)
+
+    def get(self, table: bytes, key: bytes) -> bytes | None:
+        """A value; None when there is none, or the database cannot be read."""
+
+        def look(txn: Any) -> bytes | None:
+            value: bytes | None = txn.get(key, db=self._env.table(table))
+            return value
+
+        return self._ask(look, None)
+
+    def keys(self, table: bytes, prefix: bytes) -> list[bytes]:
+        """All keys of a table that begin with ``prefix``, in order."""
+
+        def look(txn: Any) -> list[bytes]:
+            cursor = txn.cursor(db=self._env.table(table))
+            found: list[bytes] = []
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(prefix):
+                        break
+                    found.append(key)
+            return found
+
+        return self._ask(look, [])
+
+    def checked(self, decode: Callable[[], T]) -> T | None:
+        """What ``decode`` makes of a value; when that is damaged, None, and no more use of this database."""
+        try:
+            return decode()
+        except records.DAMAGED as error:
+            self._condemn(error)
+            return None
+
     def _change(self, work: Callable[[Any], T]) -> T | None:
         """Run a write transaction; None when the database cannot be written."""
         if not self.usable:

@@ -4,7 +4,7 @@
 table       key                               value
 ==========  ================================  =======================================================================
 ``meta``    ``schema`` ``store`` ``chunks``   u32 · 16-byte uuid · next chunk number u32
-            ``snapshots``                     next snapshot number u32
+            ``snapshots`` ``archives``        next snapshot, archive number u32
 ``digest``  chunk digest, 32 bytes            chunk number u32, stored length u32 (0: missing or damaged)
 ``chunk``   chunk number, u32 big-endian      digest 32, BLAKE3 of the stored bytes 32 (zeros: not known), plain size
                                               u32, verified u32 (Unix seconds, 0: never)
@@ -31,7 +31,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-SCHEMA = 1
+SCHEMA = 2
 
 META = b"meta"
 DIGEST = b"digest"
@@ -39,7 +39,14 @@ CHUNK = b"chunk"
 PATH = b"path"
 SNAPSHOT = b"snap"
 INDEX = b"index"
-TABLES = (META, DIGEST, CHUNK, PATH, SNAPSHOT, INDEX)
+# of the file catalog, see store/catalog/catalog.py
+ARCHIVE = b"archive"
+RUN = b"run"
+PACK = b"pack"
+PLACE = b"place"
+NEWEST = b"newest"
+NAMES = b"names"
+TABLES = (META, DIGEST, CHUNK, PATH, SNAPSHOT, INDEX, ARCHIVE, RUN, PACK, PLACE, NEWEST, NAMES)
 
 U32 = struct.Struct("<I")
 U32_KEY = struct.Struct(">I")

@@ -1,0 +1,258 @@
+"""A directory of an archive as one record: what its entries looked like on disk, and their bytes in the archive.
+
+======  ======================  =============================================================================
+offset  content                 of a record with n entries, little-endian
+======  ======================  =============================================================================
+0       head, 72 bytes          u8 flags, 3 bytes 0, u32 n, u32 lengths of own, names, items, table; u64 inode of
+                                the directory, i64 mtime, ctime in ns; 16 bytes selection; 8 bytes 0
+        own                     ENTRY and attribute items of the directory; empty in a leaf
+        rows                    n x 4 i64: inode, size, mtime, ctime in ns (see below)
+        lengths                 n x u32: length of each entry's items in ``items``
+        kinds                   n x 1 byte: d l f h b c p s as in catalogs (spec pxar.md 14)
+        names                   joined by ``/``
+        items                   FILENAME and everything behind it of each entry, directories apart
+        table                   the GOODBYE item, or nothing
+======  ======================  =============================================================================
+
+``items``: payload references are relative to the first one of the record, whose place in the payload stream is kept
+apart: where contents lie changes every night, what they are does not. The distance in a HARDLINK item is 0.
+
+``rows`` say how the live entry was found: of a directory (inode, -1, 0, 0), its own times are in its own record. A
+change time of 0 means that the row proves nothing: too young when it was looked at, not read without problems, or made
+from an archive. ``selection`` stands for the rules by which the names were chosen; zeros: always list again.
+
+A directory of very many names is split: its record has no entries but the keys of leaves (u64, in ``items``), each of
+which holds a part of the names. A leaf begins at a name whose hash says so, whatever the names around it are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+from siphashc import siphash
+
+from formats.pxar.constants import REF_SIZE
+from formats.pxar.goodbye import HASH_KEY
+from formats.wire import Buffer
+
+SPLIT = 1  # flag: the entries are in leaves
+LINKED = 2  # flag: some entries are names of files with several names
+HAS_DIRECTORIES = 4  # flag
+
+NO_SELECTION = bytes(16)
+SPLIT_FROM = 2048  # names
+ROW = struct.Struct("<qqqq")
+
+_HEAD = struct.Struct("<B3xIIIIIQqq16s8x")
+_LEAF_EVERY = 1024  # names, on average
+_DERIVED = 1 << 63  # set in keys that are hashes; inode numbers do not have it
+_OFFSET_FROM_END = 16  # of a file's items: u64 offset, u64 size
+_U64 = struct.Struct("<Q")
+
+
+def path_key(path: bytes) -> int:
+    """Key of a directory that is known by nothing but its path in the archive."""
+    return _hashed(b"path", path)
+
+
+def inode_key(file_system: bytes, inode: int, at_home: bool) -> int:
+    """Key of a live directory; ``at_home``: it is on the file system of the archive's root."""
+    if at_home and inode < _DERIVED:
+        return inode
+    return _hashed(b"inode", file_system + b"\0" + _U64.pack(inode))
+
+
+def leaf_key(directory: int, first: bytes) -> int:
+    """Key of the leaf of a split directory that begins with the name ``first`` (empty: the first leaf)."""
+    return _hashed(b"leaf", _U64.pack(directory) + first)
+
+
+def _hashed(kind: bytes, data: bytes) -> int:
+    value: int = _U64.unpack(blake3(kind + b"\0" + data).digest(8))[0]
+    return value | _DERIVED
+
+
+def leaves(directory: int, names: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
+    """(key, start, stop) of each leaf of a split directory with the sorted ``names``."""
+    start, key = 0, leaf_key(directory, b"")
+    for place, name in enumerate(names):
+        if place and siphash(HASH_KEY, name) % _LEAF_EVERY == 0:
+            yield key, start, place
+            start, key = place, leaf_key(directory, name)
+    yield key, start, len(names)
+
+
+class Record:
+    """A decoded record; ``raw`` is kept, and its parts are views of it. Raises struct.error or ValueError for bytes
+    that are none."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        flags, count, own, names, items, table, self.inode, self.mtime, self.ctime, self.selection = _HEAD.unpack_from(
+            raw
+        )
+        self.count: int = count
+        self.flags: int = flags
+        start = _HEAD.size
+        self.own = raw[start : start + own]
+        start += own
+        self.rows = raw[start : start + 32 * count]
+        start += 32 * count
+        self._lengths = start
+        self.kinds = raw[start + 4 * count : start + 5 * count]
+        start += 5 * count
+        self._names = (start, start + names)
+        self._items = start + names
+        self._table = self._items + items
+        if self._table + table != len(raw):
+            raise ValueError("a directory record has another length than it says")
+
+    @property
+    def table(self) -> bytes:
+        return self.raw[self._table :]
+
+    @property
+    def items(self) -> bytes:
+        return self.raw[self._items : self._table]
+
+    @property
+    def is_split(self) -> bool:
+        return bool(self.flags & SPLIT)
+
+    @property
+    def leaf_keys(self) -> list[int]:
+        """Keys of the leaves of a split directory."""
+        keys: list[int] = np.frombuffer(self.items, "<u8").tolist()
+        return keys
+
+    @cached_property
+    def names(self) -> list[bytes]:
+        found = self.raw[slice(*self._names)].split(b"/") if self.count else []
+        if len(found) != self.count:
+            raise ValueError("a directory record has other names than it says")
+        return found
+
+    @cached_property
+    def place(self) -> dict[bytes, int]:
+        """Number of each name."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    @cached_property
+    def lengths(self) -> NDArray[np.uint32]:
+        return np.frombuffer(self.raw, "<u4", self.count, self._lengths)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        ends: list[int] = np.cumsum(self.lengths, dtype=np.int64).tolist()
+        return ends
+
+    def row(self, number: int) -> bytes:
+        return self.rows[32 * number : 32 * number + 32]
+
+    def item(self, number: int) -> bytes:
+        """The items of one entry."""
+        end = self._items + self._ends[number]
+        return self.raw[end - int(self.lengths[number]) : end]
+
+    def part(self, start: int, stop: int) -> tuple[bytes, bytes, bytes]:
+        """Items, lengths (u32) and kinds of the entries [start, stop)."""
+        if start == 0 and stop == self.count:
+            return self.items, self.raw[self._lengths : self._lengths + 4 * stop], self.kinds
+        first = self._items + (self._ends[start - 1] if start else 0)
+        last = self._items + (self._ends[stop - 1] if stop else 0)
+        lengths = self.raw[self._lengths + 4 * start : self._lengths + 4 * stop]
+        return self.raw[first:last], lengths, self.kinds[start:stop]
+
+
+class Draft:
+    """A record in the making. ``items`` are given with absolute payload references; the rest as in the table above."""
+
+    __slots__ = ("ctime", "flags", "inode", "items", "kinds", "mtime", "names", "own", "rows", "selection")
+
+    def __init__(
+        self, inode: int = 0, mtime: int = 0, ctime: int = 0, selection: bytes = NO_SELECTION, own: bytes = b""
+    ) -> None:
+        self.inode, self.mtime, self.ctime, self.selection, self.own = inode, mtime, ctime, selection, own
+        self.names: list[bytes] = []
+        self.rows: list[bytes] = []
+        self.items: list[bytes] = []
+        self.kinds = bytearray()
+        self.flags = 0
+
+    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+        self.kinds += kind
+        self.names.append(name)
+        self.rows.append(row)
+        self.items.append(item)
+        if kind == b"d":
+            self.flags |= HAS_DIRECTORIES
+        elif kind == b"h":
+            self.flags |= LINKED
+
+    def encode(self, table: bytes = b"") -> tuple[bytes, int]:
+        """(record, absolute offset of its first payload reference or 0)."""
+        items, base = _relative(self.items, bytes(self.kinds))
+        return self._join(len(self.names), b"".join(self.rows), self.items, items, table), base
+
+    def encode_split(self, keys: Sequence[int]) -> bytes:
+        """The record of a split directory with these leaves."""
+        self.flags |= SPLIT
+        return self._join(0, b"", [], np.array(keys, "<u8").tobytes(), b"")
+
+    def _join(self, count: int, rows: bytes, parts: Sequence[bytes], items: bytes, table: bytes) -> bytes:
+        names = b"/".join(self.names)
+        head = _HEAD.pack(
+            self.flags,
+            count,
+            len(self.own),
+            len(names),
+            len(items),
+            len(table),
+            self.inode,
+            self.mtime,
+            self.ctime,
+            self.selection,
+        )
+        lengths = np.fromiter(map(len, parts), "<u4", len(parts)).tobytes()
+        return b"".join((head, self.own, rows, lengths, self.kinds, names, items, table))
+
+
+def _relative(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, int]:
+    """Items with payload references relative to the first one, and that."""
+    if b"f" not in kinds:
+        return b"".join(parts), 0
+    joined = bytearray().join(parts)
+    places = reference_places(np.fromiter(map(len, parts), np.int64, len(parts)), kinds)
+    offsets = read_references(joined, places)[:, 0]
+    base = int(offsets[0])
+    write_offsets(joined, places, offsets - base)
+    return bytes(joined), base
+
+
+def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:
+    """Where in the joined items the payload references of the files are, n entries of the given lengths."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    places: NDArray[np.int64] = ends[np.frombuffer(kinds, np.uint8) == ord("f")] - _OFFSET_FROM_END
+    return places
+
+
+def read_references(items: Buffer, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(m, 2): offset and size of the payload references at these places."""
+    found: NDArray[np.int64] = np.frombuffer(items, np.uint8)[places[:, None] + _SIXTEEN].view("<i8")
+    return found
+
+
+def write_offsets(items: bytearray, places: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
+    """Put other offsets into the payload references at these places."""
+    data = np.frombuffer(items, np.uint8)
+    data[places[:, None] + _EIGHT] = offsets.astype("<i8").view(np.uint8).reshape(-1, 8)
+
+
+_SIXTEEN = np.arange(16)
+_EIGHT = np.arange(8)
+assert REF_SIZE == 2 * _OFFSET_FROM_END
