@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from siphashc import siphash
@@ -38,7 +38,8 @@ class EncodeError(FormatError):
 class Encoder:
     """Writes one archive through ``write`` and, for version 2, ``write_payload``.
 
-    ``position`` and ``payload_position`` are where the next byte of each stream goes, contents included.
+    ``position`` and ``payload_position`` are where the next byte of each stream goes, contents included. ``last``: the
+    items of the entry that was added last, without its contents.
     ``prelude`` (version 2 only) is stored behind the version.
     """
 
@@ -51,6 +52,7 @@ class Encoder:
         "_references_end",
         "_write",
         "_write_payload",
+        "last",
         "payload_position",
         "position",
     )
@@ -60,6 +62,7 @@ class Encoder:
         self._write_payload = write_payload
         self.position = 0
         self.payload_position = 0
+        self.last = b""
         self._children: array[int] | None = None  # of the innermost open directory, see goodbye.build
         self._directory_start = 0  # what that directory's goodbye table points to
         self._outer: list[tuple[array[int], int, int, int]] = []  # of the directories around it; hash, FILENAME of it
@@ -81,17 +84,23 @@ class Encoder:
 
     # -- directories ---------------------------------------------------------------------------------------------------
 
-    def start_root(self, metadata: Metadata) -> None:
-        """The root directory; everything else goes between this and its ``end_directory``."""
+    def start_root(self, attributes: Metadata | bytes) -> None:
+        """The root directory; everything else goes between this and its ``end_directory``.
+
+        ``attributes``: its metadata, or what ``encode_attributes`` made of them.
+        """
         if self._children is not None or self._finished:
             raise ValueError("the root was started before")
-        self._emit(_entry(None, metadata, (c.DIRECTORY,)))
+        self._emit(attributes if isinstance(attributes, bytes) else encode_attributes(attributes))
         self._children = array("Q")
 
-    def start_directory(self, name: bytes, metadata: Metadata) -> int:
+    def start_directory(self, name: bytes, attributes: Metadata | bytes) -> int:
         """A directory in the open one; what follows is in it. Returns the position of its FILENAME item."""
         children = self._open_directory()
-        item = _entry(name, metadata, (c.DIRECTORY,))
+        if isinstance(attributes, bytes):
+            item = _filename(name) + attributes
+        else:
+            item = _entry(name, attributes, (c.DIRECTORY,))
         start = self.position
         self._emit(item)
         self._outer.append((children, self._directory_start, siphash(HASH_KEY, name), start))
@@ -99,9 +108,10 @@ class Encoder:
         self._directory_start = start + c.HEADER_SIZE + len(name) + 1
         return start
 
-    def end_directory(self) -> None:
-        """Close the innermost open directory, at the end the root."""
-        self._emit(build(self._open_directory(), self.position, self._directory_start))
+    def end_directory(self, table: bytes | None = None) -> None:
+        """Close the innermost open directory, at the end the root. ``table``: its GOODBYE item, where it is known."""
+        children = self._open_directory()
+        self._emit(table if table is not None else build(children, self.position, self._directory_start))
         if not self._outer:
             self._children = None
             self._finished = True
@@ -155,6 +165,30 @@ class Encoder:
         """
         return self._refer(name, metadata, size, payload_offset, 0)
 
+    def add_encoded(
+        self, items: bytes, entries: Iterable[tuple[bytes, int]], references: tuple[int, int] | None
+    ) -> int:
+        """Entries that were encoded before, in this or an earlier archive; no directories, no hard links.
+
+        ``entries``: name and length in ``items`` of each; none when the directory will be closed with its table.
+        ``references``: where the contents that the files among them refer to begin and end; they may be injected later
+        but before ``finish``. Returns the position of the first entry.
+        """
+        children = self._open_directory()
+        if references is not None:
+            first, end = references
+            if first < self._references_end or self._write_payload is None:
+                raise ValueError(f"payload reference {first} lies before {self._references_end}")
+            self._references_end = end
+        start = at = self.position
+        for name, length in entries:
+            children.extend((siphash(HASH_KEY, name), at, length))
+            at += length
+        self._write(items)
+        self.position = start + len(items)
+        self.last = items
+        return start
+
     def inject(self, size: int) -> None:
         """``size`` bytes of reused chunks are put into the payload stream here, by the caller."""
         self._split_stream()
@@ -183,6 +217,7 @@ class Encoder:
         start = self.position
         self._write(item)
         self.position = end = start + len(item)
+        self.last = item
         children.extend((siphash(HASH_KEY, name), start, end - start + counted))
         self._references_end = offset + c.HEADER_SIZE + size
         return start
@@ -232,8 +267,8 @@ class Encoder:
             raise ValueError(f"hard link at {start} to {target_position}: the target comes first")
         if not c.valid_link_path(target_path):
             raise EncodeError("target of a hard link", got=repr(target_path[:80]))
-        link = _item(c.HARDLINK, c.U64.pack(start - target_position) + target_path + b"\0")
-        self._emit(_filename(name) + link)
+        self.last = encode_hardlink(name, target_path, start - target_position)
+        self._emit(self.last)
         children.extend((siphash(HASH_KEY, name), start, self.position - start))
         return start
 
@@ -253,6 +288,7 @@ class Encoder:
         item = _entry(name, metadata, types) + body
         start = self.position
         self._emit(item)
+        self.last = item
         children.extend((siphash(HASH_KEY, name), start, len(item) + contents))
         return start
 
@@ -267,6 +303,23 @@ class Encoder:
     def _emit(self, data: bytes) -> None:
         self._write(data)
         self.position += len(data)
+
+
+def encode_attributes(metadata: Metadata) -> bytes:
+    """ENTRY and attribute items. Raises EncodeError."""
+    return _entry(None, metadata, (metadata.stat.mode >> 12,))
+
+
+def encode_file(name: bytes, attributes: Metadata | bytes, offset: int, size: int) -> bytes:
+    """All items of a regular file of version 2. Raises EncodeError."""
+    if not isinstance(attributes, bytes):
+        attributes = encode_attributes(attributes)
+    return b"".join((_filename(name), attributes, c.FOUR.pack(c.PAYLOAD_REF, c.REF_SIZE, offset, size)))
+
+
+def encode_hardlink(name: bytes, target_path: bytes, distance: int) -> bytes:
+    """All items of a further name of a file. Raises EncodeError."""
+    return _filename(name) + _item(c.HARDLINK, c.U64.pack(distance) + target_path + b"\0")
 
 
 @cache

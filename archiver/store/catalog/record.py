@@ -17,12 +17,14 @@ offset  content                 of a record with n entries, little-endian
 ``items``: payload references are relative to the first one of the record, whose place in the payload stream is kept
 apart: where contents lie changes every night, what they are does not. The distance in a HARDLINK item is 0.
 
-``rows`` say how the live entry was found: of a directory (inode, -1, 0, 0), its own times are in its own record. A
-change time of 0 means that the row proves nothing: too young when it was looked at, not read without problems, or made
-from an archive. ``selection`` stands for the rules by which the names were chosen; zeros: always list again.
+``rows`` say how the live entry was found. Of a directory: (inode, -1, key of its record, 0), its own times are in its
+own record. A change time of 0 means that the row does not prove that a file is as it was: too young when it was looked
+at, or not read without problems. Inode 0: only its metadata can tell (an archive, a file system of which we know no
+better). ``selection`` stands for the rules by which the names were chosen; zeros: always list again.
 
-A directory of very many names is split: its record has no entries but the keys of leaves (u64, in ``items``), each of
-which holds a part of the names. A leaf begins at a name whose hash says so, whatever the names around it are.
+A directory of very many names is split: its record has no entries but leaves, each of which holds a part of the names:
+their keys (u64) are in ``items``, the first name of each in ``names``. A leaf begins at a name whose hash says so,
+whatever the names around it are.
 """
 
 from __future__ import annotations
@@ -41,8 +43,7 @@ from formats.pxar.goodbye import HASH_KEY
 from formats.wire import Buffer
 
 SPLIT = 1  # flag: the entries are in leaves
-LINKED = 2  # flag: some entries are names of files with several names
-HAS_DIRECTORIES = 4  # flag
+HAS_DIRECTORIES = 2  # flag
 
 NO_SELECTION = bytes(16)
 SPLIT_FROM = 2048  # names
@@ -125,10 +126,10 @@ class Record:
         return bool(self.flags & SPLIT)
 
     @property
-    def leaf_keys(self) -> list[int]:
-        """Keys of the leaves of a split directory."""
+    def leaves(self) -> list[tuple[int, bytes]]:
+        """Key and first name of each leaf of a split directory."""
         keys: list[int] = np.frombuffer(self.items, "<u8").tolist()
-        return keys
+        return list(zip(keys, self.raw[slice(*self._names)].split(b"/"), strict=True))
 
     @cached_property
     def names(self) -> list[bytes]:
@@ -191,18 +192,17 @@ class Draft:
         self.items.append(item)
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
-        elif kind == b"h":
-            self.flags |= LINKED
 
     def encode(self, table: bytes = b"") -> tuple[bytes, int]:
         """(record, absolute offset of its first payload reference or 0)."""
         items, base = _relative(self.items, bytes(self.kinds))
         return self._join(len(self.names), b"".join(self.rows), self.items, items, table), base
 
-    def encode_split(self, keys: Sequence[int]) -> bytes:
-        """The record of a split directory with these leaves."""
+    def encode_split(self, leaves: Sequence[tuple[int, bytes]]) -> bytes:
+        """The record of a split directory; key and first name of each of its leaves."""
         self.flags |= SPLIT
-        return self._join(0, b"", [], np.array(keys, "<u8").tobytes(), b"")
+        self.names = [first for _, first in leaves]
+        return self._join(0, b"", [], np.array([key for key, _ in leaves], "<u8").tobytes(), b"")
 
     def _join(self, count: int, rows: bytes, parts: Sequence[bytes], items: bytes, table: bytes) -> bytes:
         names = b"/".join(self.names)
