@@ -128,6 +128,10 @@ class PatternList:
     def __bool__(self) -> bool:
         return bool(self._layers)
 
+    def text(self) -> bytes:
+        """The lines of all patterns: what two lists of equal effect have in common."""
+        return b"".join(pattern.line() for layer in self._layers for pattern, _, _ in reversed(layer.rules))
+
     def extended(self, patterns: Iterable[Pattern]) -> PatternList:
         """This list with ``patterns`` after its own; the cost is that of the new ones."""
         longer = PatternList(patterns)

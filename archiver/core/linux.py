@@ -69,6 +69,24 @@ ZFS = 0x2FC12FC1
 FUSE = 0x65735546
 MSDOS = 0x4D44
 
+# Local file systems that keep inode numbers and change times of files, whatever happens to the machine.
+STABLE = {
+    EXT4,
+    XFS,
+    ZFS,
+    0x9123683E,  # btrfs
+    0xCA451A4E,  # bcachefs
+    0xF2F52010,  # f2fs
+    0x3153464A,  # jfs
+    0x52654973,  # reiserfs
+    0x3434,  # nilfs
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+    0x794C7630,  # overlayfs
+    0xE0F5E1E2,  # erofs
+    0x73717368,  # squashfs
+}
+
 # File systems that show the kernel's state, not files; never archived (spec pxar.md 11.6).
 VIRTUAL = {
     0x42494E4D: "binfmt_misc",

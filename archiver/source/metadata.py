@@ -37,7 +37,11 @@ _WITH_QUOTA = {linux.EXT4, linux.XFS, linux.ZFS}
 
 
 class Features(NamedTuple):
-    """What files of one file system are asked for. ``device`` is the st_dev this holds for."""
+    """What files of one file system are asked for. ``device`` is the st_dev this holds for.
+
+    ``stable``: inode numbers and change times tell whether a file is as it was. ``identity`` names the file system,
+    also after it was mounted again.
+    """
 
     xattrs: bool
     acl: bool
@@ -45,19 +49,24 @@ class Features(NamedTuple):
     quota: bool
     fat: bool
     device: int
+    stable: bool = False
+    identity: bytes = b""
 
     @classmethod
     def from_magic(cls, magic: int, st_dev: int) -> Features:
+        stable = magic in linux.STABLE
         if magic == linux.MSDOS:
             return cls(xattrs=False, acl=False, fcaps=False, quota=False, fat=True, device=st_dev)
         if magic == linux.FUSE:
             return cls(xattrs=True, acl=False, fcaps=False, quota=False, fat=True, device=st_dev)
-        return cls(xattrs=True, acl=True, fcaps=True, quota=magic in _WITH_QUOTA, fat=False, device=st_dev)
+        quota = magic in _WITH_QUOTA
+        return cls(xattrs=True, acl=True, fcaps=True, quota=quota, fat=False, device=st_dev, stable=stable)
 
     @classmethod
     def of(cls, fd: int, st_dev: int) -> Features:
         """Features of the file system that ``fd`` lies on. Raises OSError."""
-        return cls.from_magic(linux.filesystem_type(fd), st_dev)
+        number = os.fstatvfs(fd).f_fsid or st_dev
+        return cls.from_magic(linux.filesystem_type(fd), st_dev)._replace(identity=b"%x" % number)
 
 
 def plain(stat: os.stat_result) -> Metadata:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from blake3 import blake3
+
 from archiver.core.linux import open_noatime
 from archiver.source.problem import Note, explain
 from formats.patterns import Pattern, PatternList, parse_exclude_file
@@ -36,6 +38,15 @@ class Selection:
         if skip_lost_and_found:
             known += (Pattern.parse(b"lost+found"),)
         return cls(known, exclude_caches)
+
+    def decides_below(self, names: list[bytes]) -> bool:
+        """Whether a file among ``names`` decides with its contents what is archived."""
+        return EXCLUDE_FILE in names or (self.exclude_caches and CACHE_TAG in names)
+
+    def digest(self, inherited: PatternList, path: Callable[[], bytes]) -> bytes:
+        """16 bytes for the rules by which names of a directory are chosen, as long as no file in it decides."""
+        rules = inherited.text()
+        return blake3(b"caches\0" * self.exclude_caches + rules + (path() if rules else b"")).digest(length=16)
 
     def start(self) -> PatternList:
         """The patterns in effect above the source's root."""

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+import stat as st
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +33,11 @@ from archiver.source.selection import EXCLUDE_FILE, Selection
 from formats.patterns import Pattern, PatternList
 from formats.pxar.metadata import Metadata
 
-__all__ = ["Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
+__all__ = ["ROW", "Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
 
 _CLI_EXCLUDES = b".pxarexclude-cli"  # an archive of version 1 makes a file of this name in its root
+ROW = struct.Struct("<qqqq")  # of an entry: inode, size, mtime, ctime in ns; of a directory: inode, -1, a key, 0
+_TYPE = 0o170000
 _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's does too
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -58,11 +62,37 @@ class SourceEntry(NamedTuple):
     stat: os.stat_result
 
 
+class Looked(NamedTuple):
+    """lstat of some names; None for one that cannot be looked at, which was reported. ``rows``: ROW of each other one.
+
+    ``usual``: all of them were there, and none is a further name of a file or lies on another file system.
+    """
+
+    stats: list[os.stat_result | None]
+    rows: list[bytes]
+    usual: bool
+
+
 class SourceDirectory:
     """A directory of the walk. ``fd`` serves as ``dir_fd`` while this is the walk's current directory; it is -1 for one
-    that is not entered, and for one that was moved away while the walk was deep below it."""
+    that is not entered, and for one that was moved away while the walk was deep below it.
 
-    __slots__ = ("_walk", "fd", "features", "metadata", "name", "names", "parent", "patterns", "stat")
+    ``metadata`` and ``names`` are read when it is entered, but for what somebody knows who is asked before.
+    """
+
+    __slots__ = (
+        "_metadata",
+        "_names",
+        "_patterns",
+        "_walk",
+        "decided",
+        "fd",
+        "features",
+        "is_known",
+        "name",
+        "parent",
+        "stat",
+    )
 
     def __init__(self, walk: Walk, parent: SourceDirectory | None, name: bytes, stat: os.stat_result) -> None:
         self._walk = walk
@@ -70,10 +100,61 @@ class SourceDirectory:
         self.name = name
         self.stat = stat
         self.fd = -1
-        self.names: list[bytes] = []
         self.features: Features
-        self.metadata: Metadata
-        self.patterns: PatternList
+        self.decided = False  # by a file in it: what of it is archived; or it could not be listed
+        self.is_known = False  # its metadata are not asked for
+        self._metadata: Metadata | None = None
+        self._names: list[bytes] | None = None
+        self._patterns: PatternList | None = None
+
+    @property
+    def metadata(self) -> Metadata:
+        """Attributes that cannot be read are reported."""
+        if self._metadata is None:
+            self._metadata = self._walk.collect(self.fd, self.stat, self.features, self._note_here)
+        return self._metadata
+
+    @property
+    def names(self) -> list[bytes]:
+        """The selected names, sorted by bytes."""
+        if self._names is None:
+            self._names, self._patterns = self._walk.list(self)
+        return self._names
+
+    @property
+    def patterns(self) -> PatternList:
+        """Those in effect below this directory."""
+        if self._patterns is None:
+            self._names, self._patterns = self._walk.list(self)
+        return self._patterns
+
+    @property
+    def inherited(self) -> PatternList:
+        """The patterns in effect above this directory."""
+        return self._walk.initial_patterns if self.parent is None else self.parent.patterns
+
+    def adopt(self, names: list[bytes]) -> None:
+        """Take ``names`` for what a listing would give; the rules for it are ``selection``, and no file decides."""
+        self._names, self._patterns = names, self.inherited
+
+    def read(self) -> None:
+        """Read what is not known."""
+        if not self.is_known:
+            _ = self.metadata
+        _ = self.names
+
+    def close_for(self, metadata: Metadata) -> None:
+        """Take it for an empty directory: it is not entered."""
+        self.close()
+        self._metadata, self._names, self._patterns = metadata, [], self.inherited
+
+    @property
+    def selection(self) -> bytes:
+        """16 bytes that stand for the rules by which the names are chosen, unless ``decided``."""
+        return self._walk.selection(self)
+
+    def _note_here(self, kind: Kind, reason: str) -> None:
+        self._walk.report(Problem(self.path, reason, kind))
 
     @property
     def path(self) -> bytes:
@@ -100,6 +181,32 @@ class SourceDirectory:
                 continue
             yield SourceEntry(name, stat)
 
+    def look_at(self, names: Sequence[bytes], key: Callable[[bytes, os.stat_result], int]) -> Looked:
+        """Look at several names. ``key`` gives the number that the row of a directory has for its size.
+
+        The hot path of a run in which nothing has changed.
+        """
+        stats: list[os.stat_result | None] = []
+        rows: list[bytes] = []
+        usual = True
+        fd, device, pack, look = self.fd, self.features.device, ROW.pack, os.stat
+        for name in names:
+            try:
+                stat = look(name, dir_fd=fd, follow_symlinks=False)
+            except OSError as error:
+                self._walk.report_unseen(self, name, error)
+                stats.append(None)
+                usual = False
+                continue
+            stats.append(stat)
+            if stat[0] & _TYPE == st.S_IFDIR:
+                rows.append(pack(stat[1], -1, key(name, stat), 0))
+                continue
+            rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
+            if stat[3] > 1 or stat[2] != device:
+                usual = False
+        return Looked(stats, rows, usual)
+
     def look(self, name: bytes) -> SourceEntry:
         """One entry, looked at again. Raises OSError."""
         return SourceEntry(name, os.stat(name, dir_fd=self.fd, follow_symlinks=False))
@@ -124,13 +231,22 @@ class SourceDirectory:
 class Walk:
     """``open_root``, then ``enter`` and ``leave`` as the caller's archive goes down and up. Not for several threads."""
 
-    def __init__(self, root: bytes | str, options: WalkOptions, problem: Report) -> None:
+    def __init__(
+        self,
+        root: bytes | str,
+        options: WalkOptions,
+        problem: Report,
+        known: Callable[[SourceDirectory], None] = lambda directory: None,
+    ) -> None:
+        """``known`` is asked about each directory that was opened, before it is read."""
         self.report = problem
+        self._known = known
         self._root = os.fsencode(root)
         self._options = options
         self._selection = Selection.of(
             options.excludes, skip_lost_and_found=options.skip_lost_and_found, exclude_caches=options.exclude_caches
         )
+        self.initial_patterns = self._selection.start()
         self._devices: frozenset[int] | None = None  # st_dev of the file systems to enter; None: all
         self._stack: list[SourceDirectory] = []
 
@@ -158,11 +274,9 @@ class Walk:
             raise UsageError(f"source {shown} is part of the store or of its database, which are never archived")
         if not self._options.all_file_systems:
             self._devices = self._options.include_dev | {root.stat.st_dev}
-        root.features = Features.from_magic(magic, root.stat.st_dev)
-        self._read(root, self._selection.start())
-        if _CLI_EXCLUDES in root.names:
-            root.names.remove(_CLI_EXCLUDES)
-            root.note(_CLI_EXCLUDES, "skipped", "this name is kept for the exclude patterns of a run")
+        root.features = Features.of(fd, root.stat.st_dev)
+        self._known(root)
+        root.read()
         return root
 
     def enter(self, entry: SourceEntry) -> SourceDirectory | None:
@@ -177,12 +291,11 @@ class Walk:
             parent.note(entry.name, *explain(error))
             return None
         self._stack.append(directory)
-        if closed is None:
-            self._read(directory, parent.patterns)
-        else:
-            directory.close()
-            directory.metadata = plain(directory.stat)
+        if closed is not None:
+            directory.close_for(plain(directory.stat))
             parent.note(entry.name, *closed)
+        self._known(directory)
+        directory.read()
         outer = len(self._stack) - _KEPT_OPEN - 1
         if outer > 0:
             self._stack[outer].close()
@@ -255,7 +368,7 @@ class Walk:
             magic = linux.filesystem_type(directory.fd)
             if magic in linux.VIRTUAL:
                 return "mount", f"{linux.VIRTUAL[magic]} file system, never entered"
-            directory.features = Features.from_magic(magic, directory.stat.st_dev)
+            directory.features = Features.of(directory.fd, directory.stat.st_dev)
         return self._rule(directory, parent)  # once more: the name may have changed hands before it was opened
 
     def _rule(self, directory: SourceDirectory, parent: SourceDirectory) -> tuple[Kind, str] | None:
@@ -266,13 +379,8 @@ class Walk:
             return "mount", "mount point, not entered"
         return None
 
-    def _read(self, directory: SourceDirectory, inherited: PatternList) -> None:
-        """Metadata and selected names of an open directory."""
-
-        def note(kind: Kind, reason: str) -> None:
-            self.report(Problem(directory.path, reason, kind))
-
-        directory.metadata = self.collect(directory.fd, directory.stat, directory.features, note)
+    def list(self, directory: SourceDirectory) -> tuple[list[bytes], PatternList]:
+        """The selected names of an open directory, and the patterns in effect below it."""
         names: list[bytes] = []
         try:
             with os.scandir(directory.fd) as found:
@@ -280,11 +388,24 @@ class Walk:
                     names.append(os.fsencode(entry.name))
         except OSError as error:
             kind, reason = explain(error)
-            note(kind, reason if kind == "vanished" else f"not all of its entries could be listed: {reason}")
+            reason = reason if kind == "vanished" else f"not all of its entries could be listed: {reason}"
+            self.report(Problem(directory.path, reason, kind))
+            directory.decided = True
         names.sort()
-        directory.names, directory.patterns = self._selection.choose(
-            directory.fd, names, inherited, lambda: directory.path, partial(directory.note, EXCLUDE_FILE)
+        if self._selection.decides_below(names):
+            directory.decided = True
+        chosen, patterns = self._selection.choose(
+            directory.fd, names, directory.inherited, lambda: directory.path, partial(directory.note, EXCLUDE_FILE)
         )
+        if directory.parent is None and _CLI_EXCLUDES in chosen:
+            chosen.remove(_CLI_EXCLUDES)
+            directory.note(_CLI_EXCLUDES, "skipped", "this name is kept for the exclude patterns of a run")
+            directory.decided = True
+        return chosen, patterns
+
+    def selection(self, directory: SourceDirectory) -> bytes:
+        """See SourceDirectory."""
+        return self._selection.digest(directory.inherited, lambda: directory.path)
 
     def _reopen(self, directory: SourceDirectory, child: SourceDirectory) -> None:
         """Give the current directory a descriptor again: only ever of that directory, else none and a report."""

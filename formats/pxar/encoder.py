@@ -91,7 +91,7 @@ class Encoder:
         """
         if self._children is not None or self._finished:
             raise ValueError("the root was started before")
-        self._emit(attributes if isinstance(attributes, bytes) else encode_attributes(attributes))
+        self._emit(attributes if isinstance(attributes, bytes) else _entry(None, attributes, (c.DIRECTORY,)))
         self._children = array("Q")
 
     def start_directory(self, name: bytes, attributes: Metadata | bytes) -> int:

@@ -63,11 +63,11 @@ NONE = {"xattrs": False, "acl": False, "fcaps": False}
 @pytest.mark.parametrize(
     "magic, expected",
     [
-        (0xEF53, {**ALL, "quota": True, "fat": False}),
-        (0x58465342, {**ALL, "quota": True, "fat": False}),
-        (0x2FC12FC1, {**ALL, "quota": True, "fat": False}),
-        (0x9123683E, {**ALL, "quota": False, "fat": False}),
-        (0x01021994, {**ALL, "quota": False, "fat": False}),  # tmpfs: deliberately more than the original
+        (0xEF53, {**ALL, "quota": True, "fat": False, "stable": True}),
+        (0x58465342, {**ALL, "quota": True, "fat": False, "stable": True}),
+        (0x2FC12FC1, {**ALL, "quota": True, "fat": False, "stable": True}),
+        (0x9123683E, {**ALL, "quota": False, "fat": False, "stable": True}),
+        (0x01021994, {**ALL, "quota": False, "fat": False, "stable": True}),  # tmpfs: deliberately more than the original
         (0x65735546, {**NONE, "xattrs": True, "quota": False, "fat": True}),
         (0x4D44, {**NONE, "quota": False, "fat": True}),
         (0x6969, {**ALL, "quota": False, "fat": False}),
@@ -75,7 +75,7 @@ NONE = {"xattrs": False, "acl": False, "fcaps": False}
 )
 def test_features_of_file_systems(magic: int, expected: dict[str, bool]) -> None:
     features = Features.from_magic(magic, 77)._asdict()
-    assert features == {**expected, "device": 77}
+    assert features == {"stable": False, **expected, "device": 77, "identity": b""}
 
 
 def test_an_ordinary_file(file: Path) -> None:
