@@ -13,6 +13,7 @@ in it, so that nothing of the user's is read or changed.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -63,13 +64,21 @@ class Program(ABC):
     def init(self, place: Path) -> Command:
         """Makes the repository, which is not there yet."""
 
+    def database(self, place: Path) -> Path | None:
+        """The directory of the LMDB environment whose growth is measured; None for programs without one."""
+        return None
+
     @abstractmethod
     def backup(self, place: Path, source: Path, name: str) -> Command:
         """Backs up ``source``; ``name`` differs from backup to backup, the first is "first"."""
 
+    def bytes_read(self, output: str) -> int | None:
+        """Bytes of file content that a backup says it has read; None for programs that do not say."""
+        return None
+
     @abstractmethod
-    def restore(self, place: Path, target: Path) -> Command:
-        """Restores everything to ``target``, an empty directory and the current one."""
+    def restore(self, place: Path, target: Path, name: str) -> Command:
+        """Restores ``name``, or the newest backup, which is like it, to the empty directory ``target``, run in it."""
 
     def restored(self, target: Path, source: Path) -> Path:
         """Where a restore to ``target`` puts the directory ``source``: the absolute path below it."""
@@ -106,10 +115,18 @@ class Archiver(Program):
     def init(self, place: Path) -> Command:
         return self._command(place, "init")
 
-    def backup(self, place: Path, source: Path, name: str) -> Command:
-        return self._command(place, "backup", "--id", BACKUP_ID, f"data.pxar:{source}")
+    def database(self, place: Path) -> Path | None:
+        return self.repository(place) / ".archiver" / "db"
 
-    def restore(self, place: Path, target: Path) -> Command:
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        options = ["--json", "--mode", "metadata", "--id", BACKUP_ID]
+        return self._command(place, "backup", *options, f"data.pxar:{source}")
+
+    def bytes_read(self, output: str) -> int | None:
+        document = next(line for line in output.splitlines() if line.startswith("{"))
+        return int(json.loads(document)["bytes_read"])
+
+    def restore(self, place: Path, target: Path, name: str) -> Command:
         return self._command(place, "restore", f"host/{BACKUP_ID}", str(target))
 
     def restored(self, target: Path, source: Path) -> Path:
@@ -153,7 +170,7 @@ class Restic(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return [self.name, "backup", "--one-file-system", "--host", BACKUP_ID, str(source)]
 
-    def restore(self, place: Path, target: Path) -> Command:
+    def restore(self, place: Path, target: Path, name: str) -> Command:
         return [self.name, "restore", "latest", "--target", str(target)]
 
     def verify(self, place: Path) -> Command:
@@ -187,8 +204,8 @@ class Borg(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return [self.name, "create", "--one-file-system", "--compression", "zstd,1", f"::{name}", str(source)]
 
-    def restore(self, place: Path, target: Path) -> Command:
-        return [self.name, "extract", "::first"]
+    def restore(self, place: Path, target: Path, name: str) -> Command:
+        return [self.name, "extract", f"::{name}"]
 
     def verify(self, place: Path) -> Command:
         return [self.name, "check", "--verify-data"]

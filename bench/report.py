@@ -23,17 +23,35 @@ RATIOS = (*PEERS, "faster", LIMIT)
 TITLES = {
     "first": "first backup",
     "unchanged": "nothing changed",
+    "changed": "1 % of the files changed",
     "restore": "restore",
     "verify": "verify everything",
     "list": "list snapshots",
     "help": "--help",
 }
-HEADER = ("data", "work", "program", "wall s", "(min-max)", "CPU s", "peak MiB", "anon MiB", "stored MiB", "check")
+HEADER = (
+    "data",
+    "work",
+    "program",
+    "wall s",
+    "(min-max)",
+    "CPU s",
+    "peak MiB",
+    "anon MiB",
+    "stored MiB",
+    "entries/s",
+    "read MiB",
+    "db KiB",
+    "db file",
+    "check",
+)
 WORDS = 3  # columns of words, to the left of those of numbers
 SHOWN_PROBLEMS = 5
 NOTES = """\
 wall, CPU: medians; peak: largest resident set, mapped files included; anon: largest RssAnon seen, sampled every 20 ms.
 stored: allocated on disk after the first backup, our database included.
+entries/s: entries of the tree, changed or not; read: file content that was read (only archiver tells).
+db, db file: growth of the pages in use and of the file of archiver's database, KiB.
 limit: the bare necessary work on two threads: read, SHA-256, zstd-1, write.
 restic always encrypts; borg and archiver run without encryption here. archiver's default restore reads back what it
 wrote; restic's and borg's do not, and their default restore is what both of our restore rows are compared with."""
@@ -124,9 +142,20 @@ def _cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
         _mebibytes(max((run.rss for run in row.runs), default=None)),
         _mebibytes(max((run.anon for run in row.runs), default=None)),
         _mebibytes(row.stored),
+        f"{row.entries / median(walls):.0f}" if walls and row.entries else "-",
+        f"{median(row.bytes_read) / 2**20:.1f}" if row.bytes_read else "-",
+        *_growth(row),
         state,
         *(f"{against[name]:.2f}x" if name in against else "-" for name in RATIOS),
     )
+
+
+def _growth(row: Row) -> tuple[str, str]:
+    if not row.growth:
+        return "-", "-"
+    used = median(growth.used for growth in row.growth)
+    length = median(growth.length for growth in row.growth)
+    return f"{used / 1024:+.0f}", f"{length / 1024:+.0f}"
 
 
 def _rest(problems: Sequence[str]) -> list[str]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 READ_BYTES = 1 << 20
 MAX_DIFFERENCES = 20
+SETTLED_SECONDS = 3.5  # a file that changed in the last 3 s may change again unseen: nobody trusts its times
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,12 @@ def read_all(root: Path) -> None:
                 pass
         finally:
             os.close(descriptor)
+
+
+def settle(root: Path) -> None:
+    """Waits until nothing in the tree was changed lately, so that the next backup can trust the times it finds."""
+    newest = max([root.lstat().st_ctime, *(entry.status.st_ctime for entry in walk(root))])
+    time.sleep(min(max(newest + SETTLED_SECONDS - time.time(), 0), SETTLED_SECONDS))
 
 
 def allocated(root: Path) -> int:

@@ -10,13 +10,16 @@ import signal
 import sys
 import tarfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import lmdb
 import pytest
 import zstandard
 
 from bench import __main__ as command
-from bench import datasets, limit, measure, peers, report, trees
+from bench import changes, database, datasets, limit, measure, peers, report, trees
+from bench.database import DatabaseSize
 from bench.measure import Usage
 from bench.peers import Command, Program
 from bench.suite import WORKLOADS, Row, Suite
@@ -37,8 +40,8 @@ class Copier(Program):
     def backup(self, place: Path, source: Path, name: str) -> Command:
         return ["cp", "-a", str(source), str(self.repository(place) / name)]
 
-    def restore(self, place: Path, target: Path) -> Command:
-        return ["sh", "-c", 'cp -a "$0"/. "$1"', str(self.repository(place) / "first"), str(target)]
+    def restore(self, place: Path, target: Path, name: str) -> Command:
+        return ["sh", "-c", 'cp -a "$0"/. "$1"', str(self.repository(place) / name), str(target)]
 
     def restored(self, target: Path, source: Path) -> Path:
         return target
@@ -57,8 +60,8 @@ class Careless(Copier):
     name = "careless"
     restore_options = ((),)
 
-    def restore(self, place: Path, target: Path) -> Command:
-        return ["sh", "-c", 'cp -a "$0"/. "$1"; rm "$1"/a', str(self.repository(place) / "first"), str(target)]
+    def restore(self, place: Path, target: Path, name: str) -> Command:
+        return ["sh", "-c", 'cp -a "$0"/. "$1"; rm "$1"/a', str(self.repository(place) / name), str(target)]
 
 
 class Crashing(Copier):
@@ -74,6 +77,24 @@ class Absent(Copier):
 
     def version(self) -> str | None:
         return None
+
+
+class Forgetful(Copier):
+    """Saves the same state for ever."""
+
+    name = "forgetful"
+    restore_options = ((),)
+
+    def backup(self, place: Path, source: Path, name: str) -> Command:
+        if name == "first":
+            return super().backup(place, source, name)
+        repository = self.repository(place)
+        return ["cp", "-a", str(repository / "first"), str(repository / name)]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trees, "SETTLED_SECONDS", 0)
 
 
 @pytest.fixture
@@ -109,6 +130,7 @@ def test_every_workload_gives_a_row_for_each_command(tree: Path) -> None:
         ("first", "archiver"),
         ("first", "limit"),
         ("unchanged", "archiver"),
+        ("changed", "archiver"),
         ("restore", "archiver"),
         ("restore", "archiver --no-verify"),
         ("verify", "archiver"),
@@ -116,7 +138,12 @@ def test_every_workload_gives_a_row_for_each_command(tree: Path) -> None:
         ("help", "archiver"),
     ]
     assert all(len(one.runs) == 2 and not one.problems for one in rows)
-    assert [one.label for one in rows if one.checked] == ["archiver", "archiver --no-verify"]
+    assert [(one.workload, one.label) for one in rows if one.checked] == [
+        ("changed", "archiver"),
+        ("restore", "archiver"),
+        ("restore", "archiver --no-verify"),
+    ]
+    assert [one.workload for one in rows if one.entries == 7] == ["first", "unchanged", "changed"]
     assert (row(rows, "first", "archiver").stored or 0) >= 5005
     assert (row(rows, "first", "limit").stored or 0) >= 5005
 
@@ -146,6 +173,41 @@ def test_a_failing_program_stops_nothing_else(tree: Path) -> None:
     assert row(rows, "first", "crashing").problems == ["exit code 9: disk on fire"]
     assert row(rows, "first", "crashing").runs == []
     assert len(row(rows, "unchanged", "archiver").runs) == 1
+
+
+def test_changes_are_made_to_a_copy_and_all_get_the_same(tree: Path) -> None:
+    before = restored_copy(tree)
+    rows = run_suite(tree, [Copier(), Careless()], repeat=3, only=["changed"])
+    assert trees.differences(before, tree) == []
+    assert not row(rows, "changed", "archiver").problems
+    assert len(row(rows, "changed", "careless").problems) == 2  # of its restore alone
+    ours, theirs = (tree.parent / "run" / f"{name}.changed" / "repository" for name in ("archiver", "careless"))
+    assert trees.differences(tree, ours / "first") == []
+    states = ["first", "changed-1", "changed-2", "changed-3"]
+    for earlier, later in pairwise(states):
+        assert trees.differences(ours / later, theirs / later) == []
+        assert trees.differences(ours / earlier, ours / later)
+
+
+def test_a_backup_of_an_older_state_is_found_out(tree: Path) -> None:
+    (found,) = run_suite(tree, [Forgetful()], repeat=2, only=["changed"])
+    assert len(found.runs) == 2 and found.problems
+
+
+def test_a_series_without_a_first_backup_is_not_measured(tree: Path) -> None:
+    rows = run_suite(tree, [Crashing(), Copier()], repeat=2, only=["changed"])
+    assert row(rows, "changed", "crashing").problems == ["exit code 9: disk on fire"]
+    assert len(row(rows, "changed", "archiver").runs) == 2
+
+
+def test_ours_tells_what_it_read_and_how_its_database_grew(tree: Path) -> None:
+    rows = run_suite(tree, [peers.Archiver()], repeat=2, only=["first", "unchanged", "changed"])
+    first, unchanged, changed = (row(rows, name, "archiver") for name in ("first", "unchanged", "changed"))
+    assert not first.problems + unchanged.problems + changed.problems
+    contents = {(entry.status.st_ino, entry.status.st_size) for entry in trees.walk(tree) if entry.is_file}
+    assert first.bytes_read == [sum(size for _, size in contents)] * 2
+    assert len(unchanged.bytes_read) == len(changed.bytes_read) == len(unchanged.growth) == 2
+    assert all(0 < growth.used <= growth.length for growth in first.growth)
 
 
 def test_a_failed_preparation_is_told_in_the_row_that_needs_it(tree: Path) -> None:
@@ -274,6 +336,83 @@ def test_a_failure_in_a_thread_of_the_limit_is_raised(tree: Path) -> None:
         limit.work(tree, tree.parent / "absent")
 
 
+# Changes
+
+
+def changed_tree(tmp_path: Path, number: int, count: int = 1000) -> tuple[Path, Path]:
+    """A generated tree, and a copy of it with one change."""
+    before = datasets.tiny(tmp_path, count).root
+    after = tmp_path / f"after-{number}"
+    changes.copy(before, after)
+    assert changes.apply(after, number) == max(count // 100, 1)
+    return before, after
+
+
+def test_one_file_in_a_hundred_changes_in_every_way(tmp_path: Path) -> None:
+    before, after = changed_tree(tmp_path, 1)
+    old, new = ({Path(e.path).relative_to(root): e for e in trees.walk(root) if e.is_file} for root in (before, after))
+    assert sorted(path.name for path in new.keys() - old.keys()) == ["new-1-7", "renamed-1-9"]
+    assert len(old.keys() - new.keys()) == 2
+    written = [path for path in old.keys() & new.keys() if old[path].status.st_mtime != new[path].status.st_mtime]
+    growth = [new[path].status.st_size - old[path].status.st_size for path in written]
+    assert len([size for size in growth if not size]) == 5 and len([size for size in growth if size > 0]) == 2
+    assert all((before / path).read_bytes() != (after / path).read_bytes() for path in written)
+
+
+def test_a_change_is_the_same_every_time_and_each_is_another(tmp_path: Path) -> None:
+    _, first = changed_tree(tmp_path / "a", 1)
+    _, again = changed_tree(tmp_path / "b", 1)
+    _, second = changed_tree(tmp_path / "c", 2)
+    contents = [
+        {Path(e.path).relative_to(root): Path(e.path).read_bytes() for e in trees.walk(root) if e.is_file}
+        for root in (first, again, second)
+    ]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_few_files_still_change_and_none_at_all_is_no_error(tmp_path: Path) -> None:
+    before, after = changed_tree(tmp_path, 1, count=3)
+    assert trees.differences(before, after)
+    trees.empty(after)
+    assert changes.apply(after, 2) == 0
+
+
+def test_a_copy_keeps_everything(tree: Path) -> None:
+    changes.copy(tree, tree.parent / "twin")
+    assert trees.differences(tree, tree.parent / "twin") == []
+    assert (tree.parent / "twin" / "hard").samefile(tree.parent / "twin" / "sub" / "b")
+    with pytest.raises(OSError, match="cannot copy"):
+        changes.copy(tree / "absent", tree.parent / "nothing")
+
+
+@pytest.mark.parametrize(("age", "waited"), [(0, 3), (1, 2), (10, 0), (-100, 3)])
+def test_waits_until_the_newest_change_is_old(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, age: float, waited: float
+) -> None:
+    slept: list[float] = []
+    newest = max(entry.status.st_ctime for entry in trees.walk(tree))
+    monkeypatch.setattr(trees, "SETTLED_SECONDS", 3)
+    monkeypatch.setattr("time.time", lambda: newest + age)
+    monkeypatch.setattr("time.sleep", slept.append)
+    trees.settle(tree)
+    assert slept == [pytest.approx(waited, abs=0.1)]
+
+
+def test_size_of_a_database_counts_pages_in_use(tmp_path: Path) -> None:
+    assert database.size(tmp_path) == DatabaseSize(0, 0)
+    sizes = []
+    for value in (bytes(1 << 20), b""):
+        with lmdb.open(str(tmp_path), max_dbs=2) as environment:
+            table = environment.open_db(b"table")
+            with environment.begin(write=True) as transaction:
+                transaction.put(b"key", value, db=table)
+        sizes.append(database.size(tmp_path))
+    full, emptied = sizes
+    assert full.used > 1 << 20 > 100 << 10 > emptied.used > 0
+    assert emptied.length >= full.length > 1 << 20
+    assert (emptied - full).used < 0
+
+
 # Trees
 
 
@@ -385,6 +524,16 @@ def test_many_problems_are_cut_short() -> None:
     rows[0].problems = [f"problem {number}" for number in range(9)]
     text = report.table([], {}, rows, Path("/"))
     assert "problem 4" in text and "problem 5" not in text and "and 4 more" in text
+
+
+def test_reading_and_growth_are_shown_as_medians() -> None:
+    rows = rows_of("changed", archiver=[1.0, 2.0, 4.0])
+    rows[0].entries = 5000
+    rows[0].bytes_read = [1 << 20, 3 << 20, 2 << 20]
+    rows[0].growth = [DatabaseSize(1024, 0), DatabaseSize(-4096, 0), DatabaseSize(9216, 8192)]
+    text = report.table([], {}, rows, Path("/"))
+    (line,) = (line.split() for line in text.splitlines() if line.startswith("small"))
+    assert line[-9:-5] == ["2500", "2.0", "+1", "+0"]
 
 
 # The command
