@@ -26,6 +26,7 @@ from siphashc import siphash
 from formats.errors import FormatError
 from formats.pxar import constants as c
 from formats.pxar.goodbye import HASH_KEY, build
+from formats.pxar.items import Entry
 from formats.pxar.metadata import NO_ACL, Acl, Metadata
 
 _Write = Callable[[bytes], object]
@@ -315,6 +316,22 @@ def encode_file(name: bytes, attributes: Metadata | bytes, offset: int, size: in
     if not isinstance(attributes, bytes):
         attributes = encode_attributes(attributes)
     return b"".join((_filename(name), attributes, c.FOUR.pack(c.PAYLOAD_REF, c.REF_SIZE, offset, size)))
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """All items of an entry that was decoded, in version 2; contents apart. Raises EncodeError."""
+    name, metadata = entry.name, entry.metadata
+    if metadata is None:
+        return encode_hardlink(name, entry.target, entry.link_offset)
+    attributes = encode_attributes(metadata)
+    if entry.kind == "file":
+        return encode_file(name, attributes, entry.payload_offset or 0, entry.size)
+    body = b""
+    if entry.kind == "symlink":
+        body = _item(c.SYMLINK, entry.target + b"\0")
+    elif entry.kind in ("char", "block"):
+        body = _item(c.DEVICE, c.PAIR.pack(entry.major, entry.minor))
+    return b"".join((_filename(name), attributes, body))
 
 
 def encode_hardlink(name: bytes, target_path: bytes, distance: int) -> bytes:

@@ -5,20 +5,24 @@ Tables (keys big-endian; values of encrypted archives sealed, see seal.py):
 ===========  ========================================  ================================================================
 table        key                                       value
 ===========  ========================================  ================================================================
-``archive``  first 16 bytes of SHA-256 of group path,  number of the archive u32, time of its newest run u64, parts of
-             NUL, archive name                         its places u32
-``run``      archive u32, snapshot time u64            RunHeader as JSON, behind 8 bytes that tell the key
+``archive``  first 16 bytes of SHA-256 of group path,  ArchiveRow; check
+             NUL, archive name
+``run``      archive u32, snapshot time u64            RunHead; check; RunHeader as JSON
 ``pack``     archive u32, time u64, number u32         records: zstd of { length u32, record }; changed ones apart:
                                                        { length u32, place of the base, zstd based on that }
-``place``    archive u32, time u64, part u32           columns: directory key (sorted), pack, offset in it
+``place``    archive u32, time u64, part u32           columns: directory key (sorted), time, pack, offset in it
 ``newest``   archive u32, part u32                     columns: directory key (sorted), time, pack, offset, base
 ``names``    archive u32, time u64, part u32           zstd of { path NUL { name NUL } NUL }: what is new in this run
 ===========  ========================================  ================================================================
 
-A run holds the records of the directories that are not as in its parent, the run before it; a directory that it does
-not have is as in the parent. Only where contents lie (``base``, the place of a record's first file in the payload
-stream) changes without a change of the directory; it is kept for the newest run alone. So a quiet night writes
-``newest`` and nothing else.
+Check: the first 16 bytes of BLAKE3 of the archive's key, the record's key and the value. Everything else carries a
+checksum of zstd's or is sealed.
+
+A run holds the records of the directories that are not as in its parent, an earlier run; a directory that it does not
+have is as in the parent, one with the place GONE is no more. Every few runs there is one that has the places of all its
+directories, wherever they are, so that a look-up goes through few runs. Only where contents lie (``base``, the place of
+a record's first file in the payload stream) changes without a change of the directory; it is kept for the newest run
+alone. So a quiet night writes ``newest`` and little else.
 
 Records are put together in packs of 128 KiB in the order of the walk: a pack is compressed four to five times smaller
 than its records one by one, and reading them in that order decompresses each pack once. A changed record is mostly its
@@ -30,7 +34,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -39,6 +43,7 @@ from typing import NamedTuple
 
 import numpy as np
 import zstandard
+from blake3 import blake3
 
 from archiver.store.catalog.columns import U64s, unpack_columns
 from archiver.store.catalog.record import Record
@@ -47,17 +52,23 @@ from archiver.store.database import records
 from archiver.store.database.database import Database
 from archiver.store.layout import GroupRef
 
-ARCHIVE_VALUE = struct.Struct("<IQI")
 RUN_KEY = struct.Struct(">IQ")
 PART_KEY = struct.Struct(">IQI")
 NEWEST_KEY = struct.Struct(">II")
 LENGTH = struct.Struct("<I")
 CHANGE = struct.Struct("<IQII")  # length of what follows, place of the base
-KEY_MARK = 8  # bytes before a run's header
 CHANGED = 1 << 31  # in a pack's number: a pack of changed records
+GONE = 1 << 32  # instead of a pack's number
 
+_ARCHIVE_ROW = struct.Struct("<IQIQ")
+_RUN_HEAD = struct.Struct("<8sQB")
+_CHECK = 16
+_SEALED_FROM = _RUN_HEAD.size + _CHECK
+_PLACE_COLUMNS = 4
+_NEWEST_COLUMNS = 5
 _LARGEST_PACK = 1 << 30
 _KEPT_PACKS = 12
+_KEPT_PARTS = 200
 
 
 class Place(NamedTuple):
@@ -68,12 +79,33 @@ class Place(NamedTuple):
     offset: int
 
 
+class ArchiveRow(NamedTuple):
+    """``newest``: the time of the latest run, 0 when its places are not known; in how many parts they are; a number
+    that is another one after runs were removed."""
+
+    number: int
+    newest: int
+    parts: int
+    generation: int
+
+
+class RunHead(NamedTuple):
+    """What can be told of a run without its key: what it is sealed with (zeros: it is not), the time of its parent (0:
+    none), how many runs back there is one that has all places."""
+
+    identity: bytes
+    parent: int
+    chain: int
+
+
 @dataclass(frozen=True, slots=True)
 class RunHeader:
     """``csum``: of the index file that holds the entries, as in the manifest. ``fields``: what the rows depend on
-    besides the files. ``root``: key of the root. ``firsts``: the first key of each part of places."""
+    besides the files. ``root``: key of the root. ``chain``: as in RunHead. ``firsts``: the first key of each part of
+    places."""
 
     parent: int | None
+    chain: int
     csum: str
     fields: str
     root: int
@@ -91,12 +123,13 @@ class RunHeader:
         return cls(**document)
 
 
-class Newest:
-    """All directories of the newest run, sorted by key: n places and bases."""
+class Places:
+    """Where the records of all directories of a run are, n places sorted by key. ``generation``: of ArchiveRow."""
 
-    def __init__(self, time: int, columns: list[U64s]) -> None:
+    def __init__(self, time: int, generation: int, columns: list[U64s]) -> None:
         self.time = time
-        self.keys, self.times, self.packs, self.offsets, self.bases = columns
+        self.generation = generation
+        self.keys, self.times, self.packs, self.offsets = columns
         self._keys = np.ascontiguousarray(self.keys).data
 
     def find(self, key: int) -> int:
@@ -106,6 +139,14 @@ class Newest:
 
     def place(self, number: int) -> Place:
         return Place(int(self.times[number]), int(self.packs[number]), int(self.offsets[number]))
+
+
+class Newest(Places):
+    """Those of the newest run, and n bases."""
+
+    def __init__(self, time: int, generation: int, columns: list[U64s]) -> None:
+        super().__init__(time, generation, columns[:-1])
+        self.bases = columns[-1]
 
     def base(self, number: int) -> int:
         return int(self.bases[number])
@@ -132,13 +173,55 @@ class Catalog:
     def number(self) -> int | None:
         """The archive's number; None when nothing is recorded of it."""
         if self._number is None:
-            row = self._row()
-            self._number = None if row is None else row[0]
+            row = self.row()
+            self._number = None if row is None else row.number
         return self._number
 
-    def _row(self) -> tuple[int, int, int] | None:
+    def row(self) -> ArchiveRow | None:
+        """None when nothing is recorded of the archive."""
         value = self.database.get(records.ARCHIVE, self.key)
-        return None if value is None else ARCHIVE_VALUE.unpack(value)
+        return None if value is None else self.database.checked(lambda: self.decode_row(value))
+
+    def encode_row(self, row: ArchiveRow) -> bytes:
+        """The value of the ``archive`` table."""
+        value = _ARCHIVE_ROW.pack(*row)
+        return value + self._check(self.key, value)
+
+    def decode_row(self, value: bytes) -> ArchiveRow:
+        """Raises ValueError, struct.error."""
+        row, check = value[: _ARCHIVE_ROW.size], value[_ARCHIVE_ROW.size :]
+        if check != self._check(self.key, row):
+            raise ValueError("the record of an archive is damaged")
+        return ArchiveRow(*_ARCHIVE_ROW.unpack(row))
+
+    def _check(self, key: bytes, value: bytes) -> bytes:
+        return blake3(self.key + key + value).digest(length=_CHECK)
+
+    def encode_run(self, key: bytes, header: RunHeader) -> bytes:
+        """The value of the ``run`` table."""
+        head = _RUN_HEAD.pack(self.seal.identity, header.parent or 0, header.chain)
+        sealed = self.seal.close(header.encode(), key)
+        return head + self._check(key, head + sealed) + sealed
+
+    def decode_head(self, key: bytes, value: bytes) -> RunHead:
+        """Raises ValueError, struct.error."""
+        head, check, sealed = value[: _RUN_HEAD.size], value[_RUN_HEAD.size :][:_CHECK], value[_SEALED_FROM:]
+        if check != self._check(key, head + sealed):
+            raise ValueError("the record of a run is damaged")
+        return RunHead(*_RUN_HEAD.unpack(head))
+
+    def _decode_run(self, key: bytes, value: bytes) -> RunHeader | None:
+        if self.decode_head(key, value).identity != self.seal.identity:
+            return None
+        return RunHeader.decode(self.seal.open(value[_SEALED_FROM:], key))
+
+    def forget_kept(self, time: int) -> None:
+        """What is kept in memory of a run is no longer true."""
+        self._number = None
+        self._headers.pop(time, None)
+        for kept in (self._packs, self._places):
+            for place in [place for place in kept if place[0] == time]:
+                del kept[place]
 
     def run(self, time: int) -> RunHeader | None:
         """The run of the snapshot of that time; None when there is none, or only one of another key."""
@@ -149,9 +232,9 @@ class Catalog:
         if header is None:
             key = RUN_KEY.pack(number, time)
             value = self.database.get(records.RUN, key)
-            if value is None or value[:KEY_MARK] != self.seal.identity:
+            if value is None:
                 return None
-            header = self.database.checked(lambda: RunHeader.decode(self.seal.open(value[KEY_MARK:], key)))
+            header = self.database.checked(partial(self._decode_run, key, value))
             if header is not None:
                 self._headers[time] = header
         return header
@@ -165,20 +248,44 @@ class Catalog:
         return [RUN_KEY.unpack(key)[1] for key in keys]
 
     def newest(self) -> Newest | None:
-        """Places and bases of the newest run."""
-        row = self._row()
-        if row is None:
-            return None
-        number, time, parts = row
-        if self.run(time) is None:
+        """Places and bases of the newest run; None also when they are not known, although the run is."""
+        row = self.row()
+        if row is None or self.run(row.newest) is None:
             return None
         found = []
-        for part in range(parts):
-            columns = self._columns(records.NEWEST, NEWEST_KEY.pack(number, part), 5)
+        for part in range(row.parts):
+            columns = self._columns(records.NEWEST, NEWEST_KEY.pack(row.number, part), _NEWEST_COLUMNS)
             if columns is None:
                 return None
             found.append(columns)
-        return Newest(time, [np.concatenate(part) for part in zip(*found, strict=True)]) if found else None
+        if not found:
+            return None
+        return Newest(row.newest, row.generation, [np.concatenate(part) for part in zip(*found, strict=True)])
+
+    def places(self, time: int) -> Places | None:
+        """The places of any run."""
+        row = self.row()
+        if row is None:
+            return None
+        found: list[list[U64s]] = []
+        when: int | None = time
+        while when is not None:
+            header = self.run(when)
+            if header is None:
+                return None
+            for part in range(len(header.firsts)):
+                columns = self._part(when, part)
+                if columns is None:
+                    return None
+                found.append(columns)
+            when = header.parent if header.chain else None
+        columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+        order = np.argsort(columns[0], kind="stable")  # of equal keys the one of the latest run comes first
+        keys = columns[0][order]
+        first = np.ones(len(keys), np.bool_)
+        first[1:] = keys[1:] != keys[:-1]
+        first &= columns[2][order] != GONE
+        return Places(time, row.generation, [column[order[first]] for column in columns])
 
     def _columns(self, table: bytes, key: bytes, count: int) -> list[U64s] | None:
         value = self.database.get(table, key)
@@ -198,27 +305,35 @@ class Catalog:
                 return None
             place = self._own_place(when, header, key)
             if place is not None:
-                return place
-            when = header.parent
+                return place if place.pack != GONE else None
+            when = header.parent if header.chain else None
         return None
 
     def _own_place(self, time: int, header: RunHeader, key: int) -> Place | None:
-        part = bisect_left(header.firsts, key + 1) - 1
-        if part < 0:
-            return None
-        columns = self._places.get((time, part))
+        part = bisect_right(header.firsts, key) - 1
+        columns = self._part(time, part) if part >= 0 else None
         if columns is None:
-            number = self.number()
-            found = None if number is None else self._columns(records.PLACE, PART_KEY.pack(number, time, part), 3)
-            if found is None:
-                return None
-            columns = self._places[time, part] = found
-            if len(self._places) > 4 * _KEPT_PACKS:
-                self._places.popitem(last=False)
+            return None
         at = int(columns[0].searchsorted(np.uint64(key)))
         if at == len(columns[0]) or int(columns[0][at]) != key:
             return None
-        return Place(time, int(columns[1][at]), int(columns[2][at]))
+        return Place(int(columns[1][at]), int(columns[2][at]), int(columns[3][at]))
+
+    def _part(self, time: int, part: int) -> list[U64s] | None:
+        """A part of the places of a run."""
+        columns = self._places.get((time, part))
+        if columns is not None:
+            self._places.move_to_end((time, part))
+            return columns
+        number = self.number()
+        if number is None:
+            return None
+        columns = self._columns(records.PLACE, PART_KEY.pack(number, time, part), _PLACE_COLUMNS)
+        if columns is not None:
+            self._places[time, part] = columns
+            if len(self._places) > _KEPT_PARTS:
+                self._places.popitem(last=False)
+        return columns
 
     def load(self, place: Place) -> Record | None:
         """The record at a place; None when it cannot be read."""

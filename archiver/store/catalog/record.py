@@ -74,15 +74,25 @@ def leaf_key(directory: int, first: bytes) -> int:
 
 
 def _hashed(kind: bytes, data: bytes) -> int:
-    value: int = _U64.unpack(blake3(kind + b"\0" + data).digest(8))[0]
+    value: int = _U64.unpack(blake3(kind + b"\0" + data).digest(length=8))[0]
     return value | _DERIVED
+
+
+def begins_leaf(name: bytes) -> bool:
+    """Whether a leaf of a split directory begins with this name; the first one does whatever it is."""
+    return bool(siphash(HASH_KEY, name) % _LEAF_EVERY == 0)
+
+
+def signed(value: int) -> int:
+    """A key or a time in ns as a number of a row: modulo 2^64, below 2^63."""
+    return (value + _DERIVED) % (2 * _DERIVED) - _DERIVED
 
 
 def leaves(directory: int, names: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
     """(key, start, stop) of each leaf of a split directory with the sorted ``names``."""
     start, key = 0, leaf_key(directory, b"")
     for place, name in enumerate(names):
-        if place and siphash(HASH_KEY, name) % _LEAF_EVERY == 0:
+        if place and begins_leaf(name):
             yield key, start, place
             start, key = place, leaf_key(directory, name)
     yield key, start, len(names)

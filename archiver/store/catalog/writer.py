@@ -14,27 +14,30 @@ import numpy as np
 import zstandard
 
 from archiver.core.disk import explained
+from archiver.store.catalog import runs
 from archiver.store.catalog.catalog import (
-    ARCHIVE_VALUE,
     CHANGE,
     CHANGED,
+    GONE,
     LENGTH,
     NEWEST_KEY,
     PART_KEY,
     RUN_KEY,
+    ArchiveRow,
     Catalog,
-    Newest,
     Place,
+    Places,
     RunHeader,
     change,
 )
-from archiver.store.catalog.columns import pack_columns
+from archiver.store.catalog.columns import U64s, pack_columns
 from archiver.store.catalog.record import Record
 from archiver.store.database import records
 
 _PACK = 128 << 10  # bytes of records
 _NAMES_PART = 256 << 10  # bytes
-_PLACES_PART = 4096  # rows
+_PLACES_PART = 1024  # rows
+_COMPLETE_EVERY = 8  # runs there is one with all places
 _NEWEST_PART = 16384
 _WORTH = 12  # a change must be so many times smaller than its record
 _SPOOLED = b"session"  # what a value is sealed for while it is in the file
@@ -77,14 +80,15 @@ class _Packs:
 
 
 class RunWriter:
-    """One run. ``before`` is the newest run of the same catalog, which becomes its parent; None: it has no parent.
+    """One run. ``before`` is an earlier run of the same catalog, best the one before, and becomes its parent; None: it
+    has none.
 
     Every directory of the archive is told once, by ``keep`` or ``put``. What is gathered in the file is sealed.
     """
 
-    def __init__(self, catalog: Catalog, before: Newest | None, directory: str) -> None:
+    def __init__(self, catalog: Catalog, before: Places | None, directory: str) -> None:
         self._catalog = catalog
-        self._before = before
+        self.before = before
         self._directory = directory
         with explained("write into", directory):
             self._file = tempfile.TemporaryFile(dir=directory)
@@ -103,17 +107,17 @@ class RunWriter:
 
     def keep(self, number: int, base: int) -> None:
         """The directory ``number`` of the run before is as it was; its contents now begin at ``base``."""
-        assert self._before is not None
-        before = self._before
+        assert self.before is not None
+        before = self.before
         self._add(int(before.keys[number]), before.place(number), base)
 
     def put(self, key: int, raw: bytes, base: int) -> bool:
         """The record of a directory. False when it is the same as in the run before."""
-        number = self._before.find(key) if self._before is not None else -1
-        if self._before is None or number < 0:
+        number = self.before.find(key) if self.before is not None else -1
+        if self.before is None or number < 0:
             self._add_whole(key, raw, base)
             return True
-        old = self._before.place(number)
+        old = self.before.place(number)
         record = self._catalog.raw(old)
         if record == raw:
             self._add(key, old, base)
@@ -161,21 +165,23 @@ class RunWriter:
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
-    def record(self, time: int, *, csum: bytes, fields: str, root: int) -> None:
-        """Put the run of the snapshot published at ``time`` into the database, as the newest one.
+    def record(self, time: int, *, csum: bytes, fields: str, root: int) -> bool:
+        """Put the run of the snapshot published at ``time`` into the database, in the place of one that was there.
 
-        A run becomes known by its last record, so one that was interrupted is as if it had never been.
+        A run becomes known by its last record, so one that was interrupted is as if it had never been. False when the
+        database cannot be written, or what the run leans on was removed meanwhile.
         """
         with explained("write into", self._directory):
             for packs in (self._whole, self._changed, self._names):
                 packs.flush(self._pressed)
-        catalog = self._catalog
-        number = catalog.database.change(lambda txn: _number(catalog, txn, time))
-        if number is None:
-            return
-        places, newest, firsts = self._columns(time)
+        database = self._catalog.database
+        chain = self._chain()
+        columns = self._columns(time)
+        places, firsts = self._places(columns, time, complete=chain == 0)
+        newest = [pack_columns(part) for part in _cut(columns, _NEWEST_PART)]
         header = RunHeader(
-            parent=None if self._before is None else self._before.time,
+            parent=None if self.before is None else self.before.time,
+            chain=chain,
             csum=csum.hex(),
             fields=fields,
             root=root,
@@ -183,49 +189,74 @@ class RunWriter:
             names_parts=len(self._names.spans),
             firsts=tuple(firsts),
         )
-        rows = self._rows(number, time, places)
-        while batch := list(_batch(rows)):
-            catalog.database.change(partial(_put_all, catalog, batch))
-        key = RUN_KEY.pack(number, time)
-        head = catalog.seal.identity + catalog.seal.close(header.encode(), key)
+        with runs.alone(database) as is_alone:
+            row = database.change(partial(self._prepare, time)) if is_alone else None
+            if row is None:
+                return False
+            rows = self._rows(row.number, time, places)
+            while batch := list(_batch(rows)):
+                database.change(partial(self._put_all, batch))
+            self._catalog.forget_kept(time)
+            return database.change(partial(self._publish, time, row, header, newest)) is True
 
-        def publish(txn: Any) -> None:
-            """The run, and that it is the newest one unless another process has recorded a later one."""
-            _put_all(catalog, [(records.RUN, key, head)], txn)
-            value = txn.get(catalog.key, db=catalog.database.table(records.ARCHIVE))
-            _, last, parts = ARCHIVE_VALUE.unpack(value)
-            if last >= time:
-                return
-            for part in range(len(newest), parts):
-                txn.delete(NEWEST_KEY.pack(number, part), db=catalog.database.table(records.NEWEST))
-            for part, columns in enumerate(newest):
-                place = NEWEST_KEY.pack(number, part)
-                _put_all(catalog, [(records.NEWEST, place, catalog.seal.close(columns, place))], txn)
-            row = ARCHIVE_VALUE.pack(number, time, len(newest))
-            _put_all(catalog, [(records.ARCHIVE, catalog.key, row)], txn)
+    def _prepare(self, time: int, txn: Any) -> ArchiveRow | None:
+        """Make room for the run. None when what it leans on was removed."""
+        row = runs.archive_row(self._catalog, txn)
+        if self.before is not None and self.before.generation != row.generation:
+            return None
+        runs.remove(self._catalog, txn, time)
+        return runs.archive_row(self._catalog, txn)
 
-        catalog.database.change(publish)
+    def _publish(self, time: int, row: ArchiveRow, header: RunHeader, newest: Sequence[bytes], txn: Any) -> bool:
+        catalog = self._catalog
+        if runs.archive_row(catalog, txn) != row:
+            return False  # another process has begun a new database
+        key = RUN_KEY.pack(row.number, time)
+        self._put_all([(records.RUN, key, catalog.encode_run(key, header))], txn)
+        if max(runs.heads(catalog, txn, row.number)) == time:
+            row = runs.forget_newest(catalog, txn, row)
+            for part, value in enumerate(newest):
+                place = NEWEST_KEY.pack(row.number, part)
+                self._put_all([(records.NEWEST, place, catalog.seal.close(value, place))], txn)
+            runs.put_archive_row(catalog, txn, row._replace(newest=time, parts=len(newest)))
+        return True
 
-    def _columns(self, time: int) -> tuple[list[bytes], list[bytes], list[int]]:
-        """(parts of the run's own places, parts of all places, first key of each of the former)."""
-        columns = [
-            np.frombuffer(column, np.uint64)
-            for column in (self._keys, self._times, self._packs, self._offsets, self._bases)
-        ]
+    def _put_all(self, rows: Sequence[tuple[bytes, bytes, bytes]], txn: Any) -> None:
+        for table, key, value in rows:
+            txn.put(key, value, db=self._catalog.database.table(table))
+
+    def _chain(self) -> int:
+        """How many runs back there is one with all places; 0: this one."""
+        before = None if self.before is None else self._catalog.run(self.before.time)
+        return 0 if before is None else (before.chain + 1) % _COMPLETE_EVERY
+
+    def _columns(self, time: int) -> list[U64s]:
+        """Key, time, pack, offset, base of every directory, sorted by key."""
+        told = (self._keys, self._times, self._packs, self._offsets, self._bases)
+        columns = [np.frombuffer(column, np.uint64) for column in told]
         order = np.argsort(columns[0], kind="stable")
-        keys, times, packs, offsets, bases = (column[order] for column in columns)
-        own = np.flatnonzero(times == 0)
-        times[own] = time
-        places, firsts = [], []
-        for start in range(0, len(own), _PLACES_PART):
-            part = own[start : start + _PLACES_PART]
-            places.append(pack_columns([keys[part], packs[part], offsets[part]]))
-            firsts.append(int(keys[part[0]]))
-        newest = []
-        for start in range(0, len(keys), _NEWEST_PART):
-            cut = slice(start, start + _NEWEST_PART)
-            newest.append(pack_columns([keys[cut], times[cut], packs[cut], offsets[cut], bases[cut]]))
-        return places, newest, firsts
+        columns = [column[order] for column in columns]
+        columns[1][columns[1] == 0] = time
+        return columns
+
+    def _places(self, columns: list[U64s], time: int, *, complete: bool) -> tuple[list[bytes], list[int]]:
+        """(parts of the places that the run is to have, first key of each)."""
+        columns = columns[:-1]
+        if not complete:
+            assert self.before is not None
+            keys, times, packs, offsets = columns
+            changed = times == time
+            gone = self.before.keys[~np.isin(self.before.keys, keys)]
+            columns = [
+                np.concatenate((keys[changed], gone)),
+                np.concatenate((times[changed], np.full(len(gone), time, np.uint64))),
+                np.concatenate((packs[changed], np.full(len(gone), GONE, np.uint64))),
+                np.concatenate((offsets[changed], np.zeros(len(gone), np.uint64))),
+            ]
+            order = np.argsort(columns[0])
+            columns = [column[order] for column in columns]
+        parts = list(_cut(columns, _PLACES_PART))
+        return [pack_columns(part) for part in parts], [int(part[0][0]) for part in parts]
 
     def _rows(self, number: int, time: int, places: Sequence[bytes]) -> _Rows:
         for table, first, values in (
@@ -257,27 +288,6 @@ def _batch(rows: _Rows) -> Iterator[tuple[bytes, bytes, bytes]]:
             return
 
 
-def _put_all(catalog: Catalog, rows: Sequence[tuple[bytes, bytes, bytes]], txn: Any) -> None:
-    for table, key, value in rows:
-        txn.put(key, value, db=catalog.database.table(table))
-
-
-def _number(catalog: Catalog, txn: Any, time: int) -> int:
-    """The archive's number, new if need be; what an interrupted run of that time left is removed."""
-    database = catalog.database
-    value = txn.get(catalog.key, db=database.table(records.ARCHIVE))
-    if value is not None:
-        number: int = ARCHIVE_VALUE.unpack(value)[0]
-    else:
-        meta = database.table(records.META)
-        used = txn.get(b"archives", db=meta)
-        number = 0 if used is None else records.U32.unpack(used)[0]
-        txn.put(b"archives", records.U32.pack(number + 1), db=meta)
-        txn.put(catalog.key, ARCHIVE_VALUE.pack(number, 0, 0), db=database.table(records.ARCHIVE))
-    start = RUN_KEY.pack(number, time)
-    for table in (records.RUN, records.PACK, records.PLACE, records.NAMES):
-        cursor = txn.cursor(db=database.table(table))
-        found = cursor.set_range(start)
-        while found and cursor.key().startswith(start):
-            found = cursor.delete()
-    return number
+def _cut(columns: list[U64s], rows: int) -> Iterator[list[U64s]]:
+    for start in range(0, len(columns[0]), rows):
+        yield [column[start : start + rows] for column in columns]
