@@ -1,46 +1,49 @@
-"""One directory tree into one archive: walks the source, encodes entries, puts contents into the stream.
+"""One directory tree into one archive: walks the source, encodes entries, has contents put into the stream.
 
-Split archives (version 2) write contents first and the entry after them: a file that changed while it was read becomes
-unreferenced padding and is read again. In a version 1 archive the entry comes first, so a torn file is filled to its
-declared size at once and marked.
-
-With a reference, the contents of files whose metadata are unchanged are not read: see holding.py.
+With a reference, the contents of files that are as they were are not read, and directories in which nothing has changed
+are copied as a whole from their records (see directory.py, holding.py). What is found is told to the catalog.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat as st
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal
 
-from archiver.backup.holding import Action, HeldFile, Holding
-from archiver.backup.reference import PreviousDirectory, Reference
+from archiver.backup.contents import Contents
+from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_time
+from archiver.backup.holding import Action, Holding, Segment, Span
+from archiver.backup.reference import Reference
 from archiver.backup.streams import Stream
 from archiver.core.events import FileProblem, Listener, Progress
+from archiver.core.row import ROW, signed
 from archiver.core.spill import SpillTable
-from archiver.source.content import OpenFile, Replaced, data_extents, may_have_holes, open_file, read_into, unchanged
+from archiver.source.content import Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Problem, explain
-from archiver.source.walk import SourceDirectory, SourceEntry, Walk
+from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
+from archiver.store.catalog.record import HAS_DIRECTORIES, inode_key, path_key
+from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
-from formats.pxar.constants import HEADER_SIZE, MAX_FILE_SIZE, MAX_NAME
-from formats.pxar.encoder import Encoder
+from formats.pxar.constants import FOUR, HEADER_SIZE, MAX_NAME, PAYLOAD_REF, REF_SIZE
+from formats.pxar.encoder import Encoder, encode_attributes, encode_hardlink
 from formats.pxar.metadata import Metadata, Stat
 
-_ATTEMPTS = 3  # to read a file that keeps changing
-_PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
+Compare = Literal["auto", "inode", "metadata"]
+
 _LINK_KEY = struct.Struct("<QQQqq")
 _LINK_POSITION = struct.Struct("<Q")
-_READ_AT_ONCE = 4 << 20
 _PROGRESS_EVERY = 512  # entries
 _PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
+_FILE, _DIRECTORY = b"fd"
+_KEY_MASK = (1 << 64) - 1
+_NO_ROW = ROW.pack(0, 0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -56,13 +59,6 @@ class FileCounters:
     bytes_read: int = 0
 
 
-class _Added(NamedTuple):
-    """A file that is in the archive: position of its FILENAME item, and its stat when it was read."""
-
-    position: int
-    stat: os.stat_result
-
-
 def _link_key(stat: os.stat_result) -> bytes:
     """What two names of one file have in common. Size and times tell it from a later file that got the same inode.
 
@@ -72,42 +68,52 @@ def _link_key(stat: os.stat_result) -> bytes:
     return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _size(file: OpenFile) -> int:
-    """Raises OSError for a sparse file so large that the format cannot hold it."""
-    if file.stat.st_size > MAX_FILE_SIZE:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    return file.stat.st_size
-
-
 class TreeArchiver:
     """Archives one source. ``payload`` is None for a version 1 archive, which has its contents in ``archive``.
 
-    ``reference``: the archive that unchanged files are taken from, for chunks of ``average`` bytes.
+    ``writer`` is told of every directory; ``previous`` is the run before. With a ``reference``, the archive that this
+    run is about, unchanged files are taken over in chunks of ``average`` bytes; without, everything is read.
+    ``compare``: whether inode numbers and change times are believed: where the file system keeps them, everywhere, or
+    nowhere.
     """
 
     def __init__(
         self,
-        walk: Walk,
+        source: str,
+        options: WalkOptions,
         archive: Stream,
         payload: Stream | None,
         *,
-        catalog: CatalogWriter | None,
+        listing: CatalogWriter | None,
         counters: FileCounters,
         listener: Listener,
         spill_directory: str,
+        now_ns: Callable[[], int],
+        writer: RunWriter | None = None,
+        previous: PreviousRun | None = None,
         reference: Reference | None = None,
         average: int = 0,
+        compare: Compare = "auto",
     ) -> None:
-        self._walk = walk
+        self._walk = Walk(source, options, self.report, self._meet)
         self._archive = archive
         self._payload = payload
-        self._catalog = catalog
+        self._listing = listing
         self._counters = counters
         self._listener = listener
         self._links = SpillTable(spill_directory)
+        self._now_ns = now_ns
+        self._writer = writer
+        self._previous = previous
         self._reference = reference
         self._average = average
+        self._compare = compare
         self._holding: Holding | None = None
+        self._levels: list[Level] = []
+        self._met: Level
+        self._next_key = 0
+        self._problems = 0
+        self.root = 0  # the key of the root's record
         self.padding = 0  # bytes of the payload stream that no entry refers to
         self._said = 0
         self._said_bytes = 0
@@ -115,53 +121,41 @@ class TreeArchiver:
     def run(self) -> None:
         """Archive the whole tree. Raises ArchiverError when the source itself cannot be read."""
         try:
-            self._run()
+            with self._walk:
+                self._run()
         finally:
             self._links.close()
 
     def _run(self) -> None:
-        root = self._walk.open_root()
-        prelude = self._prelude()
         payload = self._payload
-        if payload is not None:
-            self._encoder = Encoder(self._archive.write, payload.write, prelude=prelude)
-            if self._reference is not None:
-                self._holding = Holding(
-                    self._reference, self._encoder, payload, self._average, self._read_held, self._placed
-                )
-        else:
-            self._encoder = Encoder(self._archive.write)
-        self._encoder.start_root(root.metadata)
-        before = self._reference.root if self._reference is not None else None
-        stack: list[tuple[SourceDirectory, Iterator[SourceEntry], PreviousDirectory | None]]
-        stack = [(root, iter(root.entries), before)]
-        while stack:
-            directory, entries, before = stack[-1]
-            entry = next(entries, None)
+        write_payload = payload.write if payload is not None else None
+        self.encoder = Encoder(self._archive.write, write_payload, prelude=self._prelude())
+        self._contents = Contents(
+            self.encoder, self._archive, payload, read=self._has_read, torn=self._torn, cannot=self._cannot
+        )
+        if self._reference is not None and payload is not None:
+            self._holding = Holding(self._reference, self.encoder, payload, self._average)
+        self._walk.open_root()
+        root = self._met
+        self.root = root.key
+        self.encoder.start_root(root.own)
+        self._levels.append(root)
+        visits = [self._visit(root)]
+        while visits:
+            entry = next(visits[-1], None)
             if entry is None:
-                stack.pop()
-                if not stack and payload is None:
-                    self._add_cli_excludes()
-                if self._holding is not None and not stack:
-                    self._holding.flush()  # while the walk can still go back
-                self._put(self._encoder.end_directory)
-                if stack:
-                    self._walk.leave()
-                    if self._catalog is not None:
-                        self._catalog.end_directory()
-                continue
-            if st.S_ISDIR(entry.stat.st_mode):
-                child = self._walk.enter(entry)
-                if child is not None:
-                    self._put(partial(self._encoder.start_directory, entry.name, child.metadata))
-                    if self._catalog is not None:
-                        self._catalog.start_directory(entry.name)
-                    within = before.directory(entry.name) if before is not None else None
-                    stack.append((child, iter(child.entries), within))
-                    self._count()
-            else:
-                self._add(directory, entry, before)
-        self._encoder.finish()
+                self._close_directory()
+                visits.pop()
+            elif self._walk.enter(entry.entry) is not None:
+                child = self._met
+                self._put(partial(self._start, child, entry))
+                if self._listing is not None:
+                    self._listing.start_directory(entry.entry.name)
+                self._levels.append(child)
+                visits.append(self._visit(child))
+                self._count(1)
+        self.encoder.finish()
+        self.padding = self._contents.padding
         if self._holding is not None:
             self.padding += self._holding.injected - self._holding.referenced
 
@@ -172,186 +166,291 @@ class TreeArchiver:
         else:
             self._holding.then(action)
 
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def _meet(self, source: SourceDirectory) -> None:
+        """A directory was opened: what is known of it need not be read."""
+        above = self._levels[-1] if self._levels else None
+        stable = self._compare == "inode" or (self._compare == "auto" and source.features.stable)
+        now_ns = self._now_ns()
+        if above is None:
+            self._home = source.features.identity
+            key = inode_key(self._home, source.stat.st_ino, True) if stable else path_key(b"")
+        else:
+            key = self._next_key
+        level = self._met = Level(source, key, stable=stable, now_ns=now_ns)
+        if self._previous is not None:
+            self._compare_directory(level, self._previous, above)
+        if not level.own:
+            self._problems = 0
+            level.own = encode_attributes(source.metadata)
+            level.is_same = False
+            if self._problems:
+                level.is_doubtful = True
+
+    def _compare_directory(self, level: Level, previous: PreviousRun, above: Level | None) -> None:
+        source = level.source
+        found = previous.find(level.key)
+        if found is None:
+            found = previous.find(path_key(source.path.lstrip(b"/")))
+        if found is None:
+            return
+        level.before = before = found
+        level.is_moved = above is not None and not self._was_there(previous, above, source.name, before)
+        record = before.record
+        if (
+            self._holding is not None
+            and level.stable
+            and previous.trusted
+            and record.ctime
+            and (record.inode, record.mtime, record.ctime)
+            == (source.stat.st_ino, signed(source.stat.st_mtime_ns), signed(source.stat.st_ctime_ns))
+        ):
+            level.own = record.own
+            source.is_known = True
+            if record.selection == source.selection and not record.is_split:
+                level.is_same = True
+                source.adopt(record.names)
+
+    @staticmethod
+    def _was_there(previous: PreviousRun, above: Level, name: bytes, before: Before) -> bool:
+        """Whether the directory had this path before."""
+        if above.is_moved or above.before is None:
+            return False
+        found = above.leaf.find(name)
+        if found is None:
+            return False
+        part, number = found
+        return before.number == previous.number(ROW.unpack(part.record.row(number))[2] & _KEY_MASK)
+
+    def _visit(self, level: Level) -> Iterator[_Child]:
+        """Archive what is in a directory; gives the directories in it, to be entered."""
+        for leaf, names in level.split(self._previous):
+            level.leaf = leaf
+            looked = level.source.look_at(names, partial(self._child_key, level))
+            if self._is_same(level, leaf, looked):
+                yield from self._copy(level, leaf, looked)
+            else:
+                leaf.begin_draft()
+                yield from self._each(level, leaf, names, looked)
+            if level.is_split and self._writer is not None:
+                self._put(partial(level.end_leaf, leaf, self._writer))
+
+    def _child_key(self, level: Level, name: bytes, stat: os.stat_result) -> int:
+        """The key of a directory's record, signed as in rows."""
+        features = level.source.features
+        if level.stable and stat.st_dev == features.device:
+            key = inode_key(features.identity, stat.st_ino, features.identity == self._home)
+        else:
+            key = path_key(level.source.path_of(name).lstrip(b"/"))
+        return signed(key)
+
+    def _is_same(self, level: Level, leaf: Leaf, looked: Looked) -> bool:
+        """Whether no entry of the leaf has changed. The cost of a quiet night."""
+        return (
+            leaf.same is not None
+            and self._holding is not None
+            and self._previous is not None
+            and self._previous.trusted
+            and level.stable
+            and looked.usual
+            and b"".join(looked.rows) == leaf.same.record.rows
+        )
+
+    def _copy(self, level: Level, leaf: Leaf, looked: Looked) -> Iterator[_Child]:
+        """Take over entries as they were."""
+        assert self._holding is not None and leaf.same is not None
+        record, base = leaf.same.record, leaf.same.base
+        start, kinds = 0, record.kinds
+        places = [n for n, kind in enumerate(kinds) if kind == _DIRECTORY] if record.flags & HAS_DIRECTORIES else []
+        for number in (*places, record.count):
+            if start < number:
+                self._holding.hold(Segment(_Part(self, level, leaf, start, number), *record.part(start, number), base))
+                self._count(number - start)
+            if number < record.count:
+                stat = looked.stats[number]
+                assert stat is not None
+                yield self._child(leaf, SourceEntry(record.names[number], stat), looked.rows[number], number)
+            start = number + 1
+
+    def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> _Child:
+        self._next_key = ROW.unpack(row)[2] & _KEY_MASK
+        return _Child(entry, leaf, row, number)
+
+    def _start(self, level: Level, child: _Child) -> None:
+        self.encoder.start_directory(child.entry.name, level.own)
+        child.leaf.directory(child.entry.name, child.row, child.number)
+
+    def _close_directory(self) -> None:
+        level = self._levels[-1]
+        is_root = len(self._levels) == 1
+        if is_root and self._payload is None:
+            self._add_cli_excludes(level)
+        if is_root and self._holding is not None:
+            self._holding.flush()  # while the walk can still go back
+        self._put(partial(self._end, level, None if level.is_split else level.leaf))
+        self._levels.pop()
+        if not is_root:
+            self._walk.leave()
+            if self._listing is not None:
+                self._listing.end_directory()
+
+    def _end(self, level: Level, leaf: Leaf | None) -> None:
+        self.encoder.end_directory(level.table)
+        if self._writer is not None:
+            level.end(leaf, self._writer)
+
     # -- entries -----------------------------------------------------------------------------------------------------
 
-    def _add(self, directory: SourceDirectory, entry: SourceEntry, before: PreviousDirectory | None) -> None:
-        mode = entry.stat.st_mode
-        if st.S_ISREG(mode):
-            if self._holding is None:
-                self._add_regular(directory, entry)
-            elif not self._hold(self._holding, directory, entry, before):
-                self._holding.flush()
-                self._add_regular(directory, entry)
-        elif st.S_ISLNK(mode):
-            try:
-                target = os.readlink(entry.name, dir_fd=directory.fd)
-            except OSError as error:
-                self._cannot(directory, entry.name, error)
-                return
-            self._put(partial(self._encoder.add_symlink, entry.name, plain(entry.stat), target))
-            self._list(b"l", entry.name)
-        elif st.S_ISCHR(mode) or st.S_ISBLK(mode):
-            device = entry.stat.st_rdev
-            numbers = os.major(device), os.minor(device)
-            self._put(partial(self._encoder.add_device, entry.name, plain(entry.stat), *numbers))
-            self._list(b"c" if st.S_ISCHR(mode) else b"b", entry.name)
-        else:
-            self._put(partial(self._encoder.add_special, entry.name, plain(entry.stat)))
-            self._list(b"p" if st.S_ISFIFO(mode) else b"s", entry.name)
-        self._count()
+    def _each(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> Iterator[_Child]:
+        """Archive entries one by one."""
+        rows = iter(looked.rows)
+        directory = level.source
+        for name, stat in zip(names, looked.stats, strict=True):
+            if stat is None:
+                continue
+            row, entry, mode = next(rows), SourceEntry(name, stat), stat.st_mode
+            if st.S_ISDIR(mode):
+                yield self._child(leaf, entry, row, -1)
+                continue
+            if st.S_ISREG(mode):
+                if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
+                    try:
+                        entry = directory.look(name)
+                    except OSError as error:
+                        self._walk.report_unseen(directory, name, error)
+                        continue
+                if self._holding is None:
+                    self._add_regular(level, leaf, entry)
+                elif not self._hold(self._holding, level, leaf, entry):
+                    self._holding.flush()
+                    self._add_regular(level, leaf, entry)
+            elif st.S_ISLNK(mode):
+                try:
+                    target = os.readlink(name, dir_fd=directory.fd)
+                except OSError as error:
+                    self._cannot(directory, name, error)
+                    continue
+                add = partial(self.encoder.add_symlink, name, plain(stat), target)
+                self._put(partial(self._other, level, leaf, b"l", entry, add))
+            elif st.S_ISCHR(mode) or st.S_ISBLK(mode):
+                numbers = os.major(stat.st_rdev), os.minor(stat.st_rdev)
+                add = partial(self.encoder.add_device, name, plain(stat), *numbers)
+                self._put(partial(self._other, level, leaf, b"c" if st.S_ISCHR(mode) else b"b", entry, add))
+            else:
+                add = partial(self.encoder.add_special, name, plain(stat))
+                self._put(partial(self._other, level, leaf, b"p" if st.S_ISFIFO(mode) else b"s", entry, add))
+            self._count(1)
 
-    def _add_regular(self, directory: SourceDirectory, entry: SourceEntry) -> None:
+    def _other(self, level: Level, leaf: Leaf, kind: bytes, entry: SourceEntry, add: Callable[[], object]) -> None:
+        """An entry without contents."""
+        add()
+        leaf.add(kind, entry.name, self._row(level, entry.stat), self.encoder.last)
+        self._list(kind, entry.name)
+
+    def _row(self, level: Level, stat: os.stat_result) -> bytes:
+        return row_of(stat, level.source.features, stable=level.stable)
+
+    def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        name = entry.name
         first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
         if first is not None:
             (position,) = _LINK_POSITION.unpack_from(first)
-            self._encoder.add_hardlink(entry.name, first[_LINK_POSITION.size :], position)
-            self._list(b"h", entry.name)
+            target = first[_LINK_POSITION.size :]
+            self.encoder.add_hardlink(name, target, position)
+            leaf.add(b"h", name, self._row(level, entry.stat), encode_hardlink(name, target, 0))
+            self._list(b"h", name)
             self._counters.total += 1
             return
-        added = self._add_split(directory, entry) if self._payload is not None else self._add_whole(directory, entry)
+        self._problems = 0
+        added = self._contents.add(level.source, entry)
         if added is None:
             return
+        row = self._row(level, added.stat)
+        item = self.encoder.last
+        if self._payload is None:
+            item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, added.size)
+        leaf.add(b"f", name, without_time(row) if self._problems else row, item)
+        if self._listing is not None:
+            self._listing.add_file(name, added.size, added.metadata.stat.mtime_secs)
         self._counters.total += 1
         self._counters.reencoded += 1
-        self._may_be_linked(directory, entry.name, added)
+        self.may_be_linked(level.source, name, added.stat, added.position)
 
-    def _may_be_linked(self, directory: SourceDirectory, name: bytes, added: _Added) -> None:
-        if added.stat.st_nlink > 1:
+    def may_be_linked(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, position: int) -> None:
+        if stat.st_nlink > 1:
             path = directory.path_of(name).lstrip(b"/")
             if len(path) <= MAX_NAME:  # else nothing can refer to it: its other names become files of their own
-                self._links.put(_link_key(added.stat), _LINK_POSITION.pack(added.position) + path)
+                self._links.put(_link_key(stat), _LINK_POSITION.pack(position) + path)
 
     # -- unchanged files ---------------------------------------------------------------------------------------------
 
-    def _hold(
-        self, holding: Holding, directory: SourceDirectory, entry: SourceEntry, before: PreviousDirectory | None
-    ) -> bool:
+    def _hold(self, holding: Holding, level: Level, leaf: Leaf, entry: SourceEntry) -> bool:
         """Hold a file whose contents are in the previous archive; False when it has to be read."""
+        link = None
         if entry.stat.st_nlink > 1:
-            key = _link_key(entry.stat)
-            if holding.holds(key) or self._links.get(key) is not None:
-                holding.then(partial(self._add_regular, directory, entry))
+            link = _link_key(entry.stat)
+            if holding.holds(link) or self._links.get(link) is not None:
+                holding.then(partial(self.read_again, level, leaf, entry))
                 return True
-        if before is None or not before.has_file(entry.name, entry.stat.st_size):
+        found = leaf.find(entry.name)
+        if found is None:
             return False
-        try:
-            with open_file(directory, entry) as file:
-                metadata = directory.metadata_of(entry.name, file)
-                offset = before.unchanged(entry.name, metadata, file.stat.st_size)
-        except (OSError, Replaced):
-            return False  # reading it will tell
-        if offset is None:
+        part, number = found
+        record = part.record
+        if record.kinds[number] != _FILE:
             return False
-        link = _link_key(file.stat) if file.stat.st_nlink > 1 else None
-        holding.hold(HeldFile(directory, SourceEntry(entry.name, file.stat), metadata, offset), link)
+        item, row, stored = record.item(number), self._row(level, entry.stat), record.row(number)
+        if self._previous is not None and self._previous.trusted and row[24:] != bytes(8) != stored[:8]:
+            if row != stored:
+                return False
+        else:
+            seen = self._compare_metadata(level, entry, item)
+            if seen is None:
+                return False
+            entry, row = SourceEntry(entry.name, seen), self._row(level, seen)
+            link = _link_key(seen) if seen.st_nlink > 1 else None
+        lengths = len(item).to_bytes(4, "little")
+        holding.hold(Segment(_One(self, level, leaf, entry, row), item, lengths, b"f", part.base), link)
         return True
 
-    def _placed(self, file: HeldFile, position: int) -> None:
-        self._counters.total += 1
-        self._counters.unchanged += 1
-        self._may_be_linked(file.directory, file.entry.name, _Added(position, file.entry.stat))
-
-    def _read_held(self, file: HeldFile) -> None:
-        """It does not pay to keep the old chunks of this file."""
-        try:
-            with self._walk.revisit(file.directory):
-                self._add_regular(file.directory, file.entry)
-        except OSError as error:
-            self._cannot(file.directory, file.entry.name, error)
-
-    def _add_split(self, directory: SourceDirectory, entry: SourceEntry) -> _Added | None:
-        """Contents first; read again when the file changed meanwhile."""
-        encoder, stream = self._encoder, self._payload
-        assert stream is not None
-        name = entry.name
-        attempted = 0
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                with open_file(directory, entry) as file:
-                    metadata = directory.metadata_of(name, file)
-                    size = _size(file)
-                    stream.suggest(encoder.payload_position)
-                    offset = encoder.start_payload(size)
-                    read, failure = self._copy(file, size, stream)
-                    torn = failure is not None or read < size or not unchanged(file.stat, file.fd)
-                    attempted += read
-                    if torn and attempt < _ATTEMPTS and attempted <= _PADDING_AT_MOST and failure is None:
-                        encoder.abandon_payload()
-                        self.padding += HEADER_SIZE + read
-                        entry = directory.look(name)
-                        if not st.S_ISREG(entry.stat.st_mode):
-                            raise Replaced
-                        continue
-                    if read < size:
-                        stream.write_zeros(size - read)
-                        encoder.advance(size - read)
-                    if torn:
-                        self._torn(directory, name, failure)
-                    position = encoder.add_file(name, metadata, size, offset)
-                    self._list_file(name, size, metadata)
-                    return _Added(position, file.stat)
-            except Replaced:
-                try:
-                    entry = directory.look(name)
-                except OSError as error:
-                    self._cannot(directory, name, error)
-                    return None
-                if not st.S_ISREG(entry.stat.st_mode) or attempt == _ATTEMPTS:
-                    self._cannot(directory, name, Replaced())
-                    return None
-            except OSError as error:
-                self._cannot(directory, name, error)
-                return None
-        return None
-
-    def _add_whole(self, directory: SourceDirectory, entry: SourceEntry) -> _Added | None:
-        """Entry first, contents behind it; there is only one attempt."""
-        encoder, stream, name = self._encoder, self._archive, entry.name
-        try:
-            with open_file(directory, entry) as file:
-                metadata = directory.metadata_of(name, file)
-                size = _size(file)
-                position = encoder.start_file(name, metadata, size)
-                read, failure = self._copy(file, size, stream)
-                if read < size:
-                    stream.write_zeros(size - read)
-                    encoder.advance(size - read)
-                if failure is not None or read < size or not unchanged(file.stat, file.fd):
-                    self._torn(directory, name, failure)
-                self._list_file(name, size, metadata)
-                return _Added(position, file.stat)
-        except OSError as error:
-            self._cannot(directory, name, error)
+    def _compare_metadata(self, level: Level, entry: SourceEntry, item: bytes) -> os.stat_result | None:
+        """Its stat when all metadata of a file are as in its old items (spec change-detection.md 5.2), else None."""
+        size = int.from_bytes(item[-8:], "little")
+        if entry.stat.st_size != size:
             return None
-
-    def _copy(self, file: OpenFile, size: int, stream: Stream) -> tuple[int, OSError | None]:
-        """Put up to ``size`` bytes of the file into the stream; (bytes put, the error that ended it early or None)."""
-        encoder = self._encoder
-        done = 0
         try:
-            extents = data_extents(file.fd, size) if may_have_holes(file.stat) else ((0, size, True),)
-            for start, length, is_data in extents:
-                if not is_data:
-                    stream.write_zeros(length)
-                    encoder.advance(length)
-                    done += length
-                    continue
-                end = start + length
-                while done < end:
-                    room = stream.reserve()
-                    got = read_into(file.fd, room[: min(end - done, _READ_AT_ONCE)], done)
-                    if got == 0:
-                        return done, None
-                    stream.commit(got)
-                    encoder.advance(got)
-                    done += got
-                    self._counters.bytes_read += got
-                    if self._counters.bytes_read - self._said_bytes >= _PROGRESS_BYTES:
-                        self._say()
+            with open_file(level.source, entry) as file:
+                metadata = level.source.metadata_of(entry.name, file)
+                attributes = item[HEADER_SIZE + len(entry.name) + 1 : -REF_SIZE]
+                same = file.stat.st_size == size and encode_attributes(metadata) == attributes
+                return file.stat if same else None
+        except (OSError, Replaced):
+            return None  # reading it will tell
+
+    def took_over(self, count: int) -> None:
+        """So many files were not read."""
+        self._counters.total += count
+        self._counters.unchanged += count
+
+    def read_again(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
+        try:
+            with self._walk.revisit(level.source):
+                self._add_regular(level, leaf, entry)
         except OSError as error:
-            explain(error)  # running out of descriptors or memory is no property of the file
-            return done, error
-        return done, None
+            self._cannot(level.source, entry.name, error)
+
+    def read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
+        """The same for a file of which no more is at hand than its name."""
+        try:
+            with self._walk.revisit(level.source):
+                entry = level.source.look(name)
+                if not st.S_ISREG(entry.stat.st_mode):
+                    raise Replaced
+                self._add_regular(level, leaf, entry)
+        except OSError as error:
+            self._cannot(level.source, name, error)
 
     # -- the exclude patterns of the command line --------------------------------------------------------------------
 
@@ -363,26 +462,25 @@ class TreeArchiver:
         text = b"".join(pattern.line() for pattern in patterns).decode("utf-8", "replace")
         return json.dumps({"exclude-patterns": text}, separators=(",", ":"), ensure_ascii=False).encode()
 
-    def _add_cli_excludes(self) -> None:
+    def _add_cli_excludes(self, root: Level) -> None:
         """spec pxar.md 13.4: a generated file, last in the root of a version 1 archive."""
         data = b"".join(pattern.line() for pattern in self._walk.prelude_patterns)
         if not data:
             return
         metadata = Metadata(Stat(st.S_IFREG | 0o600, 0, os.getuid(), os.getgid(), 0, 0))
-        self._encoder.start_file(_CLI_EXCLUDES, metadata, len(data))
+        self.encoder.start_file(_CLI_EXCLUDES, metadata, len(data))
         self._archive.write(data)
-        self._encoder.advance(len(data))
-        self._list_file(_CLI_EXCLUDES, len(data), metadata)
+        self.encoder.advance(len(data))
+        item = self.encoder.last[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, len(data))
+        root.leaf.add(b"f", _CLI_EXCLUDES, _NO_ROW, item)
+        if self._listing is not None:
+            self._listing.add_file(_CLI_EXCLUDES, len(data), 0)
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
     def _list(self, kind: bytes, name: bytes) -> None:
-        if self._catalog is not None:
-            self._catalog.add(kind, name)
-
-    def _list_file(self, name: bytes, size: int, metadata: Metadata) -> None:
-        if self._catalog is not None:
-            self._catalog.add_file(name, size, metadata.stat.mtime_secs)
+        if self._listing is not None:
+            self._listing.add(kind, name)
 
     def _cannot(self, directory: SourceDirectory, name: bytes, error: OSError) -> None:
         kind, reason = explain(error)
@@ -390,22 +488,100 @@ class TreeArchiver:
 
     def _torn(self, directory: SourceDirectory, name: bytes, failure: OSError | None) -> None:
         self._counters.torn += 1
+        self._problems += 1
         reason = "changed while it was read" if failure is None else f"could not be read to its end: {failure.strerror}"
         self._listener(FileProblem(directory.path_of(name), reason, "torn"))
 
     def report(self, problem: Problem) -> None:
         """Receives the walk's problems too."""
+        self._problems += 1
         if problem.kind == "unreadable":
             self._counters.read_errors += 1
         elif problem.kind == "vanished":
             self._counters.vanished += 1
         self._listener(FileProblem(problem.path, problem.reason, problem.kind))
 
-    def _count(self) -> None:
-        self._said += 1
-        if self._said % _PROGRESS_EVERY == 0:
+    def _has_read(self, length: int) -> None:
+        self._counters.bytes_read += length
+        if self._counters.bytes_read - self._said_bytes >= _PROGRESS_BYTES:
+            self._say()
+
+    def _count(self, entries: int) -> None:
+        before = self._said // _PROGRESS_EVERY
+        self._said += entries
+        if self._said // _PROGRESS_EVERY != before:
             self._say()
 
     def _say(self) -> None:
         self._said_bytes = self._counters.bytes_read
         self._listener(Progress("backup", self._said, self._counters.bytes_read))
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied."""
+
+    entry: SourceEntry
+    leaf: Leaf
+    row: bytes
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Unchanged entries [start, stop) of a leaf, held."""
+
+    archiver: TreeArchiver
+    level: Level
+    leaf: Leaf
+    start: int
+    stop: int
+
+    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
+        assert self.leaf.same is not None
+        record = self.leaf.same.record
+        if self.leaf.draft is None and self.level.copies_table:
+            self.level.table = record.table
+            self.archiver.encoder.add_encoded(items, (), span)
+        else:
+            names, lengths = record.names[self.start : self.stop], record.lengths[self.start : self.stop].tolist()
+            self.archiver.encoder.add_encoded(items, zip(names, lengths, strict=True), span)
+        self.leaf.copied(self.start, self.stop, items, shift, files=span is not None)
+        self.archiver.took_over(record.kinds.count(_FILE, self.start, self.stop))
+
+    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+        assert self.leaf.same is not None
+        record, place = self.leaf.same.record, self.start + number
+        self.leaf.begin_draft()
+        self.archiver.encoder.add_encoded(items, ((record.names[place], len(items)),), span)
+        self.leaf.copied(place, place + 1, items, None, files=span is not None)
+        self.archiver.took_over(int(span is not None))
+
+    def read(self, number: int) -> None:
+        assert self.leaf.same is not None
+        self.leaf.begin_draft()
+        self.archiver.read_named(self.level, self.leaf, self.leaf.same.record.names[self.start + number])
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """An unchanged file, held."""
+
+    archiver: TreeArchiver
+    level: Level
+    leaf: Leaf
+    entry: SourceEntry
+    row: bytes
+
+    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
+        archiver, name = self.archiver, self.entry.name
+        position = archiver.encoder.add_encoded(items, ((name, len(items)),), span)
+        self.leaf.add(b"f", name, self.row, items)
+        archiver.took_over(1)
+        archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
+
+    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+        self.all_kept(items, None, span)
+
+    def read(self, number: int) -> None:
+        self.archiver.read_again(self.level, self.leaf, self.entry)

@@ -2,70 +2,80 @@
 
 Chunks are taken over whole, so it does not pay for every file; which ones is known when their neighbours are. Entries
 that come after a held file wait behind it: an archive is written in order. What is decided against is read again.
+
+What is held are encoded entries, a whole directory of them at a time where nothing in it has changed. The payload
+references of a window are moved to their new places in one go, and its entries written as they lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.backup.reference import Reference
 from archiver.backup.reuse import injections, plan, runs
 from archiver.backup.streams import Stream
-from archiver.source.walk import SourceDirectory, SourceEntry
+from archiver.store.catalog.record import read_references, reference_places, write_offsets
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.encoder import Encoder
-from formats.pxar.metadata import Metadata
 
-_AT_MOST = 8192  # entries held, some 1.5 KB each; the plan is nearly the same with larger windows
-
-
-class HeldFile(NamedTuple):
-    """``offset``: of its payload header in the previous stream."""
-
-    directory: SourceDirectory
-    entry: SourceEntry
-    metadata: Metadata
-    offset: int
-
+_AT_MOST = 8192  # entries held, some 1.5 KB each at worst; the plan is nearly the same with larger windows
+_FILE = ord("f")
 
 Action = Callable[[], object]
+Span = tuple[int, int]  # where contents that are referred to begin and end
+
+
+class Owner(Protocol):
+    """Whom the entries of a segment belong to, numbered from 0."""
+
+    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
+        """All of them stay: encoded, with their new references, moved by ``shift`` (None: not all by the same)."""
+
+    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+        """This one stays."""
+
+    def read(self, number: int) -> None:
+        """The contents of this one are to be read again."""
+
+
+class Segment(NamedTuple):
+    """Encoded entries: ``items`` of the given ``lengths`` (u32 each) and ``kinds`` (a byte each), with payload
+    references relative to ``base``, an offset in the previous stream."""
+
+    owner: Owner
+    items: bytes
+    lengths: bytes
+    kinds: bytes
+    base: int
 
 
 class Holding:
-    """The queue of one archive. ``read`` encodes a file anew; ``placed`` hears of a file that was taken over, with the
-    position of its FILENAME item."""
+    """The queue of one archive."""
 
-    def __init__(
-        self,
-        reference: Reference,
-        encoder: Encoder,
-        stream: Stream,
-        average: int,
-        read: Callable[[HeldFile], object],
-        placed: Callable[[HeldFile, int], object],
-    ) -> None:
+    def __init__(self, reference: Reference, encoder: Encoder, stream: Stream, average: int) -> None:
         self._reference = reference
         self._encoder = encoder
         self._stream = stream
         self._average = average
-        self._read = read
-        self._placed = placed
-        self._queue: list[HeldFile | Action] = []
+        self._queue: list[Segment | Action] = []
+        self._entries = 0
         self._links: set[bytes] = set()
         self._injected_to = -1  # payload position behind the chunks injected last
         self._last = (-1, 0)  # the index entry among them that came last, and where it starts in the new stream
         self.injected = 0  # bytes of injected chunks
         self.referenced = 0  # bytes of them that files refer to, headers included
 
-    def hold(self, file: HeldFile, link: bytes | None) -> None:
-        """``link``: what other names of the file are told by."""
-        self._queue.append(file)
+    def hold(self, segment: Segment, link: bytes | None = None) -> None:
+        """``link``: what other names of the one file in it are told by."""
+        self._queue.append(segment)
+        self._entries += len(segment.kinds)
         if link is not None:
             self._links.add(link)
-        if len(self._queue) >= _AT_MOST:
+        if self._entries >= _AT_MOST:
             self.flush()
 
     def holds(self, link: bytes) -> bool:
@@ -78,40 +88,62 @@ class Holding:
             action()
             return
         self._queue.append(action)
-        if len(self._queue) >= _AT_MOST:
+        self._entries += 1
+        if self._entries >= _AT_MOST:
             self.flush()
 
     def flush(self) -> None:
         """Put everything held into the archive."""
-        queue, self._queue = self._queue, []
+        queue, self._queue, self._entries = self._queue, [], 0
         self._links.clear()
-        files = [item for item in queue if isinstance(item, HeldFile)]
-        if not files:
-            return
-        offsets = np.array([file.offset for file in files], np.int64)
-        sizes = np.array([file.entry.stat.st_size + HEADER_SIZE for file in files], np.int64)
-        keep = plan(offsets, sizes, np.ones(len(files), np.bool_), self._reference.payload, self._average)
-        ends = np.zeros(len(files), np.int64)  # of a kept file's run
-        for start, end in runs(keep, offsets, sizes):
-            ends[start:end] = end
-        number = 0
-        bases, first, origin = np.empty(0, np.int64), 0, 0
-        for item in queue:
-            if not isinstance(item, HeldFile):
+        segments = [item for item in queue if isinstance(item, Segment)]
+        if segments:
+            window = _Window(segments, self._reference, self._average)
+            for item in queue:
+                if isinstance(item, Segment):
+                    self._place(window, item)
+                else:
+                    item()
+        else:
+            for item in queue:
+                assert not isinstance(item, Segment)
                 item()
+
+    def _place(self, window: _Window, segment: Segment) -> None:
+        start, stop = window.next_files(segment)
+        if start == stop:
+            segment.owner.all_kept(window.next_items(len(segment.items)), 0, None)
+            return
+        if window.kept(start, stop):
+            self._make_room(window, start)
+            if window.placed_to >= stop:
+                span = self._refer(window, start, stop)
+                segment.owner.all_kept(window.next_items(len(segment.items)), window.shift(start, stop), span)
+                return
+        file = start
+        for number, length in enumerate(np.frombuffer(segment.lengths, "<u4").tolist()):
+            if segment.kinds[number] != _FILE:
+                segment.owner.kept(number, window.next_items(length), None)
                 continue
-            if not keep[number]:
-                self._read(item)
+            if window.kept(file, file + 1):
+                self._make_room(window, file)
+                span = self._refer(window, file, file + 1)
+                segment.owner.kept(number, window.next_items(length), span)
             else:
-                if first + len(bases) <= number or self._encoder.payload_position != self._injected_to:
-                    run = slice(number, int(ends[number]))
-                    entries, bases = injections(offsets[run], sizes[run], self._reference.payload)
-                    first, origin = number, self._inject(entries.tolist())
-                size = item.entry.stat.st_size
-                offset = origin + int(bases[number - first])
-                self._placed(item, self._encoder.add_reference(item.entry.name, item.metadata, size, offset))
-                self.referenced += HEADER_SIZE + size
-            number += 1
+                window.next_items(length)
+                segment.owner.read(number)
+            file += 1
+
+    def _make_room(self, window: _Window, file: int) -> None:
+        """See to it that the chunks of a kept file are in the stream, those of the rest of its run with them."""
+        if file < window.placed_to and self._encoder.payload_position == self._injected_to:
+            return
+        entries, bases = window.injections(file)
+        window.place(file, self._inject(entries.tolist()) + bases)
+
+    def _refer(self, window: _Window, start: int, stop: int) -> Span:
+        self.referenced += window.bytes(start, stop)
+        return window.span(start, stop)
 
     def _inject(self, entries: list[int]) -> int:
         """Put chunks of the previous archive into the stream; where the first of them starts."""
@@ -128,3 +160,70 @@ class Holding:
             self.injected += size
         self._injected_to = encoder.payload_position
         return origin
+
+
+class _Window:
+    """The files of some segments as arrays, n of them; entries are taken out in order."""
+
+    def __init__(self, segments: list[Segment], reference: Reference, average: int) -> None:
+        self._previous = reference.payload
+        self._items = bytearray().join(segment.items for segment in segments)
+        lengths = np.frombuffer(b"".join(segment.lengths for segment in segments), "<u4").astype(np.int64)
+        self._places = reference_places(lengths, b"".join(segment.kinds for segment in segments))
+        counts = [segment.kinds.count(b"f") for segment in segments]
+        references = read_references(self._items, self._places)
+        self._offsets = references[:, 0] + np.repeat(np.array([s.base for s in segments], np.int64), counts)
+        self._sizes = references[:, 1] + HEADER_SIZE
+        keep = plan(self._offsets, self._sizes, np.ones(len(self._sizes), np.bool_), self._previous, average)
+        self._kept = np.concatenate(([0], np.cumsum(keep))).tolist()
+        self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
+        self._run_ends = np.zeros(len(keep), np.int64)
+        for start, end in runs(keep, self._offsets, self._sizes):
+            self._run_ends[start:end] = end
+        self._new = np.zeros(len(keep), np.int64)  # new offsets of the files that were placed
+        self._breaks: NDArray[np.intp] = np.empty(0, np.intp)  # files that moved otherwise than the one before
+        self.placed_to = 0
+        self._file = 0
+        self._at = 0
+
+    def next_files(self, segment: Segment) -> tuple[int, int]:
+        start = self._file
+        self._file += segment.kinds.count(b"f")
+        return start, self._file
+
+    def next_items(self, length: int) -> bytes:
+        """The bytes of the next entries. Must be taken after their references were placed."""
+        start = self._at
+        self._at += length
+        return bytes(self._items[start : self._at])
+
+    def kept(self, start: int, stop: int) -> bool:
+        """Whether all of these files stay."""
+        kept: bool = self._kept[stop] - self._kept[start] == stop - start
+        return kept
+
+    def bytes(self, start: int, stop: int) -> int:
+        total: int = self._total[stop] - self._total[start]
+        return total
+
+    def injections(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        run = slice(file, int(self._run_ends[file]))
+        return injections(self._offsets[run], self._sizes[run], self._previous)
+
+    def place(self, file: int, offsets: NDArray[np.int64]) -> None:
+        """The files from ``file`` on have these offsets now."""
+        stop = file + len(offsets)
+        self._new[file:stop] = offsets
+        write_offsets(self._items, self._places[file:stop], offsets)
+        moved = offsets - self._offsets[file:stop]
+        self._breaks = file + 1 + np.flatnonzero(moved[1:] != moved[:-1])
+        self.placed_to = stop
+
+    def shift(self, start: int, stop: int) -> int | None:
+        """By how much these files were moved; None when not all of them by the same."""
+        if self._breaks.size and self._breaks.searchsorted(start + 1) != self._breaks.searchsorted(stop):
+            return None
+        return int(self._new[start] - self._offsets[start])
+
+    def span(self, start: int, stop: int) -> Span:
+        return int(self._new[start]), int(self._new[stop - 1] + self._sizes[stop - 1])

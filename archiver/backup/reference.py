@@ -10,15 +10,13 @@ from collections.abc import Callable
 import numpy as np
 
 from archiver.backup.reuse import Previous
-from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
+from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.errors import ArchiverError, NotFound
 from archiver.store.indexes import Index
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
-from formats.pxar.accessor import Accessor, Node
-from formats.pxar.metadata import Metadata
 
 
 class NoReference(Exception):
@@ -26,69 +24,21 @@ class NoReference(Exception):
 
 
 class Reference:
-    """A tree of the newest finished snapshot of a group, in two halves, both consistent. Not for several threads."""
+    """A tree of the newest finished snapshot of a group, in two halves, both consistent.
 
-    def __init__(self, tree: Tree, payload: Previous, digests: Index) -> None:
-        self.snapshot = tree.snapshot.ref
+    ``csum``: of the index of its entries, as in the manifest.
+    """
+
+    def __init__(self, snapshot: Snapshot, archive: ArchiveFiles, payload: Previous, digests: Index) -> None:
+        self.snapshot = snapshot
+        self.archive = archive
+        self.csum = archive.files[0].csum
         self.payload = payload
         self._index = digests
-        self._accessor: Accessor | None = tree.accessor()
 
     def chunk(self, entry: int) -> tuple[bytes, int]:
         """Digest and size of an entry of the payload index."""
         return self._index.digest(entry), self._index.end(entry) - self._index.start(entry)
-
-    @property
-    def root(self) -> PreviousDirectory | None:
-        return None if self._accessor is None else PreviousDirectory(self, self._accessor.root)
-
-    def children(self, node: Node) -> dict[bytes, Node]:
-        """Children of a directory by name; none from the first damage on."""
-        if self._accessor is None:
-            return {}
-        try:
-            return self._accessor.children(node)
-        except (FormatError, ArchiverError):
-            self._accessor = None
-            return {}
-
-
-class PreviousDirectory:
-    """A directory of the previous archive."""
-
-    __slots__ = ("_children", "_reference")
-
-    def __init__(self, reference: Reference, node: Node) -> None:
-        self._reference = reference
-        self._children = reference.children(node)
-
-    def directory(self, name: bytes) -> PreviousDirectory | None:
-        node = self._children.get(name)
-        return PreviousDirectory(self._reference, node) if node is not None and node.kind == "dir" else None
-
-    def has_file(self, name: bytes, size: int) -> bool:
-        """Whether it is worth looking at the file's metadata."""
-        node = self._children.get(name)
-        return node is not None and node.kind == "file" and node.payload_offset is not None and node.size == size
-
-    def unchanged(self, name: bytes, metadata: Metadata, size: int) -> int | None:
-        """The old payload offset of a file whose metadata are what they were; None: it must be read."""
-        if not self.has_file(name, size):
-            return None
-        node = self._children[name]
-        assert node.metadata is not None
-        return node.payload_offset if _same(node.metadata, metadata) else None
-
-
-def _same(before: Metadata, now: Metadata) -> bool:
-    """Values of extended attributes do not count: what is stored are the present ones."""
-    return (
-        before.stat == now.stat
-        and before.acl == now.acl
-        and before.fcaps == now.fcaps
-        and (before.quota_project_id or 0) == (now.quota_project_id or 0)
-        and [name for name, _ in before.xattrs] == [name for name, _ in now.xattrs]
-    )
 
 
 def find_reference(
@@ -118,9 +68,8 @@ def find_reference(
         modes = {file.crypt_mode for file in archive.files}
         if modes != {crypt_mode}:
             raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
-        tree = snapshot.tree(archive)
-        index = snapshot.index(tree.content_file)
-        return Reference(tree, _payload(index, usable), index)
+        index = snapshot.index(archive.files[1])
+        return Reference(snapshot, archive, _payload(index, usable), index)
     except NotFound as error:
         raise NoReference(str(error)) from error
     except (ArchiverError, FormatError) as error:

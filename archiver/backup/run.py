@@ -6,24 +6,26 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from archiver.backup.archive import FileCounters, TreeArchiver
+from archiver.backup.archive import Compare, FileCounters, TreeArchiver
 from archiver.backup.deduplicator import Deduplicator
+from archiver.backup.directory import PreviousRun
 from archiver.backup.reference import NoReference, Reference, find_reference
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, Stream, StreamResult
+from archiver.browse.catalog import ensure, open_catalog
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
 from archiver.errors import UsageError
-from archiver.source.problem import Problem
-from archiver.source.walk import Walk, WalkOptions
+from archiver.source.walk import WalkOptions
 from archiver.store import layout as names
+from archiver.store.catalog.writer import RunWriter
 from archiver.store.counters import Counters
 from archiver.store.layout import DEFAULT_OWNER, GroupRef, SnapshotRef
 from archiver.store.sessions import Session
@@ -64,6 +66,7 @@ class BackupOptions:
 
     group: GroupRef
     mode: Mode = "data"
+    compare: Compare = "auto"
     time: int | None = None
     crypt_mode: CryptMode = "none"
     crypt: CryptConfig | None = None
@@ -130,6 +133,14 @@ def check_options(options: BackupOptions) -> None:
         raise UsageError(f"crypt mode {options.crypt_mode} {'with' if options.crypt else 'without'} a key")
 
 
+class _Record(NamedTuple):
+    """The record of an archive: the file that holds its entries, and the key of the root."""
+
+    filename: str
+    writer: RunWriter
+    root: int
+
+
 class _Run:
     """The state of one backup."""
 
@@ -144,6 +155,9 @@ class _Run:
         self._errors_left_out = 0
         self._archives: list[ArchiveResult] = []
         self._manifest_files: list[FileInfo] = []
+        self._records: list[_Record] = []
+        # What rows depend on besides the files: a user is told of other attributes than root, and may skip some.
+        self._fields = f"uid {os.geteuid()}, skip-e2big-xattr {options.walk.skip_e2big_xattr}"
         self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
         self._walk = options.walk
 
@@ -154,6 +168,7 @@ class _Run:
         with (
             store.session() as session,
             closing(Deduplicator(store, session, self._chunk_crypt)) as deduplicator,
+            ExitStack() as self._opened,
         ):
             self._deduplicator = deduplicator
             never = options.walk.never_enter | store.own_directories()
@@ -167,6 +182,7 @@ class _Run:
             ref = session.publish(options.group, wanted, options.owner, self._manifest)
             deduplicator.record()
             store.record(ref)
+            self._record(ref.time)
         return BackupResult(ref, self._archives, self._files, store.clock.steady() - began, self._errors)
 
     def _new_uuid(self) -> bytes:
@@ -182,8 +198,7 @@ class _Run:
             for spec in self._specs:
                 payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)
                 archive = Stream(machinery, f"{spec.name}.mpxar.didx", Chunker(average), small)
-                reference = self._reference(spec) if self._options.mode == "metadata" else None
-                padding = self._archive(spec, machinery, archive, payload, None, reference)
+                padding = self._archive(spec, machinery, archive, payload, None)
                 self._add(f"{spec.name}.pxar", [payload.finish(), archive.finish()], padding)
             return
         listing = Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), small)
@@ -213,26 +228,55 @@ class _Run:
         machinery: Machinery,
         archive: Stream,
         payload: Stream | None,
-        catalog: CatalogWriter | None,
-        reference: Reference | None = None,
+        listing: CatalogWriter | None,
     ) -> int:
         """Archive one source; returns the padding in its payload stream, bytes."""
-        report: list[Callable[[Problem], None]] = []
-        with Walk(spec.path, self._walk, lambda problem: report[0](problem)) as walk:
-            writer = TreeArchiver(
-                walk,
-                archive,
-                payload,
-                catalog=catalog,
-                counters=self._files,
-                listener=self._hear,
-                spill_directory=machinery.session.path,
-                reference=reference,
-                average=self._options.chunk_size,
-            )
-            report.append(writer.report)
-            writer.run()
-        return writer.padding
+        name, options = f"{spec.name}.pxar", self._options
+        reference = self._reference(spec) if options.mode == "metadata" else None
+        if reference is not None:
+            ensure(reference.snapshot, name)
+        catalog = open_catalog(self._store, options.group, name, self._chunk_crypt)
+        newest = catalog.newest() if catalog is not None else None
+        previous, writer = None, None
+        if catalog is not None:
+            writer = self._opened.enter_context(closing(RunWriter(catalog, newest, machinery.session.path)))
+            run = catalog.run(newest.time) if newest is not None else None
+            if newest is not None and run is not None:
+                previous = PreviousRun(catalog, newest, trusted=run.fields == self._fields)
+        if reference is not None and not (
+            previous is not None
+            and run is not None
+            and previous.time == reference.snapshot.ref.time
+            and run.csum == reference.csum.hex()
+        ):
+            self._listener(Notice(f"{name} is saved completely: there is no record of its files", "warning"))
+            reference = None
+        archiver = TreeArchiver(
+            spec.path,
+            self._walk,
+            archive,
+            payload,
+            listing=listing,
+            counters=self._files,
+            listener=self._hear,
+            spill_directory=machinery.session.path,
+            now_ns=self._store.clock.now_ns,
+            writer=writer,
+            previous=previous,
+            reference=reference,
+            average=options.chunk_size,
+            compare=options.compare,
+        )
+        archiver.run()
+        if writer is not None:
+            self._records.append(_Record(archive.filename, writer, archiver.root))
+        return archiver.padding
+
+    def _record(self, time: int) -> None:
+        """Tell the catalogs of the snapshot that was published."""
+        csums = {file.filename: file.csum for file in self._manifest_files}
+        for record in self._records:
+            record.writer.record(time, csum=csums[record.filename], fields=self._fields, root=record.root)
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn"):

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from archiver.core import linux
+from archiver.core.row import ROW, file_row, signed
 from archiver.errors import ArchiverError, NotFound, UsageError
 from archiver.source.content import OpenFile
 from archiver.source.metadata import Features, collect, plain
@@ -33,10 +34,9 @@ from archiver.source.selection import EXCLUDE_FILE, Selection
 from formats.patterns import Pattern, PatternList
 from formats.pxar.metadata import Metadata
 
-__all__ = ["ROW", "Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
+__all__ = ["Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
 
 _CLI_EXCLUDES = b".pxarexclude-cli"  # an archive of version 1 makes a file of this name in its root
-ROW = struct.Struct("<qqqq")  # of an entry: inode, size, mtime, ctime in ns; of a directory: inode, -1, a key, 0
 _TYPE = 0o170000
 _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's does too
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -200,9 +200,12 @@ class SourceDirectory:
                 continue
             stats.append(stat)
             if stat[0] & _TYPE == st.S_IFDIR:
-                rows.append(pack(stat[1], -1, key(name, stat), 0))
+                rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
                 continue
-            rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
+            try:
+                rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
+            except struct.error:
+                rows.append(file_row(stat))
             if stat[3] > 1 or stat[2] != device:
                 usual = False
         return Looked(stats, rows, usual)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.backup import archive as archive_module
+from archiver.backup import contents as contents_module
 from archiver.backup import run as run_module
 from archiver.backup.run import Mode
 from archiver.browse.snapshot import Snapshot
@@ -51,7 +51,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, size: int, change: Callable[[int], 
             return got
         return real(fd, view, offset)
 
-    monkeypatch.setattr(archive_module, "read_into", read_into)
+    monkeypatch.setattr(contents_module, "read_into", read_into)
     return attempts
 
 
@@ -160,7 +160,7 @@ def test_a_name_of_several_that_is_replaced(tree: Path, tmp_path: Path, monkeypa
             os.replace(tmp_path / "fresh", tree / "file")
         return real(directory, entry)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(archive_module, "open_file", open_file)
+    monkeypatch.setattr(contents_module, "open_file", open_file)
     saved = save(store, tree)
     assert checked(store, saved, tmp_path / "out") == {}
     assert (tmp_path / "out/file").read_bytes() == fresh
@@ -181,7 +181,7 @@ def test_an_inode_that_is_used_again(tree: Path, tmp_path: Path, monkeypatch: py
             os.utime(tree / "before", ns=(before.st_atime_ns, before.st_mtime_ns))
         return result
 
-    monkeypatch.setattr(archive_module, "unchanged", unchanged)
+    monkeypatch.setattr(contents_module, "unchanged", unchanged)
     saved = save(store, tree)
     checked(store, saved, tmp_path / "out")
     assert (tmp_path / "out/before").read_bytes() == DATA
@@ -199,7 +199,7 @@ def test_vanished(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
             os.unlink(tree / "file")
         return real(directory, entry)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(archive_module, "open_file", open_file)
+    monkeypatch.setattr(contents_module, "open_file", open_file)
     saved = save(store, tree, mode=mode)
     assert checked(store, saved, tmp_path / "out") == {}
     assert (saved.result.files.vanished, saved.result.files.total) == (1, 2)
@@ -276,7 +276,7 @@ def test_very_many_errors_are_counted_not_kept(
     def fails(fd: int, view: memoryview, offset: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(archive_module, "read_into", fails)
+    monkeypatch.setattr(contents_module, "read_into", fails)
     monkeypatch.setattr(run_module, "_ERRORS_KEPT", room)
     store = make_store(tmp_path / "store")
     saved = save(store, tree)

@@ -38,16 +38,18 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from siphashc import siphash
 
+from archiver.core.row import ROW as ROW
+from archiver.core.row import signed as signed
 from formats.pxar.constants import REF_SIZE
 from formats.pxar.goodbye import HASH_KEY
 from formats.wire import Buffer
 
 SPLIT = 1  # flag: the entries are in leaves
 HAS_DIRECTORIES = 2  # flag
+UNSORTED = 4  # flag of a split directory: some name does not come where its bytes would have it
 
 NO_SELECTION = bytes(16)
 SPLIT_FROM = 2048  # names
-ROW = struct.Struct("<qqqq")
 
 _HEAD = struct.Struct("<B3xIIIIIQqq16s8x")
 _LEAF_EVERY = 1024  # names, on average
@@ -81,11 +83,6 @@ def _hashed(kind: bytes, data: bytes) -> int:
 def begins_leaf(name: bytes) -> bool:
     """Whether a leaf of a split directory begins with this name; the first one does whatever it is."""
     return bool(siphash(HASH_KEY, name) % _LEAF_EVERY == 0)
-
-
-def signed(value: int) -> int:
-    """A key or a time in ns as a number of a row: modulo 2^64, below 2^63."""
-    return (value + _DERIVED) % (2 * _DERIVED) - _DERIVED
 
 
 def leaves(directory: int, names: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,290 @@
+"""What a run knows of a directory: how it was in the run before, and the record that is made of it now.
+
+While nothing in it is found changed, a directory needs no new record. It gets a draft from the first change on, with
+what came before taken from the old record. All of this happens in the order in which the archive is written.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from typing import NamedTuple
+
+import numpy as np
+from siphashc import siphash
+
+from archiver.core.row import ROW, file_row, signed
+from archiver.source.metadata import Features
+from archiver.source.walk import SourceDirectory
+from archiver.store.catalog.catalog import Catalog, Newest
+from archiver.store.catalog.record import (
+    HAS_DIRECTORIES,
+    NO_SELECTION,
+    SPLIT_FROM,
+    Draft,
+    Record,
+    leaves,
+    reference_places,
+    write_offsets,
+)
+from archiver.store.catalog.writer import RunWriter
+from formats.pxar.goodbye import HASH_KEY, build
+
+_RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
+_LEAST_SPLIT = SPLIT_FROM // 2
+
+
+class Before(NamedTuple):
+    """A directory, or a leaf, as it was in the run before: its number there, record, and the base of its references."""
+
+    number: int
+    record: Record
+    base: int
+
+
+class PreviousRun:
+    """The newest run of a catalog. ``trusted``: its rows were made under the same conditions as the ones made now."""
+
+    def __init__(self, catalog: Catalog, newest: Newest, *, trusted: bool) -> None:
+        self.trusted = trusted
+        self.time = newest.time
+        self._catalog = catalog
+        self._newest = newest
+
+    def find(self, key: int) -> Before | None:
+        number = self._newest.find(key)
+        record = self._catalog.load(self._newest.place(number)) if number >= 0 else None
+        return Before(number, record, self._newest.base(number)) if record is not None else None
+
+    def number(self, key: int) -> int:
+        """Of the directory with this key; -1 when there was none."""
+        return self._newest.find(key)
+
+    def is_at(self, number: int, key: int) -> bool:
+        """Whether the record ``number`` is that of ``key``."""
+        return int(self._newest.keys[number]) == key
+
+
+def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
+    """The row of a file; without inode and change time where they prove nothing."""
+    if not stable or stat.st_dev != features.device:
+        return ROW.pack(0, stat.st_size, signed(stat.st_mtime_ns), 0)
+    return file_row(stat)
+
+
+def without_time(row: bytes) -> bytes:
+    """A row that no file will be equal to."""
+    return row[:24] + bytes(8)
+
+
+class Leaf:
+    """Some names of a directory that follow each other: all of them, but in a split directory.
+
+    ``parts``: where in the run before its entries may be. ``same``: the one that has exactly its names, if any.
+    """
+
+    __slots__ = ("_done", "_racy", "_shift", "draft", "first", "key", "parts", "same")
+
+    def __init__(self, key: int, first: bytes, parts: list[Before], same: Before | None, now_ns: int) -> None:
+        self.key = key
+        self.first = first
+        self.parts = parts
+        self.same = same
+        self.draft: Draft | None = None if same is not None else Draft()
+        self._done: list[tuple[int, int]] = []  # entries of ``same`` that were put into the archive as they were
+        self._shift: int | None = None  # how far their contents moved
+        self._racy = now_ns - _RACY
+
+    def find(self, name: bytes) -> tuple[Before, int] | None:
+        """Where the entry ``name`` was before."""
+        for part in self.parts:
+            number = part.record.place.get(name)
+            if number is not None:
+                return part, number
+        return None
+
+    def copied(self, start: int, stop: int, items: bytes, shift: int | None, *, files: bool) -> None:
+        """The entries [start, stop) of ``same`` are in the archive, as ``items``, contents moved by ``shift``."""
+        if self.draft is None and not files:
+            self._done.append((start, stop))
+        elif self.draft is None and shift is not None and self._shift in (None, shift):
+            self._done.append((start, stop))
+            self._shift = shift
+        else:
+            self._add_all(start, stop, items)
+
+    def directory(self, name: bytes, row: bytes, number: int) -> None:
+        """A directory was entered; ``number``: of its entry in ``same``."""
+        if self.draft is None:
+            self._done.append((number, number + 1))
+        else:
+            self.draft.add(b"d", name, row, b"")
+
+    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+        """Another entry. Its row is kept as a proof only if the file is old enough."""
+        if ROW.unpack(row)[3] > self._racy:
+            row = without_time(row)
+        self.begin_draft().add(kind, name, row, item)
+
+    def begin_draft(self) -> Draft:
+        """The draft; from now on there is one."""
+        if self.draft is None:
+            self.draft = Draft()
+            done, self._done = self._done, []
+            for start, stop in done:
+                self._add_all(start, stop, None)
+        return self.draft
+
+    def _add_all(self, start: int, stop: int, items: bytes | None) -> None:
+        """Entries of ``same``; ``items`` None: they were moved by the shift so far."""
+        assert self.same is not None
+        record = self.same.record
+        draft = self.begin_draft()
+        old, lengths, kinds = record.part(start, stop)
+        sizes = np.frombuffer(lengths, "<u4").tolist()
+        if items is None:
+            moved = bytearray(old)
+            places = reference_places(np.array(sizes, np.int64), kinds)
+            offsets = np.frombuffer(moved, np.uint8)[places[:, None] + np.arange(8)].view("<i8").ravel()
+            write_offsets(moved, places, offsets + (self.same.base + (self._shift or 0)))
+            items = bytes(moved)
+        at = 0
+        for number, size in enumerate(sizes, start):
+            kind = kinds[number - start : number - start + 1]
+            draft.add(kind, record.names[number], record.row(number), items[at : at + size])
+            at += size
+
+    def complete(self) -> int | None:
+        """The base of its references, when all of it is as it was; else None, and there is a draft."""
+        if self.draft is None and self.same is not None:
+            if sum(stop - start for start, stop in self._done) == self.same.record.count:
+                return self.same.base + (self._shift or 0)
+            self.begin_draft()
+        return None
+
+
+class Level:
+    """A directory of the tree that is being archived; ``own``: its encoded attributes.
+
+    ``is_moved``: its entries have other paths than in the run before.
+    """
+
+    def __init__(self, source: SourceDirectory, key: int, *, stable: bool, now_ns: int) -> None:
+        self.source = source
+        self.key = key
+        self.is_open = source.fd >= 0
+        self.stable = stable and self.is_open  # inode numbers and change times prove something here
+        self.before: Before | None = None
+        self.is_moved = True
+        self.own = b""
+        self.is_same = False  # attributes, and how its names are chosen, are as in ``before``
+        self.table: bytes | None = None  # the old goodbye table, when it is still the right one
+        self.is_split = False
+        self.is_doubtful = False  # something about its attributes could not be read
+        self.leaf: Leaf  # the one that is visited
+        self._now_ns = now_ns
+        self._finished: list[tuple[int, bytes]] = []  # leaves of a split directory
+
+    @property
+    def copies_table(self) -> bool:
+        """Whether the goodbye table is the old one when all entries are."""
+        before = self.before
+        return (
+            before is not None
+            and not self.is_split
+            and len(self.own) == len(before.record.own)
+            and bool(before.record.table)
+        )
+
+    def split(self, previous: PreviousRun | None) -> list[tuple[Leaf, list[bytes]]]:
+        """The leaves of its names, and these."""
+        names, before = self.source.names, self.before
+        was_split = before is not None and before.record.is_split
+        self.is_split = len(names) > (_LEAST_SPLIT if was_split else SPLIT_FROM)
+        if not self.is_split:
+            parts = self._parts(previous, names)
+            same = before if before is not None and not was_split and before.record.names == names else None
+            return [(Leaf(self.key, b"", parts, same, self._now_ns), names)]
+        found = []
+        for key, start, stop in leaves(self.key, names):
+            part = names[start:stop]
+            parts = self._parts(previous, part)
+            same = parts[0] if len(parts) == 1 and was_split and parts[0].record.names == part else None
+            if same is not None and previous is not None and not previous.is_at(same.number, key):
+                same = None
+            found.append((Leaf(key, part[0], parts, same, self._now_ns), part))
+        return found
+
+    def _parts(self, previous: PreviousRun | None, names: list[bytes]) -> list[Before]:
+        """Where in the run before some names that follow each other may be."""
+        if self.before is None or previous is None:
+            return []
+        if not self.before.record.is_split:
+            return [self.before]
+        found = []
+        known = self.before.record.leaves
+        for number, (key, first) in enumerate(known):
+            following = known[number + 1][1] if number + 1 < len(known) else None
+            if names and (following is None or following > names[0]) and (number == 0 or first <= names[-1]):
+                part = previous.find(key)
+                if part is not None:
+                    found.append(part)
+        return found
+
+    # -- its record ----------------------------------------------------------------------------------------------------
+
+    def end_leaf(self, leaf: Leaf, writer: RunWriter) -> None:
+        """A leaf of a split directory is complete."""
+        self._tell_names(leaf, writer)
+        base = leaf.complete()
+        if base is not None and leaf.same is not None:
+            writer.keep(leaf.same.number, base)
+        else:
+            raw, base = leaf.begin_draft().encode()
+            writer.put(leaf.key, raw, base)
+        self._finished.append((leaf.key, leaf.first))
+
+    def end(self, leaf: Leaf | None, writer: RunWriter) -> None:
+        """The directory is complete; ``leaf``: its only one if it is not split."""
+        if leaf is None:
+            writer.put(self.key, self._head(Draft()).encode_split(self._finished), 0)
+            return
+        self._tell_names(leaf, writer)
+        base = leaf.complete()
+        if base is not None and self.is_same and self.before is not None:
+            writer.keep(self.before.number, base)
+            return
+        draft = self._head(leaf.begin_draft())
+        raw, base = draft.encode(_table(draft))
+        writer.put(self.key, raw, base)
+
+    def _tell_names(self, leaf: Leaf, writer: RunWriter) -> None:
+        if leaf.draft is None and not self.is_moved:
+            return
+        assert leaf.draft is not None or leaf.same is not None
+        names = leaf.draft.names if leaf.draft is not None else leaf.same.record.names if leaf.same is not None else []
+        new = names if self.is_moved else [name for name in names if leaf.find(name) is None]
+        if new:
+            writer.names(self.source.path.lstrip(b"/"), new)
+
+    def _head(self, draft: Draft) -> Draft:
+        """Fill in what the record says of the directory itself."""
+        source = self.source
+        draft.own = self.own
+        if self.stable and not self.is_doubtful and source.stat.st_ctime_ns <= self._now_ns - _RACY:
+            draft.inode, draft.mtime = source.stat.st_ino, signed(source.stat.st_mtime_ns)
+            draft.ctime = signed(source.stat.st_ctime_ns)
+            draft.selection = NO_SELECTION if source.decided else source.selection
+        return draft
+
+
+def _table(draft: Draft) -> bytes:
+    """The goodbye table of a directory whose entries are all where the draft has them; none for others."""
+    if draft.flags & HAS_DIRECTORIES or b"h" in draft.kinds:
+        return b""
+    children = array("Q")
+    at = len(draft.own)
+    for name, item in zip(draft.names, draft.items, strict=True):
+        children.extend((siphash(HASH_KEY, name), at, len(item)))
+        at += len(item)
+    return build(children, at, 0)
