@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
-from archiver.backup.run import BackupOptions, BackupResult, Mode, backup
+from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode, backup
 from archiver.backup.specification import ArchiveSpec
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify import VerifyError, verify
@@ -41,6 +41,17 @@ class SetClock(Clock):
 
     def now_ns(self) -> int:
         return self.time * 10**9
+
+
+class Ahead(Clock):
+    """Wall time in an hour. What a run looks at was changed long before then, so that nothing of it counts as changed
+    in that very moment, which the next run would have to read again."""
+
+    def now(self) -> int:
+        return super().now() + 3600
+
+    def now_ns(self) -> int:
+        return super().now_ns() + 3600 * 10**9
 
 
 @dataclass
@@ -75,17 +86,19 @@ def save_into(
     time: int | None = None,
     mode: Mode = "data",
     crypt: CryptConfig | None = None,
+    crypt_mode: CryptMode | None = None,
     walk: WalkOptions | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Saved:
-    """Back up a directory as ``tree.pxar``, or several by their names. The store itself is never entered."""
+    """Back up a directory as ``tree.pxar``, or several by their names. The store itself is never entered. With a key
+    the snapshot is encrypted unless ``crypt_mode`` says otherwise."""
     named = sources if isinstance(sources, dict) else {"tree": sources}
     options = BackupOptions(
         group,
         mode=mode,
         time=time,
         crypt=crypt,
-        crypt_mode="none" if crypt is None else "encrypt",
+        crypt_mode=crypt_mode or ("none" if crypt is None else "encrypt"),
         chunk_size=chunk_size,
         walk=walk or WalkOptions(never_enter=store.own_directories()),
     )
@@ -107,6 +120,7 @@ class _Options(TypedDict, total=False):
     time: int | None
     mode: Mode
     crypt: CryptConfig | None
+    crypt_mode: CryptMode | None
     walk: WalkOptions | None
     chunk_size: int
 
@@ -119,8 +133,11 @@ def save(
     heard: Heard | None = None,
     **options: Unpack[_Options],
 ) -> Saved:
-    """As ``save_into`` the store at ``path``, which is opened and closed."""
-    with Store.open(path, clock=clock, listener=heard or Heard()) as store:
+    """As ``save_into`` the store at ``path``, which is opened and closed. Without a ``clock`` the snapshot has the time
+    of now, but the run takes place an hour later: see ``Ahead``."""
+    if options.get("time") is None:
+        options["time"] = (clock or Clock()).now()
+    with Store.open(path, clock=clock or Ahead(), listener=heard or Heard()) as store:
         return save_into(store, sources, **options)
 
 
