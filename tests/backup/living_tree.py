@@ -2,7 +2,8 @@
 
 A change is a kind and a seed; the same changes in the same order give the same tree, but for change times and inodes.
 Each content gets a modification time that no other content has, earlier or later than those before: with the same size
-and time in the same place, a file counts as unchanged by the rule of PBS.
+and time in the same place, a file counts as unchanged by the rule of PBS. In a *forged* tree all contents have the same
+time, so that nothing but inode and change time tells them apart.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ _SPARSE = 3 << 20
 
 
 class LivingTree:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, forged: bool = False) -> None:
         self.root = root
+        self.forged = forged
         self._count = 0
         root.mkdir()
 
@@ -87,7 +89,7 @@ class LivingTree:
 
     def _stamp(self, path: Path) -> None:
         self._count += 1
-        moment = START + self._count * (1_000_003 if self._count % 3 else -1_000_003)
+        moment = START if self.forged else START + self._count * (1_000_003 if self._count % 3 else -1_000_003)
         os.utime(path, ns=(moment, moment))
 
     def _noise(self, size: int) -> bytes:
