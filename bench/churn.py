@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.backup.reuse import Bools, Ints, Previous, injections, plan, runs
+from formats.chunker import PAYLOAD_DENSITY, PAYLOAD_MINIMUM, PAYLOAD_REACH
 
 MIB = 1 << 20
 HEADER = 16
@@ -80,7 +81,7 @@ class Contents:
 
     def grow(self, numbers: Ints, old: Ints, new: Ints) -> None:
         """Contents of ``old`` bytes have ``new`` bytes now."""
-        counts = self._rng.poisson((new - old) * 3 / self._average)
+        counts = self._rng.poisson((new - old) * 1.5 * PAYLOAD_DENSITY / self._average)
         for i in np.flatnonzero(counts):
             where = self._rng.integers(old[i], new[i], counts[i])
             self._passes.setdefault(int(numbers[i]), []).extend(np.sort(where).tolist())
@@ -100,24 +101,24 @@ class Contents:
 def our_cut(start: int, end: int, average: int, passes: list[int], begins: list[int]) -> int:
     """End of the chunk at ``start`` (formats/chunker.py, payload rule), ``end`` being the end of the data."""
     maximum = min(start + 4 * average, end)
-    i = bisect_left(passes, start + average // 8 * 5)
+    i = bisect_left(passes, start + average // 8 * PAYLOAD_MINIMUM)
     plain = min(passes[i] if i < len(passes) else maximum, maximum)
     i = bisect_left(begins, plain)
-    is_near = i < len(begins) and begins[i] <= plain + average // 4 and begins[i] < maximum
+    is_near = i < len(begins) and begins[i] <= plain + average // 8 * PAYLOAD_REACH and begins[i] < maximum
     return begins[i] if is_near else plain
 
 
 def pbs_cut(start: int, end: int, average: int, passes: list[int], begins: list[int]) -> int:
     """The same by PBS's rule, for data that arrives byte by byte: where a file begins, or else the hash passes.
 
-    Half of our passes are its passes.
+    One in PAYLOAD_DENSITY of our passes is one of its passes.
     """
     maximum = min(start + 4 * average, end)
     smallest = start + average // 4
     i = bisect_left(begins, smallest)
     border = begins[i] if i < len(begins) else maximum
     i = bisect_left(passes, smallest)
-    while i < len(passes) and passes[i] < border and passes[i] % 2:
+    while i < len(passes) and passes[i] < border and passes[i] % PAYLOAD_DENSITY:
         i += 1
     return min(passes[i] if i < len(passes) else maximum, border, maximum)
 

@@ -74,7 +74,7 @@ def large(
             for start in range(0, half, BLOCK):
                 file.write(generator.randbytes(min(BLOCK, half - start)))
         with tarfile.open(root / "programs.tar", "w") as archive:
-            for path in _programs(program_directories, half):
+            for path in programs(program_directories, half):
                 archive.add(path, recursive=False)
         # borg reads the newest file again each time; that must not be one of only two, so there is a later third.
         time.sleep(CLOCK_STEP_SECONDS)
@@ -113,7 +113,7 @@ def _built(name: str, directory: Path, build: Callable[[Path], None]) -> DataSet
     return take(name, root)
 
 
-def _programs(directories: Sequence[Path], size: int) -> Iterator[Path]:
+def programs(directories: Sequence[Path], size: int) -> Iterator[Path]:
     """Executables and libraries below ``directories``, each inode once, until they are ``size`` bytes together."""
     seen: set[int] = set()
     for directory in directories:

@@ -47,7 +47,7 @@ def first_cut(data: bytes, average: int) -> int:
 
 def first_payload_cut(data: bytes, average: int) -> int:
     """The same for payload streams, when no file begins nearby."""
-    return first_hash_cut(data, average - 1, average // 8 * 5, average * 4)
+    return first_hash_cut(data, average // 2 - 1, average // 4 * 3, average * 4)
 
 
 def first_hash_cut(data: bytes, mask: int, minimum: int, maximum: int) -> int:
@@ -198,7 +198,7 @@ def test_averages_that_are_refused(average: int, monkeypatch: pytest.MonkeyPatch
 def test_limits_come_from_the_average() -> None:
     plain, payload = Chunker(4 << 20), PayloadChunker(4 << 20)
     assert (plain.minimum, plain.average, plain.maximum) == (1 << 20, 4 << 20, 16 << 20)
-    assert (payload.minimum, payload.average, payload.maximum) == (2560 << 10, 4 << 20, 16 << 20)
+    assert (payload.minimum, payload.average, payload.maximum) == (3 << 20, 4 << 20, 16 << 20)
 
 
 def test_small_feeds_cost_no_more_than_their_bytes() -> None:
