@@ -10,18 +10,19 @@ import json
 import os
 import stat as st
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from archiver.backup.contents import Contents
 from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_time
 from archiver.backup.holding import Action, Holding, Segment, Span
+from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.reference import Reference
 from archiver.backup.streams import Stream
 from archiver.core.events import FileProblem, Listener, Progress
-from archiver.core.row import ROW, signed
+from archiver.core.row import ROW, file_row, signed
 from archiver.core.spill import SpillTable
 from archiver.source.content import Replaced, open_file
 from archiver.source.metadata import plain
@@ -31,13 +32,14 @@ from archiver.store.catalog.record import HAS_DIRECTORIES, inode_key, path_key
 from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
 from formats.pxar.constants import FOUR, HEADER_SIZE, MAX_NAME, PAYLOAD_REF, REF_SIZE
-from formats.pxar.encoder import Encoder, encode_attributes, encode_hardlink
+from formats.pxar.encoder import Encoder, encode_attributes, encode_file, encode_hardlink
 from formats.pxar.metadata import Metadata, Stat
 
 Compare = Literal["auto", "inode", "metadata"]
 
 _LINK_KEY = struct.Struct("<QQQqq")
 _LINK_POSITION = struct.Struct("<Q")
+_LENGTH = struct.Struct("<I")
 _PROGRESS_EVERY = 512  # entries
 _PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
@@ -68,13 +70,25 @@ def _link_key(stat: os.stat_result) -> bytes:
     return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+class Unchanged(NamedTuple):
+    """How unchanged files are taken over: from the streams of ``reference``, in chunks of ``average`` bytes.
+
+    ``has_previous``: the first of them is that of the archive which the run before recorded; behind come those of
+    ``interrupted`` runs.
+    """
+
+    reference: Reference
+    average: int
+    has_previous: bool
+    interrupted: Sequence[Interrupted]
+
+
 class TreeArchiver:
     """Archives one source. ``payload`` is None for a version 1 archive, which has its contents in ``archive``.
 
-    ``writer`` is told of every directory; ``previous`` is the run before. With a ``reference``, the archive that this
-    run is about, unchanged files are taken over in chunks of ``average`` bytes; without, everything is read.
-    ``compare``: whether inode numbers and change times are believed: where the file system keeps them, everywhere, or
-    nowhere.
+    ``writer`` is told of every directory, ``journal`` of every file that was read; ``previous`` is the run before.
+    ``unchanged`` None: everything is read. ``compare``: whether inode numbers and change times are believed: where the
+    file system keeps them, everywhere, or nowhere.
     """
 
     def __init__(
@@ -89,11 +103,11 @@ class TreeArchiver:
         listener: Listener,
         spill_directory: str,
         now_ns: Callable[[], int],
-        writer: RunWriter | None = None,
-        previous: PreviousRun | None = None,
-        reference: Reference | None = None,
-        average: int = 0,
-        compare: Compare = "auto",
+        compare: Compare,
+        writer: RunWriter | None,
+        journal: Journal | None,
+        previous: PreviousRun | None,
+        unchanged: Unchanged | None,
     ) -> None:
         self._walk = Walk(source, options, self.report, self._meet)
         self._archive = archive
@@ -104,10 +118,11 @@ class TreeArchiver:
         self._links = SpillTable(spill_directory)
         self._now_ns = now_ns
         self._writer = writer
+        self._journal = journal
         self._previous = previous
-        self._reference = reference
-        self._average = average
+        self._unchanged = unchanged
         self._compare = compare
+        self._takes_over = unchanged is not None and unchanged.has_previous
         self._holding: Holding | None = None
         self._levels: list[Level] = []
         self._met: Level
@@ -133,8 +148,8 @@ class TreeArchiver:
         self._contents = Contents(
             self.encoder, self._archive, payload, read=self._has_read, torn=self._torn, cannot=self._cannot
         )
-        if self._reference is not None and payload is not None:
-            self._holding = Holding(self._reference, self.encoder, payload, self._average)
+        if self._unchanged is not None and payload is not None:
+            self._holding = Holding(self._unchanged.reference, self.encoder, payload, self._unchanged.average)
         self._walk.open_root()
         root = self._met
         self.root = root.key
@@ -199,7 +214,7 @@ class TreeArchiver:
         level.is_moved = above is not None and not self._was_there(previous, above, source.name, before)
         record = before.record
         if (
-            self._holding is not None
+            self._takes_over
             and level.stable
             and previous.trusted
             and record.ctime
@@ -249,7 +264,7 @@ class TreeArchiver:
         """Whether no entry of the leaf has changed. The cost of a quiet night."""
         return (
             leaf.same is not None
-            and self._holding is not None
+            and self._takes_over
             and self._previous is not None
             and self._previous.trusted
             and level.stable
@@ -368,6 +383,8 @@ class TreeArchiver:
             return
         row = self._row(level, added.stat)
         item = self.encoder.last
+        if self._journal is not None and leaf.proves(row) and not self._problems:
+            self._journal.add(row, level.source.features, int.from_bytes(item[-16:-8], "little"))
         if self._payload is None:
             item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, added.size)
         leaf.add(b"f", name, without_time(row) if self._problems else row, item)
@@ -393,40 +410,63 @@ class TreeArchiver:
             if holding.holds(link) or self._links.get(link) is not None:
                 holding.then(partial(self.read_again, level, leaf, entry))
                 return True
-        found = leaf.find(entry.name)
-        if found is None:
+        segment = self._as_before(level, leaf, entry) or self._as_interrupted(level, leaf, entry)
+        if segment is None:
             return False
+        holding.hold(segment, link)
+        return True
+
+    def _as_before(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
+        """A file that is as it was in the run before."""
+        found = leaf.find(entry.name)
+        if found is None or not self._takes_over:
+            return None
         part, number = found
         record = part.record
         if record.kinds[number] != _FILE:
-            return False
+            return None
         item, row, stored = record.item(number), self._row(level, entry.stat), record.row(number)
         if self._previous is not None and self._previous.trusted and row[24:] != bytes(8) != stored[:8]:
             if row != stored:
-                return False
-        else:
-            seen = self._compare_metadata(level, entry, item)
-            if seen is None:
-                return False
-            entry, row = SourceEntry(entry.name, seen), self._row(level, seen)
-            link = _link_key(seen) if seen.st_nlink > 1 else None
-        lengths = len(item).to_bytes(4, "little")
-        holding.hold(Segment(_One(self, level, leaf, entry, row), item, lengths, b"f", part.base), link)
-        return True
-
-    def _compare_metadata(self, level: Level, entry: SourceEntry, item: bytes) -> os.stat_result | None:
-        """Its stat when all metadata of a file are as in its old items (spec change-detection.md 5.2), else None."""
-        size = int.from_bytes(item[-8:], "little")
-        if entry.stat.st_size != size:
+                return None
+        elif not self._has_metadata(level, entry, item):
             return None
+        return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", part.base)
+
+    def _as_interrupted(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
+        """A file that an interrupted run has stored."""
+        row = self._row(level, entry.stat)
+        if self._unchanged is None or not leaf.proves(row):
+            return None
+        origins = self._unchanged.reference.origins[self._takes_over :]
+        for interrupted, origin in zip(self._unchanged.interrupted, origins, strict=True):
+            offset = interrupted.find(row, level.source.features)
+            if offset is None:
+                continue
+            try:
+                with open_file(level.source, entry) as file:
+                    if file_row(file.stat) != file_row(entry.stat):
+                        return None
+                    self._problems = 0
+                    metadata = level.source.metadata_of(entry.name, file)
+            except (OSError, Replaced):
+                return None  # reading it will tell
+            row = without_time(row) if self._problems else row
+            item = encode_file(entry.name, metadata, 0, entry.stat.st_size)
+            return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", origin + offset)
+        return None
+
+    def _has_metadata(self, level: Level, entry: SourceEntry, item: bytes) -> bool:
+        """Whether all metadata of a file are as in its old items (spec change-detection.md 5.2)."""
+        if entry.stat.st_size != int.from_bytes(item[-8:], "little"):
+            return False
         try:
             with open_file(level.source, entry) as file:
                 metadata = level.source.metadata_of(entry.name, file)
                 attributes = item[HEADER_SIZE + len(entry.name) + 1 : -REF_SIZE]
-                same = file.stat.st_size == size and encode_attributes(metadata) == attributes
-                return file.stat if same else None
+                return file_row(file.stat) == file_row(entry.stat) and encode_attributes(metadata) == attributes
         except (OSError, Replaced):
-            return None  # reading it will tell
+            return False  # reading it will tell
 
     def took_over(self, count: int) -> None:
         """So many files were not read."""

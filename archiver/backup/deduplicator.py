@@ -26,6 +26,7 @@ from formats.wire import Buffer
 
 _RECHECK_AFTER = 90 * 86400  # seconds
 _ROWS_AT_ONCE = 1 << 16
+_BYTES_AT_ONCE = 8 << 30  # stored before they are made durable and told: what a run after a crash need not check
 _IV_SIZE = 16
 
 
@@ -42,6 +43,7 @@ class Deduplicator:
         self._unnumbered = SpillTable(session.path)  # digests that were, but not taken by the database
         self._seen = np.zeros(1 << 16, np.bool_)  # by chunk number: seen in this run
         self._rows: list[ChunkRow] = []
+        self._stored = 0  # bytes of the chunks in ``_rows``
 
     def claim(self, digest: bytes, size: int) -> bool:
         """True when the caller must store the chunk; False when it is there, or another worker is storing it."""
@@ -70,6 +72,18 @@ class Deduplicator:
             return False
         with self._lock:
             self._mark_seen(known[0])
+        return True
+
+    def recover(self, digest: bytes, size: int) -> bool:
+        """The same for a chunk of which an interrupted run may not have told the database: it is read and checked."""
+        if self.reuse(digest, size):
+            return True
+        row = self._found(digest, size)
+        if row is None:
+            return False
+        with self._lock:
+            self._rows.append(row)
+            self._claimed.add(digest)
         return True
 
     def _known(self, digest: bytes, size: int) -> tuple[int, ChunkRow] | None:
@@ -123,7 +137,8 @@ class Deduplicator:
             row = self._insert(digest, data, encoder)
         with self._lock:
             self._rows.append(row)
-            full = len(self._rows) >= _ROWS_AT_ONCE
+            self._stored += row.stored
+            full = len(self._rows) >= _ROWS_AT_ONCE or self._stored >= _BYTES_AT_ONCE
         if full:
             self.flush()
         return new, row.stored
@@ -155,7 +170,7 @@ class Deduplicator:
     def flush(self) -> None:
         """Make everything stored so far durable, and known to the database."""
         with self._lock:
-            rows, self._rows = self._rows, []
+            rows, self._rows, self._stored = self._rows, [], 0
         with explained("write into", self._store.layout.base):
             self._session.barrier.commit()
         self._record(rows)

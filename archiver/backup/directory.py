@@ -45,11 +45,15 @@ class Before(NamedTuple):
 class PreviousRun:
     """The newest run of a catalog. ``trusted``: its rows were made under the same conditions as the ones made now."""
 
-    def __init__(self, catalog: Catalog, newest: Newest, *, trusted: bool) -> None:
+    def __init__(self, catalog: Catalog, newest: Newest, csum: str, *, trusted: bool) -> None:
         self.trusted = trusted
-        self.time = newest.time
+        self._csum = csum
         self._catalog = catalog
         self._newest = newest
+
+    def is_of(self, time: int, csum: bytes) -> bool:
+        """Whether it is of that snapshot, and was made of the same entries."""
+        return (self._newest.time, self._csum) == (time, csum.hex())
 
     def find(self, key: int) -> Before | None:
         number = self._newest.find(key)
@@ -122,9 +126,12 @@ class Leaf:
 
     def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
         """Another entry. Its row is kept as a proof only if the file is old enough."""
-        if ROW.unpack(row)[3] > self._racy:
-            row = without_time(row)
-        self.begin_draft().add(kind, name, row, item)
+        self.begin_draft().add(kind, name, row if self.proves(row) else without_time(row), item)
+
+    def proves(self, row: bytes) -> bool:
+        """Whether a file with this row will be the same; not when it changed just now: it may change again."""
+        time: int = ROW.unpack(row)[3]
+        return time != 0 and time <= self._racy
 
     def begin_draft(self) -> Draft:
         """The draft; from now on there is one."""

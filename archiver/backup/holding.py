@@ -98,7 +98,8 @@ class Holding:
         self._links.clear()
         segments = [item for item in queue if isinstance(item, Segment)]
         if segments:
-            window = _Window(segments, self._reference, self._average)
+            at_end = self._encoder.payload_position == self._injected_to
+            window = _Window(segments, self._reference, self._average, self._last[0] if at_end else -1)
             for item in queue:
                 if isinstance(item, Segment):
                     self._place(window, item)
@@ -165,7 +166,7 @@ class Holding:
 class _Window:
     """The files of some segments as arrays, n of them; entries are taken out in order."""
 
-    def __init__(self, segments: list[Segment], reference: Reference, average: int) -> None:
+    def __init__(self, segments: list[Segment], reference: Reference, average: int, injected: int) -> None:
         self._previous = reference.payload
         self._items = bytearray().join(segment.items for segment in segments)
         lengths = np.frombuffer(b"".join(segment.lengths for segment in segments), "<u4").astype(np.int64)
@@ -174,7 +175,8 @@ class _Window:
         references = read_references(self._items, self._places)
         self._offsets = references[:, 0] + np.repeat(np.array([s.base for s in segments], np.int64), counts)
         self._sizes = references[:, 1] + HEADER_SIZE
-        keep = plan(self._offsets, self._sizes, np.ones(len(self._sizes), np.bool_), self._previous, average)
+        reusable = np.ones(len(self._sizes), np.bool_)
+        keep = plan(self._offsets, self._sizes, reusable, self._previous, average, injected)
         self._kept = np.concatenate(([0], np.cumsum(keep))).tolist()
         self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
         self._run_ends = np.zeros(len(keep), np.int64)

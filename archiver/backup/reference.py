@@ -5,7 +5,9 @@ Any doubt about it means "no reference": the run is then a complete backup, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,35 +25,53 @@ class NoReference(Exception):
     """Why there is none, as a clause."""
 
 
-class Reference:
+class PreviousArchive(NamedTuple):
     """A tree of the newest finished snapshot of a group, in two halves, both consistent.
 
-    ``csum``: of the index of its entries, as in the manifest.
+    ``payload``: the index of its contents. ``csum``: of that of its entries, as in the manifest.
     """
 
-    def __init__(self, snapshot: Snapshot, archive: ArchiveFiles, payload: Previous, digests: Index) -> None:
-        self.snapshot = snapshot
-        self.archive = archive
-        self.csum = archive.files[0].csum
-        self.payload = payload
-        self._index = digests
-
-    def chunk(self, entry: int) -> tuple[bytes, int]:
-        """Digest and size of an entry of the payload index."""
-        return self._index.digest(entry), self._index.end(entry) - self._index.start(entry)
+    snapshot: Snapshot
+    payload: Index
+    csum: bytes
 
 
-def find_reference(
-    store: Store,
-    group: GroupRef,
-    name: str,
-    crypt_mode: str,
-    crypt: CryptConfig | None,
-    usable: Callable[[bytes, int], bool],
-) -> Reference | None:
-    """The archive ``name`` (``x.pxar``) of the group's newest finished snapshot.
+Usable = Callable[[bytes, int], bool]
+
+
+class Reference:
+    """Streams that contents can be taken from, one behind the other: offsets in the second one begin at ``origins[1]``.
 
     ``usable`` says of a digest and size whether that chunk may be put into a new index (it is seen and touched).
+    """
+
+    def __init__(self, streams: Sequence[tuple[Index, Usable]]) -> None:
+        self._indexes = [index for index, _ in streams]
+        sizes = np.concatenate([index.sizes() for index in self._indexes])
+        starts = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=starts[1:])
+        digests = np.ascontiguousarray(np.concatenate([index.digests for index in self._indexes])).view("V32").ravel()
+        _, first, numbers = np.unique(digests, return_index=True, return_inverse=True)
+        self._firsts = np.cumsum([0, *(len(index) for index in self._indexes)]).tolist()
+        found = []
+        for at in first.tolist():
+            usable = streams[bisect_right(self._firsts, at) - 1][1]
+            found.append(usable(digests[at].tobytes(), int(sizes[at])))
+        self.payload = Previous(starts, numbers.astype(np.uint32), np.array(found, np.bool_)[numbers])
+        self.origins = [int(starts[first]) for first in self._firsts[:-1]]
+
+    def chunk(self, entry: int) -> tuple[bytes, int]:
+        """Digest and size of an entry."""
+        number = bisect_right(self._firsts, entry) - 1
+        index, entry = self._indexes[number], entry - self._firsts[number]
+        return index.digest(entry), index.end(entry) - index.start(entry)
+
+
+def find_previous(
+    store: Store, group: GroupRef, name: str, crypt_mode: str, crypt: CryptConfig | None
+) -> PreviousArchive | None:
+    """The archive ``name`` (``x.pxar``) of the group's newest finished snapshot.
+
     None in a group without snapshots; raises NoReference when there is one that cannot be used.
     """
     try:
@@ -68,8 +88,8 @@ def find_reference(
         modes = {file.crypt_mode for file in archive.files}
         if modes != {crypt_mode}:
             raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
-        index = snapshot.index(archive.files[1])
-        return Reference(snapshot, archive, _payload(index, usable), index)
+        snapshot.index(archive.files[0])
+        return PreviousArchive(snapshot, snapshot.index(archive.files[1]), archive.files[0].csum)
     except NotFound as error:
         raise NoReference(str(error)) from error
     except (ArchiverError, FormatError) as error:
@@ -81,13 +101,3 @@ def _split(snapshot: Snapshot, name: str) -> ArchiveFiles:
         if archive.name == name and len(archive.files) == 2:
             return archive
     raise NoReference(f"{snapshot.ref} has no {name} in two halves")
-
-
-def _payload(index: Index, usable: Callable[[bytes, int], bool]) -> Previous:
-    sizes = index.sizes()
-    starts = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=starts[1:])
-    digests = np.ascontiguousarray(index.digests).view("V32").ravel()
-    first, numbers = np.unique(digests, return_index=True, return_inverse=True)[1:]
-    found = [usable(index.digest(at), int(sizes[at])) for at in first.tolist()]
-    return Previous(starts, numbers.astype(np.uint32), np.array(found, np.bool_)[numbers])

@@ -83,17 +83,17 @@ class Previous:
         return self.starts.searchsorted(offsets, "right") - 1, self.starts.searchsorted(ends, "left") - 1
 
 
-def plan(offsets: Ints, sizes: Ints, reusable: Bools, previous: Previous, average: int) -> Bools:
+def plan(offsets: Ints, sizes: Ints, reusable: Bools, previous: Previous, average: int, injected: int = -1) -> Bools:
     """(n,): which files of a window are referenced; the others are encoded anew.
 
     The window is a number of consecutive regular files in archive order. ``offsets`` (n,): where the file's header is
     in the previous payload stream, anything if it is not reusable. ``sizes`` (n,): header and contents in bytes.
-    ``average``: the chunk size that the streams are made with.
+    ``average``: the chunk size that the streams are made with. ``injected``: the entry that the new stream ends with.
     """
     keep = np.zeros(len(offsets), np.bool_)
     files = np.flatnonzero(reusable & (offsets >= 0) & (sizes > 0) & (offsets <= previous.starts[-1] - sizes))
     if files.size:
-        window = _Window(len(keep), files, offsets[files], sizes[files], previous, average)
+        window = _Window(len(keep), files, offsets[files], sizes[files], previous, average, injected)
         keep[files[window.settle()]] = True
     return keep
 
@@ -104,8 +104,16 @@ class _Window:
     """
 
     def __init__(
-        self, count: int, files: NDArray[np.intp], offsets: Ints, sizes: Ints, previous: Previous, average: int
+        self,
+        count: int,
+        files: NDArray[np.intp],
+        offsets: Ints,
+        sizes: Ints,
+        previous: Previous,
+        average: int,
+        injected: int,
     ) -> None:
+        self._injected = injected
         self._count, self._files, self._offsets, self._sizes = count, files, offsets, sizes
         self._previous, self._average = previous, average
         ends = offsets + sizes
@@ -159,6 +167,12 @@ class _Window:
         chunk = self._previous.sizes[entries[is_new]]
         is_whole = (inside >= NEARLY_ALL * chunk) & ((chunk >= TINY * self._average) | self._is_alone(kept, is_new))
         is_small = (saved < LEAST_PIECE * self._average) & ~is_whole
+        if len(kept):  # a piece that the window cuts off goes on in the one before or behind
+            is_small[0] &= not (self._files[kept[0]] == 0 and entries[0] == self._injected)
+            end = self._offsets[kept[-1]] + self._sizes[kept[-1]]
+            is_small[-1] &= not (
+                self._files[kept[-1]] == self._count - 1 and end < self._previous.starts[entries[-1] + 1]
+            )
         self._keep[kept[is_small[piece].reshape(-1, 2).any(axis=1)]] = False
 
     def _is_alone(self, kept: NDArray[np.intp], is_new: Bools) -> Bools:

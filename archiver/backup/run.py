@@ -11,10 +11,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from archiver.backup.archive import Compare, FileCounters, TreeArchiver
+from archiver.backup.archive import Compare, FileCounters, TreeArchiver, Unchanged
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
-from archiver.backup.reference import NoReference, Reference, find_reference
+from archiver.backup.journal import Journal, about, read_interrupted
+from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, Stream, StreamResult
@@ -25,6 +26,7 @@ from archiver.core.pipeline import Pipeline
 from archiver.errors import UsageError
 from archiver.source.walk import WalkOptions
 from archiver.store import layout as names
+from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter
 from archiver.store.counters import Counters
 from archiver.store.layout import DEFAULT_OWNER, GroupRef, SnapshotRef
@@ -156,6 +158,7 @@ class _Run:
         self._archives: list[ArchiveResult] = []
         self._manifest_files: list[FileInfo] = []
         self._records: list[_Record] = []
+        self._about = about(options.group, options.crypt_mode, options.crypt)
         # What rows depend on besides the files: a user is told of other attributes than root, and may skip some.
         self._fields = f"uid {os.geteuid()}, skip-e2big-xattr {options.walk.skip_e2big_xattr}"
         self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
@@ -171,6 +174,9 @@ class _Run:
             ExitStack() as self._opened,
         ):
             self._deduplicator = deduplicator
+            self._interrupted = session.interrupted(self._about)
+            if self._interrupted and options.mode == "metadata":
+                self._listener(Notice("going on where an interrupted backup ended"))
             never = options.walk.never_enter | store.own_directories()
             self._walk = replace(options.walk, never_enter=never)
             with Pipeline() as pipeline:
@@ -212,12 +218,10 @@ class _Run:
         catalog.finish()
         self._add("catalog.pcat1", [listing.finish()], 0)
 
-    def _reference(self, spec: ArchiveSpec) -> Reference | None:
-        options, name = self._options, f"{spec.name}.pxar"
+    def _previous_archive(self, name: str) -> PreviousArchive | None:
+        options = self._options
         try:
-            return find_reference(
-                self._store, options.group, name, options.crypt_mode, options.crypt, self._deduplicator.reuse
-            )
+            return find_previous(self._store, options.group, name, options.crypt_mode, options.crypt)
         except NoReference as reason:
             self._listener(Notice(f"{name} is saved completely: {reason}", "warning"))
             return None
@@ -231,26 +235,26 @@ class _Run:
         listing: CatalogWriter | None,
     ) -> int:
         """Archive one source; returns the padding in its payload stream, bytes."""
-        name, options = f"{spec.name}.pxar", self._options
-        reference = self._reference(spec) if options.mode == "metadata" else None
-        if reference is not None:
-            ensure(reference.snapshot, name)
-        catalog = open_catalog(self._store, options.group, name, self._chunk_crypt)
-        newest = catalog.newest() if catalog is not None else None
-        previous, writer = None, None
-        if catalog is not None:
-            writer = self._opened.enter_context(closing(RunWriter(catalog, newest, machinery.session.path)))
-            run = catalog.run(newest.time) if newest is not None else None
-            if newest is not None and run is not None:
-                previous = PreviousRun(catalog, newest, trusted=run.fields == self._fields)
-        if reference is not None and not (
-            previous is not None
-            and run is not None
-            and previous.time == reference.snapshot.ref.time
-            and run.csum == reference.csum.hex()
-        ):
-            self._listener(Notice(f"{name} is saved completely: there is no record of its files", "warning"))
-            reference = None
+        name, options, session = f"{spec.name}.pxar", self._options, machinery.session
+        compares = options.mode == "metadata"
+        archived = self._previous_archive(name) if compares else None
+        if archived is not None:
+            ensure(archived.snapshot, name)
+        previous, writer = self._open_catalog(name, session)
+        if archived is not None and (previous is None or not previous.is_of(archived.snapshot.ref.time, archived.csum)):
+            self._listener(Notice(f"{name} is saved completely: the database has no record of its files", "warning"))
+            archived = None
+        seal = Seal(self._chunk_crypt, self._store.random)
+        left = [read_interrupted(path, spec.name, seal) for path in self._interrupted] if compares else []
+        resumed = [each for each in left if each is not None]
+        streams = [(archived.payload, self._deduplicator.reuse)] if archived is not None else []
+        streams += [(each.index, self._deduplicator.recover) for each in resumed]
+        unchanged = None
+        if streams:
+            unchanged = Unchanged(Reference(streams), options.chunk_size, archived is not None, resumed)
+        journal = None
+        if payload is not None:
+            journal = self._opened.enter_context(closing(Journal(session, spec.name, seal, self._about)))
         archiver = TreeArchiver(
             spec.path,
             self._walk,
@@ -259,18 +263,30 @@ class _Run:
             listing=listing,
             counters=self._files,
             listener=self._hear,
-            spill_directory=machinery.session.path,
+            spill_directory=session.path,
             now_ns=self._store.clock.now_ns,
-            writer=writer,
-            previous=previous,
-            reference=reference,
-            average=options.chunk_size,
             compare=options.compare,
+            writer=writer,
+            journal=journal,
+            previous=previous,
+            unchanged=unchanged,
         )
         archiver.run()
         if writer is not None:
             self._records.append(_Record(archive.filename, writer, archiver.root))
         return archiver.padding
+
+    def _open_catalog(self, name: str, session: Session) -> tuple[PreviousRun | None, RunWriter | None]:
+        """The newest run that is recorded of an archive, and what records this one."""
+        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        if catalog is None:
+            return None, None
+        newest = catalog.newest()
+        writer = self._opened.enter_context(closing(RunWriter(catalog, newest, session.path)))
+        run = catalog.run(newest.time) if newest is not None else None
+        if newest is None or run is None:
+            return None, writer
+        return PreviousRun(catalog, newest, run.csum, trusted=run.fields == self._fields), writer
 
     def _record(self, time: int) -> None:
         """Tell the catalogs of the snapshot that was published."""

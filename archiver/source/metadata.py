@@ -33,14 +33,15 @@ _ACCESS_ACL = "system.posix_acl_access"
 _DEFAULT_ACL = "system.posix_acl_default"
 _STORED_PREFIXES = ("user.", "trusted.")
 _STORED_NAME = "security.NTACL"
+_U64 = (1 << 64) - 1
 _WITH_QUOTA = {linux.EXT4, linux.XFS, linux.ZFS}
 
 
 class Features(NamedTuple):
     """What files of one file system are asked for. ``device`` is the st_dev this holds for.
 
-    ``stable``: inode numbers and change times tell whether a file is as it was. ``identity`` names the file system,
-    also after it was mounted again.
+    ``stable``: inode numbers and change times tell whether a file is as it was. ``identity``, 8 bytes, names the
+    file system, also after it was mounted again.
     """
 
     xattrs: bool
@@ -66,7 +67,7 @@ class Features(NamedTuple):
     def of(cls, fd: int, st_dev: int) -> Features:
         """Features of the file system that ``fd`` lies on. Raises OSError."""
         number = os.fstatvfs(fd).f_fsid or st_dev
-        return cls.from_magic(linux.filesystem_type(fd), st_dev)._replace(identity=b"%x" % number)
+        return cls.from_magic(linux.filesystem_type(fd), st_dev)._replace(identity=(number & _U64).to_bytes(8, "little"))
 
 
 def plain(stat: os.stat_result) -> Metadata:

@@ -1,7 +1,8 @@
 """A running backup: registered under a kernel lock, building its snapshot out of sight, published in one rename.
 
 ``.archiver/sessions/ID/`` holds ``session.json`` and ``snapshot/``, the directory that becomes the snapshot. The flock
-on the session directory lives as long as its process; a session nobody holds was interrupted.
+on the session directory lives as long as its process; a session nobody holds was interrupted. One that has a
+``resume.json`` is kept for 30 days, for a run that goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -16,18 +17,23 @@ from archiver.core.clock import Clock, Random
 from archiver.core.disk import Barrier, Disk, explain, explained
 from archiver.core.events import Listener, Notice
 from archiver.core.locks import DirectoryLock, lock_range
-from archiver.errors import Locked, UsageError
+from archiver.errors import Damaged, Locked, UsageError
 from archiver.store import layout as names
 from archiver.store import snapshots
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
+from archiver.store.snapshots import read_small
 from formats.naming import MAX_TIME, format_time
 
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
+RESUME = "resume.json"
+
+_LARGEST_RESUME = 4096  # bytes
+_KEPT = 30 * 86400.0  # seconds that an interrupted session is kept
 _STALE_NEW = 3600.0  # seconds after which a session directory that was never registered is removed
 
 
 class Session:
-    """Use as a context manager; leaving it removes what was not published."""
+    """Use as a context manager; leaving it removes what was not published, unless it can be resumed."""
 
     def __init__(self, layout: Layout, disk: Disk, clock: Clock, random: Random, listener: Listener) -> None:
         """Raises Locked while a garbage collection runs."""
@@ -35,6 +41,8 @@ class Session:
         self.disk = disk
         self._clock = clock
         self._listener = listener
+        self._is_kept = self._is_published = False
+        self._interrupted: list[str] = []
         with ExitStack() as opened:
             with explained("open", layout.lock):
                 with suppress(FileExistsError):
@@ -78,8 +86,29 @@ class Session:
                 age = self._clock.now() - entry.stat(follow_symlinks=False).st_mtime
                 if entry.name.startswith(".") and age < _STALE_NEW:
                     continue
+                if age < _KEPT and os.path.exists(os.path.join(entry.path, RESUME)):
+                    continue
                 with DirectoryLock(entry.path):
                     self.disk.remove_tree(entry.path)
+
+    def resumable(self, about: bytes) -> None:
+        """From now on the session is worth keeping when it is interrupted; ``about`` tells for whom."""
+        if not self._is_published:
+            self.disk.put(os.path.join(self.path, RESUME), [about], names.FILE_MODE, sync=False)
+            self._is_kept = True
+
+    def interrupted(self, about: bytes) -> list[str]:
+        """Directories of interrupted sessions that were kept for the same, the newest first. They belong to this
+        session now: they are removed when it has published its snapshot."""
+        found = []
+        for name in sorted(os.listdir(self._layout.sessions), reverse=True):
+            path = os.path.join(self._layout.sessions, name)
+            with suppress(OSError, Damaged):  # alive, gone meanwhile, or somebody else's
+                if path != self.path and read_small(os.path.join(path, RESUME), _LARGEST_RESUME) == about:
+                    self._opened.enter_context(DirectoryLock(path))
+                    found.append(path)
+        self._interrupted += found
+        return found
 
     def file(self, name: str) -> str:
         """Path of a file of the snapshot under construction."""
@@ -117,6 +146,10 @@ class Session:
                 disk.rename_directory(self.snapshot_path, layout.snapshot(ref))
             except OSError as error:
                 raise explain(error, "publish", layout.snapshot(ref)) from error
+        self._is_published, self._is_kept = True, False
+        for old in self._interrupted:
+            with suppress(OSError):  # it is removed when it is too old
+                disk.remove_tree(old)
         return ref
 
     def _make_group(self, group: GroupRef, owner: str) -> None:
@@ -127,6 +160,8 @@ class Session:
             self.disk.put(owner_file, [owner.encode() + b"\n"], names.FILE_MODE, sync=True)
 
     def _remove(self) -> None:
+        if self._is_kept:
+            return
         with suppress(OSError):  # what is left is removed by the next session
             self.disk.remove_tree(self.path)
 

@@ -32,9 +32,10 @@ class World:
     offsets: Ints
     sizes: Ints
     reusable: Bools
+    injected: int
 
     def plan(self) -> Bools:
-        return plan(self.offsets, self.sizes, self.reusable, self.previous, AVERAGE)
+        return plan(self.offsets, self.sizes, self.reusable, self.previous, AVERAGE, self.injected)
 
 
 def index_of(sizes: list[int], numbers: list[int] | None = None, unusable: tuple[int, ...] = ()) -> Previous:
@@ -92,6 +93,7 @@ def worlds(draw: st.DrawFn) -> World:
         np.array(columns[0], np.int64),
         np.array(columns[1], np.int64),
         np.array(columns[2], np.bool_),
+        draw(st.integers(-1, len(row) - 1)),
     )
 
 
@@ -127,7 +129,13 @@ def is_bad(world: World, keep: list[int], i: int) -> bool:
         saved = sum(int(world.sizes[k]) for k in piece)
         beside = {min(piece) - 1, max(piece) + 1} & set(range(len(world.offsets)))
         is_whole = inside >= 0.9 * size[entry] and (size[entry] >= AVERAGE / 64 or beside <= set(keep))
-        if saved < AVERAGE / 32 and not is_whole:
+        last = len(world.offsets) - 1
+        goes_on = (
+            last in piece
+            and entry == entries_of(world, last)[-1]
+            and world.offsets[last] + world.sizes[last] < previous.starts[entry + 1]
+        ) or (0 in piece and entry == entries_of(world, 0)[0] == world.injected)
+        if saved < AVERAGE / 32 and not is_whole and not goes_on:
             return True
         live = 0.0
         for j in range(len(size)):

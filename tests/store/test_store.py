@@ -353,6 +353,7 @@ def test_locked_group_is_exit_11_and_nothing_is_visible(
     assert "locked" in capsys.readouterr().err
     with Store.open(path) as store:
         assert every_snapshot(store) == [first.snapshot]
+    save(path, source)  # goes on where that one ended
     assert os.listdir(path / ".archiver" / "sessions") == []
 
 
