@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack
 
+from archiver.backup.archive import Compare
 from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode, backup
 from archiver.backup.specification import ArchiveSpec
 from archiver.browse.snapshot import Snapshot
@@ -89,6 +90,8 @@ def save_into(
     crypt_mode: CryptMode | None = None,
     walk: WalkOptions | None = None,
     chunk_size: int = CHUNK_SIZE,
+    compare: Compare = "auto",
+    audit: float = 0,
 ) -> Saved:
     """Back up a directory as ``tree.pxar``, or several by their names. The store itself is never entered. With a key
     the snapshot is encrypted unless ``crypt_mode`` says otherwise."""
@@ -100,6 +103,8 @@ def save_into(
         crypt=crypt,
         crypt_mode=crypt_mode or ("none" if crypt is None else "encrypt"),
         chunk_size=chunk_size,
+        compare=compare,
+        audit=audit,
         walk=walk or WalkOptions(never_enter=store.own_directories()),
     )
     problems: list[FileProblem] = []
@@ -123,6 +128,8 @@ class _Options(TypedDict, total=False):
     crypt_mode: CryptMode | None
     walk: WalkOptions | None
     chunk_size: int
+    compare: Compare
+    audit: float
 
 
 def save(

@@ -86,6 +86,17 @@ class Deduplicator:
             self._claimed.add(digest)
         return True
 
+    def distrust(self, digest: bytes) -> None:
+        """A chunk turned out to be damaged: it is set aside, and stored again when its contents come by."""
+        self._store.chunks.set_aside(digest)
+        known = self._database.lookup(digest) if self._database is not None else None
+        if self._database is None or known is None:
+            return
+        self._database.mark_damaged(digest)
+        with self._lock:
+            if known[0] < len(self._seen):
+                self._seen[known[0]] = False
+
     def _known(self, digest: bytes, size: int) -> tuple[int, ChunkRow] | None:
         """Number and row of a chunk that the database holds to be stored, and does not contradict itself about."""
         found = self._database.lookup(digest) if self._database is not None else None

@@ -19,6 +19,7 @@ from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
+from formats.manifest import FileInfo
 
 
 class NoReference(Exception):
@@ -28,11 +29,12 @@ class NoReference(Exception):
 class PreviousArchive(NamedTuple):
     """A tree of the newest finished snapshot of a group, in two halves, both consistent.
 
-    ``payload``: the index of its contents. ``csum``: of that of its entries, as in the manifest.
+    ``payload``: the index of its contents, in ``payload_file``. ``csum``: of that of its entries, as in the manifest.
     """
 
     snapshot: Snapshot
     payload: Index
+    payload_file: FileInfo
     csum: bytes
 
 
@@ -59,6 +61,12 @@ class Reference:
             found.append(usable(digests[at].tobytes(), int(sizes[at])))
         self.payload = Previous(starts, numbers.astype(np.uint32), np.array(found, np.bool_)[numbers])
         self.origins = [int(starts[first]) for first in self._firsts[:-1]]
+
+    def give_up(self, start: int, end: int) -> None:
+        """No chunk with bytes of [start, end) is taken over any more."""
+        first, last = self.payload.span(np.array([start], np.int64), np.array([end], np.int64))
+        numbers = self.payload.numbers[int(first[0]) : int(last[0]) + 1]
+        self.payload.usable[np.isin(self.payload.numbers, numbers)] = False
 
     def chunk(self, entry: int) -> tuple[bytes, int]:
         """Digest and size of an entry."""
@@ -89,7 +97,7 @@ def find_previous(
         if modes != {crypt_mode}:
             raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
         snapshot.index(archive.files[0])
-        return PreviousArchive(snapshot, snapshot.index(archive.files[1]), archive.files[0].csum)
+        return PreviousArchive(snapshot, snapshot.index(archive.files[1]), archive.files[1], archive.files[0].csum)
     except NotFound as error:
         raise NoReference(str(error)) from error
     except (ArchiverError, FormatError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from archiver.backup.archive import Compare, FileCounters, TreeArchiver, Unchanged
+from archiver.backup.audit import Audit, next_turn
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
 from archiver.backup.journal import Journal, about, read_interrupted
@@ -67,8 +68,9 @@ class BackupOptions:
     """How a run is to be done. ``time`` in Unix seconds, None for now; ``chunk_size`` is the average in bytes."""
 
     group: GroupRef
-    mode: Mode = "data"
+    mode: Mode = "metadata"
     compare: Compare = "auto"
+    audit: float = 0.0  # percent of the unchanged files
     time: int | None = None
     crypt_mode: CryptMode = "none"
     crypt: CryptConfig | None = None
@@ -108,6 +110,7 @@ class BackupResult:
                 "read_errors": self.files.read_errors,
                 "torn": self.files.torn,
                 "vanished": self.files.vanished,
+                "audited": self.files.audited,
             },
             "duration_s": round(self.duration, 3),
             "bytes_read": self.files.bytes_read,
@@ -251,7 +254,9 @@ class _Run:
         streams += [(each.index, self._deduplicator.recover) for each in resumed]
         unchanged = None
         if streams:
-            unchanged = Unchanged(Reference(streams), options.chunk_size, archived is not None, resumed)
+            reference = Reference(streams)
+            audit = self._audit(name, archived, reference)
+            unchanged = Unchanged(reference, options.chunk_size, archived is not None, resumed, audit)
         journal = None
         if payload is not None:
             journal = self._opened.enter_context(closing(Journal(session, spec.name, seal, self._about)))
@@ -276,6 +281,14 @@ class _Run:
             self._records.append(_Record(archive.filename, writer, archiver.root))
         return archiver.padding
 
+    def _audit(self, name: str, archived: PreviousArchive | None, reference: Reference) -> Audit | None:
+        if archived is None or not self._options.audit:
+            return None
+        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        contents = archived.snapshot.stream(archived.payload_file)
+        turn = next_turn(catalog, self._store.clock.now())
+        return Audit(self._options.audit, turn, contents, reference, self._deduplicator.distrust)
+
     def _open_catalog(self, name: str, session: Session) -> tuple[PreviousRun | None, RunWriter | None]:
         """The newest run that is recorded of an archive, and what records this one."""
         catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
@@ -295,7 +308,7 @@ class _Run:
             record.writer.record(time, csum=csums[record.filename], fields=self._fields, root=record.root)
 
     def _hear(self, event: Event) -> None:
-        if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn"):
+        if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn", "audit"):
             self._errors_room -= len(event.path) + len(event.reason) + _ERROR_ITSELF
             if self._errors_room >= 0 or not self._errors:
                 self._errors.append(event)

@@ -12,6 +12,7 @@ from archiver.cli.output import Output, size_text
 from archiver.errors import EXIT_OK, EXIT_PARTIAL, NotFound, TargetAbsent, UsageError
 
 if TYPE_CHECKING:
+    from archiver.backup.archive import Compare
     from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode
     from archiver.store.store import Store
     from formats.crypt import CryptConfig
@@ -29,7 +30,7 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
     "--change-detection-mode",
     "mode",
     type=click.Choice(["metadata", "data", "legacy"]),
-    default="data",
+    default="metadata",
     show_default=True,
     help="metadata: read changed files only; data: read all; legacy: one archive with a catalog.",
 )
@@ -39,6 +40,21 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
     "crypt_mode",
     type=click.Choice(["none", "encrypt", "sign-only"]),
     help="Default: encrypt when there is a key, else none.",
+)
+@click.option(
+    "--compare",
+    type=click.Choice(["auto", "inode", "metadata"]),
+    default="auto",
+    show_default=True,
+    help="How unchanged files are known. inode: by inode number, change time and size; metadata: by all that is stored"
+    " of them; auto: inode on local file systems, else metadata.",
+)
+@click.option(
+    "--audit",
+    type=click.FloatRange(0, 100),
+    default=0,
+    metavar="PERCENT",
+    help="Read this share of the unchanged files all the same, another share in every run.",
 )
 @click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="Leave out what matches (repeatable).")
 @click.option("--exclude-caches", is_flag=True, help="Of directories with a CACHEDIR.TAG keep the tag only.")
@@ -60,6 +76,8 @@ def backup(
     backup_time: str | None,
     mode: Mode,
     crypt_mode: CryptMode | None,
+    compare: Compare,
+    audit: float,
     excludes: tuple[str, ...],
     exclude_caches: bool,
     include_dev: tuple[str, ...],
@@ -94,6 +112,8 @@ def backup(
     options = BackupOptions(
         group=GroupRef(context.namespace, backup_type, default_backup_id() if backup_id is None else backup_id),
         mode=mode,
+        compare=compare,
+        audit=audit,
         time=_time(backup_time),
         crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
         crypt=crypt,
@@ -181,6 +201,8 @@ def _print(output: Output, result: BackupResult) -> None:
             f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, {size_text(counters.stored_bytes)} on disk)"
         )
     files = result.files
-    bad = f", {files.read_errors} unreadable, {files.torn} torn" if result.errors else ""
-    output.summary(f"{files.total} files{bad}, {result.duration:.1f} s")
+    known = f", {files.unchanged} unchanged" if files.unchanged else ""
+    known += f", {files.audited} audited" if files.audited else ""
+    bad = f", {files.read_errors} unreadable, {files.torn} torn" if files.read_errors or files.torn else ""
+    output.summary(f"{files.total} files{known}{bad}, {result.duration:.1f} s")
     output.summary(f"snapshot {result.snapshot}")
