@@ -6,16 +6,17 @@ the archive is read, once. Paths are those inside the archive, ``b""`` for its r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from archiver.browse.recorded import LETTERS
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.core.events import Notice
 from archiver.errors import ArchiverError, KeyProblem
-from archiver.store.catalog.catalog import Catalog, Places
+from archiver.store.catalog.catalog import LIVE, Catalog, Places
+from archiver.store.catalog.forget import clear
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
     ROW,
     SPLIT_FROM,
+    UNSORTED,
     Draft,
     Record,
     begins_leaf,
@@ -35,16 +36,6 @@ from formats.pxar.items import Entry
 
 FROM_ARCHIVE = "archive"  # what the rows of such a run depend on: nothing but the archive
 
-_LETTERS = {
-    "dir": b"d",
-    "file": b"f",
-    "symlink": b"l",
-    "hardlink": b"h",
-    "block": b"b",
-    "char": b"c",
-    "fifo": b"p",
-    "socket": b"s",
-}
 _LARGEST_RECORD = 4 << 20  # bytes, about; a directory with more is split, however few names it has
 _LARGEST_HELD = 24 << 20  # bytes of the entries of all open directories, about
 _ENTRY = 250  # of these for an entry itself, its items and name apart
@@ -63,13 +54,17 @@ def ensure(snapshot: Snapshot, name: str) -> Catalog | None:
     """The catalog of an archive, with a run of this snapshot in it that fits its manifest; it is recorded if need be.
 
     None when that cannot be, without a database for instance: the archive itself must be read then. Raises NotFound
-    and KeyProblem.
+    and KeyProblem. Of several snapshots the oldest is best asked for first: a later one then leans on it.
     """
     archive = snapshot.archive(name)
     tree = snapshot.tree(archive)
     key = snapshot.crypt if tree.metadata_file.crypt_mode == "encrypt" else None
     catalog = open_catalog(snapshot.store, snapshot.ref.group, archive.name, key)
-    if catalog is None or is_recorded(catalog, snapshot, archive):
+    if catalog is None:
+        return None
+    if key is not None:
+        clear(catalog)  # could not be done when the snapshots were forgotten
+    if is_recorded(catalog, snapshot, archive):
         return catalog
     listener, size = snapshot.store.listener, tree.archive.size
     if size >= _SAY_FROM and tree.split:
@@ -83,22 +78,12 @@ def ensure(snapshot: Snapshot, name: str) -> Catalog | None:
         return None
 
 
-def ensure_all(snapshots: Iterable[Snapshot], name: str) -> Catalog | None:
-    """The same for several snapshots of a group, the oldest first. Those without such an archive are passed over, and
-    those whose archive cannot be recorded: what is there is in the catalog."""
-    catalog = None
-    for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.ref.time):
-        if any(archive.name == name and archive.kind == "tree" for archive in snapshot.archives()):
-            catalog = ensure(snapshot, name) or catalog
-    return catalog
-
-
 def is_recorded(catalog: Catalog, snapshot: Snapshot, archive: ArchiveFiles) -> bool:
     """Whether there is a run that fits the manifest. Of the newest one the places must be known too: change detection
     needs them."""
     time = snapshot.ref.time
-    run = catalog.run(time)
-    if run is None or run.csum != archive.files[0].csum.hex():
+    run, head = catalog.run(time), catalog.head(time)
+    if run is None or run.csum != archive.files[0].csum.hex() or head is None or head.state != LIVE:
         return False
     row = catalog.row()
     return row is not None and (row.newest == time or catalog.times()[-1] != time)
@@ -125,15 +110,18 @@ def _before(catalog: Catalog, time: int) -> Places | None:
     if newest is not None and newest.time < time:
         return newest
     for earlier in reversed(catalog.times()):
-        if earlier < time and (places := catalog.places(earlier)) is not None:
-            return places
+        if earlier < time:
+            head = catalog.head(earlier)
+            places = catalog.places(earlier) if head is not None and head.state == LIVE else None
+            if places is not None:
+                return places
     return None
 
 
 class _Directory:
     """An open directory."""
 
-    __slots__ = ("attributes", "draft", "flags", "held", "key", "leaves", "mtime", "path_length")
+    __slots__ = ("attributes", "draft", "flags", "held", "key", "last", "leaves", "mtime", "path_length")
 
     def __init__(self, key: int, mtime: int, attributes: bytes, path_length: int) -> None:
         self.key, self.mtime, self.attributes, self.path_length = key, mtime, attributes, path_length
@@ -141,6 +129,7 @@ class _Directory:
         self.held = 0  # bytes in that, about
         self.leaves: list[tuple[int, bytes]] = []
         self.flags = 0  # of all its leaves
+        self.last = b""  # name
 
     def record(self) -> Draft:
         return Draft(mtime=self.mtime, own=self.attributes)
@@ -185,10 +174,13 @@ class _Recorder:
         if entry.kind == "hardlink":
             entry = entry._replace(link_offset=0)
         row = ROW.pack(0, entry.size, _mtime(entry), 0)
-        self._put(_LETTERS[entry.kind], entry.name, row, encode_entry(entry))
+        self._put(LETTERS[entry.kind], entry.name, row, encode_entry(entry))
 
     def _put(self, kind: bytes, name: bytes, row: bytes, items: bytes) -> None:
         directory = self._open[-1]
+        if name < directory.last:
+            directory.flags |= UNSORTED
+        directory.last = name
         if directory.leaves and begins_leaf(name):
             self._end_leaf(directory)
         directory.draft.add(kind, name, row, items)

@@ -36,7 +36,7 @@ import json
 import struct
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import NamedTuple
@@ -57,17 +57,19 @@ PART_KEY = struct.Struct(">IQI")
 NEWEST_KEY = struct.Struct(">II")
 LENGTH = struct.Struct("<I")
 CHANGE = struct.Struct("<IQII")  # length of what follows, place of the base
+LIVE, FORGOTTEN, CLEARED = range(3)  # the snapshot is there; it is not; and what only it has was removed too
+DROPPED = 1 << 31  # in a record's length: nobody has it any more, zeros are in its place
 CHANGED = 1 << 31  # in a pack's number: a pack of changed records
 GONE = 1 << 32  # instead of a pack's number
 
 _ARCHIVE_ROW = struct.Struct("<IQIQ")
-_RUN_HEAD = struct.Struct("<8sQB")
+_RUN_HEAD = struct.Struct("<8sQBB")
 _CHECK = 16
 _SEALED_FROM = _RUN_HEAD.size + _CHECK
 _PLACE_COLUMNS = 4
 _NEWEST_COLUMNS = 5
 _LARGEST_PACK = 1 << 30
-_KEPT_PACKS = 12
+_KEPT = 24 << 20  # bytes of packs: in the order of the walk, each of many runs is at some place in its packs
 _KEPT_PARTS = 200
 
 
@@ -80,22 +82,23 @@ class Place(NamedTuple):
 
 
 class ArchiveRow(NamedTuple):
-    """``newest``: the time of the latest run, 0 when its places are not known; in how many parts they are; a number
-    that is another one after runs were removed."""
+    """``newest``: the time of the latest run, 0 when its places are not known; in how many parts they are; ``born``
+    tells the archive from one of the same number in an earlier database."""
 
     number: int
     newest: int
     parts: int
-    generation: int
+    born: int
 
 
 class RunHead(NamedTuple):
     """What can be told of a run without its key: what it is sealed with (zeros: it is not), the time of its parent (0:
-    none), how many runs back there is one that has all places."""
+    none), how many runs back there is one that has all places, what became of its snapshot."""
 
     identity: bytes
     parent: int
     chain: int
+    state: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,11 @@ class RunHeader:
 
 
 class Places:
-    """Where the records of all directories of a run are, n places sorted by key. ``generation``: of ArchiveRow."""
+    """Where the records of all directories of a run are, n places sorted by key. ``mark`` changes with the run."""
 
-    def __init__(self, time: int, generation: int, columns: list[U64s]) -> None:
+    def __init__(self, time: int, mark: bytes, columns: list[U64s]) -> None:
         self.time = time
-        self.generation = generation
+        self.mark = mark
         self.keys, self.times, self.packs, self.offsets = columns
         self._keys = np.ascontiguousarray(self.keys).data
 
@@ -144,8 +147,8 @@ class Places:
 class Newest(Places):
     """Those of the newest run, and n bases."""
 
-    def __init__(self, time: int, generation: int, columns: list[U64s]) -> None:
-        super().__init__(time, generation, columns[:-1])
+    def __init__(self, time: int, mark: bytes, columns: list[U64s]) -> None:
+        super().__init__(time, mark, columns[:-1])
         self.bases = columns[-1]
 
     def base(self, number: int) -> int:
@@ -163,6 +166,7 @@ class Catalog:
         self.seal = seal
         self.key = hashlib.sha256(f"{group.path}\0{name}".encode()).digest()[:16]
         self._packs: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._kept = 0  # bytes of them
         self._places: OrderedDict[tuple[int, int], list[U64s]] = OrderedDict()
         self._headers: dict[int, RunHeader] = {}
         self._number: int | None = None
@@ -199,9 +203,22 @@ class Catalog:
 
     def encode_run(self, key: bytes, header: RunHeader) -> bytes:
         """The value of the ``run`` table."""
-        head = _RUN_HEAD.pack(self.seal.identity, header.parent or 0, header.chain)
-        sealed = self.seal.close(header.encode(), key)
-        return head + self._check(key, head + sealed) + sealed
+        head = RunHead(self.seal.identity, header.parent or 0, header.chain, LIVE)
+        return self._join_run(key, head, self.seal.close(header.encode(), key))
+
+    def _join_run(self, key: bytes, head: RunHead, sealed: bytes) -> bytes:
+        packed = _RUN_HEAD.pack(*head)
+        return packed + self._check(key, packed + sealed) + sealed
+
+    def with_state(self, key: bytes, value: bytes, state: int) -> bytes:
+        """The value of the ``run`` table with another state. Raises ValueError, struct.error."""
+        head = self.decode_head(key, value)
+        return self._join_run(key, head._replace(state=state), value[_SEALED_FROM:])
+
+    @staticmethod
+    def mark(value: bytes) -> bytes:
+        """What is different in the value of the ``run`` table when the run or its state is another one."""
+        return value[_RUN_HEAD.size : _SEALED_FROM]
 
     def decode_head(self, key: bytes, value: bytes) -> RunHead:
         """Raises ValueError, struct.error."""
@@ -222,6 +239,7 @@ class Catalog:
         for kept in (self._packs, self._places):
             for place in [place for place in kept if place[0] == time]:
                 del kept[place]
+        self._kept = sum(map(len, self._packs.values()))
 
     def run(self, time: int) -> RunHeader | None:
         """The run of the snapshot of that time; None when there is none, or only one of another key."""
@@ -238,6 +256,22 @@ class Catalog:
             if header is not None:
                 self._headers[time] = header
         return header
+
+    def head(self, time: int) -> RunHead | None:
+        """What can be told of a run without its key, as it is now."""
+        value = self._run_value(time)
+        if value is None:
+            return None
+        return self.database.checked(lambda: self.decode_head(RUN_KEY.pack(self.number() or 0, time), value))
+
+    def heads(self) -> dict[int, RunHead]:
+        """Of all runs by time, in order, those of other keys too."""
+        found = {time: self.head(time) for time in self.times()}
+        return {time: head for time, head in found.items() if head is not None}
+
+    def _run_value(self, time: int) -> bytes | None:
+        number = self.number()
+        return None if number is None else self.database.get(records.RUN, RUN_KEY.pack(number, time))
 
     def times(self) -> list[int]:
         """Times of all runs, sorted."""
@@ -258,26 +292,23 @@ class Catalog:
             if columns is None:
                 return None
             found.append(columns)
-        if not found:
+        value = self._run_value(row.newest)
+        if not found or value is None:
             return None
-        return Newest(row.newest, row.generation, [np.concatenate(part) for part in zip(*found, strict=True)])
+        return Newest(row.newest, self.mark(value), [np.concatenate(part) for part in zip(*found, strict=True)])
 
     def places(self, time: int) -> Places | None:
         """The places of any run."""
-        row = self.row()
-        if row is None:
+        value = self._run_value(time)
+        if value is None:
             return None
-        found: list[list[U64s]] = []
+        found = []
         when: int | None = time
         while when is not None:
-            header = self.run(when)
-            if header is None:
+            header, own = self.run(when), self.own_places(when)
+            if header is None or own is None:
                 return None
-            for part in range(len(header.firsts)):
-                columns = self._part(when, part)
-                if columns is None:
-                    return None
-                found.append(columns)
+            found.append(own)
             when = header.parent if header.chain else None
         columns = [np.concatenate(column) for column in zip(*found, strict=True)]
         order = np.argsort(columns[0], kind="stable")  # of equal keys the one of the latest run comes first
@@ -285,7 +316,16 @@ class Catalog:
         first = np.ones(len(keys), np.bool_)
         first[1:] = keys[1:] != keys[:-1]
         first &= columns[2][order] != GONE
-        return Places(time, row.generation, [column[order[first]] for column in columns])
+        return Places(time, self.mark(value), [column[order[first]] for column in columns])
+
+    def own_places(self, time: int) -> list[U64s] | None:
+        """The places that a run itself has: key (sorted), time, pack, offset."""
+        header = self.run(time)
+        parts = [] if header is None else [self._part(time, part) for part in range(len(header.firsts))]
+        if header is None or None in parts:
+            return None
+        empty = [np.zeros(0, np.uint64)] * _PLACE_COLUMNS
+        return [np.concatenate(column) for column in zip(empty, *(part for part in parts if part), strict=True)]
 
     def _columns(self, table: bytes, key: bytes, count: int) -> list[U64s] | None:
         value = self.database.get(table, key)
@@ -298,26 +338,44 @@ class Catalog:
 
     def find(self, time: int, key: int) -> Place | None:
         """The place of the record of directory ``key`` as of the run ``time``."""
-        when: int | None = time
-        while when is not None:
-            header = self.run(when)
-            if header is None:
-                return None
-            place = self._own_place(when, header, key)
-            if place is not None:
-                return place if place.pack != GONE else None
-            when = header.parent if header.chain else None
-        return None
+        return self.find_all([time], key)[time]
 
-    def _own_place(self, time: int, header: RunHeader, key: int) -> Place | None:
+    def find_all(self, times: Collection[int], key: int) -> dict[int, Place | None]:
+        """The same as of several runs; what they have in common is looked at once."""
+        found: dict[int, Place | None] = {}
+        for time in times:
+            passed = []
+            when: int | None = time
+            place = None
+            while when is not None and when not in found:
+                passed.append(when)
+                try:
+                    header, place = self._own_place(when, key)
+                except LookupError:
+                    break
+                when = header.parent if header.chain and place is None else None
+            if when is not None:
+                place = found.get(when)
+            if place is not None and place.pack == GONE:
+                place = None
+            found.update(dict.fromkeys(passed, place))
+        return {time: found[time] for time in times}
+
+    def _own_place(self, time: int, key: int) -> tuple[RunHeader, Place | None]:
+        """A run, and where itself has the record of a directory. Raises LookupError when that cannot be known."""
+        header = self.run(time)
+        if header is None:
+            raise LookupError
         part = bisect_right(header.firsts, key) - 1
-        columns = self._part(time, part) if part >= 0 else None
+        if part < 0:
+            return header, None
+        columns = self._part(time, part)
         if columns is None:
-            return None
+            raise LookupError
         at = int(columns[0].searchsorted(np.uint64(key)))
         if at == len(columns[0]) or int(columns[0][at]) != key:
-            return None
-        return Place(int(columns[1][at]), int(columns[2][at]), int(columns[3][at]))
+            return header, None
+        return header, Place(int(columns[1][at]), int(columns[2][at]), int(columns[3][at]))
 
     def _part(self, time: int, part: int) -> list[U64s] | None:
         """A part of the places of a run."""
@@ -342,14 +400,18 @@ class Catalog:
 
     def raw(self, place: Place) -> bytes | None:
         """The bytes of a record."""
-        pack = self._pack(place.time, place.pack)
+        pack = self.pack(place.time, place.pack)
         if pack is None:
             return None
         if not place.pack & CHANGED:
             (length,) = LENGTH.unpack_from(pack, place.offset)
+            if length & DROPPED:
+                return None
             start = place.offset + LENGTH.size
             return pack[start : start + length]
         length, *base = CHANGE.unpack_from(pack, place.offset)
+        if length & DROPPED:
+            return None
         start = place.offset + CHANGE.size
         before = self.raw(Place(*base))
         if before is None:
@@ -360,10 +422,11 @@ class Catalog:
         """The place of the whole record that a record is a change of; its own for a whole one."""
         if not place.pack & CHANGED:
             return place
-        pack = self._pack(place.time, place.pack)
+        pack = self.pack(place.time, place.pack)
         return place if pack is None else Place(*CHANGE.unpack_from(pack, place.offset)[1:])
 
-    def _pack(self, time: int, pack: int) -> bytes | None:
+    def pack(self, time: int, pack: int) -> bytes | None:
+        """The records in a pack, one behind the other."""
         kept = self._packs.get((time, pack))
         if kept is not None:
             self._packs.move_to_end((time, pack))
@@ -378,8 +441,9 @@ class Catalog:
         found = self.database.checked(partial(self._opened, value, key))
         if found is not None:
             self._packs[time, pack] = found
-            if len(self._packs) > _KEPT_PACKS:
-                self._packs.popitem(last=False)
+            self._kept += len(found)
+            while self._kept > _KEPT and len(self._packs) > 1:
+                self._kept -= len(self._packs.popitem(last=False)[1])
         return found
 
     def _opened(self, value: bytes, key: bytes) -> bytes:

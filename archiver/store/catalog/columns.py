@@ -20,7 +20,12 @@ def pack_columns(columns: Sequence[U64s]) -> bytes:
     count = len(columns[0])
     planes = [np.diff(column, prepend=np.uint64(0)).view(np.uint8).reshape(count, 8).T for column in columns]
     data = b"".join(plane.tobytes() for plane in planes)
-    return _HEAD.pack(count, len(columns)) + zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
+    return _HEAD.pack(count, len(columns)) + compress(data)
+
+
+def compress(data: bytes) -> bytes:
+    """With a checksum, by which damage is found."""
+    return zstandard.ZstdCompressor(level=1, write_checksum=True).compress(data)
 
 
 def unpack_columns(value: bytes) -> list[U64s]:

@@ -1,8 +1,7 @@
 """The runs of an archive inside a transaction: its number, and what is removed.
 
 A run leans on its ancestors: where a directory is as it was, it has only its place there. So whoever removes a run
-removes its descendants too, and a new ``generation`` tells those who are just making one that theirs leans on nothing.
-Writers are alone: they hold a lock on the database's directory.
+removes its descendants too. Writers are alone: they hold a lock on the database's directory.
 """
 
 from __future__ import annotations
@@ -77,18 +76,23 @@ def remove(catalog: Catalog, txn: Any, time: int) -> None:
         if head.parent in doomed:
             doomed.add(when)
     for when in doomed:
-        delete_rows(catalog, txn, RUN_KEY.pack(row.number, when))
-    if doomed & known.keys():
-        row = row._replace(generation=txn.id())
-        if row.newest in doomed:
-            row = forget_newest(catalog, txn, row)
-        put_archive_row(catalog, txn, row)
+        delete_run(catalog, txn, row, when)
 
 
-def delete_rows(catalog: Catalog, txn: Any, prefix: bytes) -> None:
-    """``prefix``: the key of a run, or of all runs of an archive."""
+def delete_run(catalog: Catalog, txn: Any, row: ArchiveRow, time: int) -> None:
+    """Remove one run, on which no other leans."""
     for table in (records.RUN, *PARTS):
-        delete_all(catalog, txn, table, prefix)
+        delete_all(catalog, txn, table, RUN_KEY.pack(row.number, time))
+    if row.newest == time:
+        put_archive_row(catalog, txn, forget_newest(catalog, txn, row))
+
+
+def put_state(catalog: Catalog, txn: Any, key: bytes, state: int) -> None:
+    """Note what became of the snapshot of the run with this key."""
+    table = catalog.database.table(records.RUN)
+    value = txn.get(key, db=table)
+    if value is not None:
+        txn.put(key, catalog.with_state(key, value, state), db=table)
 
 
 def delete_all(catalog: Catalog, txn: Any, table: bytes, prefix: bytes) -> None:

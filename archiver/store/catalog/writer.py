@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import zstandard
 
 from archiver.core.disk import explained
 from archiver.store.catalog import runs
@@ -30,7 +29,7 @@ from archiver.store.catalog.catalog import (
     RunHeader,
     change,
 )
-from archiver.store.catalog.columns import U64s, pack_columns
+from archiver.store.catalog.columns import U64s, compress, pack_columns
 from archiver.store.catalog.record import Record
 from archiver.store.database import records
 
@@ -98,7 +97,6 @@ class RunWriter:
         self._whole = _Packs(self._file.fileno())
         self._changed = _Packs(self._file.fileno())
         self._names = _Packs(self._file.fileno())
-        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
 
     def close(self) -> None:
         self._file.close()
@@ -161,7 +159,7 @@ class RunWriter:
                 self._changed.flush(self._pressed)
 
     def _pressed(self, pack: bytes) -> bytes:
-        return self._catalog.seal.close(self._compressor.compress(pack), _SPOOLED)
+        return self._catalog.seal.close(compress(pack), _SPOOLED)
 
     # -- recording -----------------------------------------------------------------------------------------------------
 
@@ -202,8 +200,10 @@ class RunWriter:
     def _prepare(self, time: int, txn: Any) -> ArchiveRow | None:
         """Make room for the run. None when what it leans on was removed."""
         row = runs.archive_row(self._catalog, txn)
-        if self.before is not None and self.before.generation != row.generation:
-            return None
+        if self.before is not None:
+            value = txn.get(RUN_KEY.pack(row.number, self.before.time), db=self._catalog.database.table(records.RUN))
+            if value is None or self._catalog.mark(value) != self.before.mark:
+                return None
         runs.remove(self._catalog, txn, time)
         return runs.archive_row(self._catalog, txn)
 

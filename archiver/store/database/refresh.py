@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.core.clock import system_random
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError
 from archiver.store import snapshots
+from archiver.store.catalog.catalog import Catalog
+from archiver.store.catalog.forget import forget
+from archiver.store.catalog.seal import Seal
 from archiver.store.database.database import Database, unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow, SnapshotRow
 from archiver.store.indexes import Index, is_index, open_index
-from archiver.store.layout import Layout, SnapshotRef
+from archiver.store.layout import Layout, SnapshotRef, parse_reference
 from archiver.store.snapshots import Stamp
+from formats.manifest import Manifest
 
 _CHUNKS_AT_ONCE = 1 << 14
 _SAY_FROM = 100  # snapshots to be read from which on progress is worth telling
@@ -32,9 +38,10 @@ def refresh(layout: Layout, database: Database, listener: Listener) -> None:
                 stamp = snapshots.manifest_stamp(layout, ref)
                 if stamp is not None and recorded.pop(ref.path, None) != stamp:
                     missing.append((ref, stamp))
-    for path in recorded:
-        if not os.path.lexists(os.path.join(layout.base, path, "index.json.blob")):
-            database.remove_snapshot(path)
+    gone = [path for path in recorded if not os.path.lexists(os.path.join(layout.base, path, "index.json.blob"))]
+    _forget_runs(layout, database, gone)
+    for path in gone:
+        database.remove_snapshot(path)
     if new and missing:
         listener(Notice(f"reading {len(missing)} snapshots into a new database", "warning"))
     for done, (ref, stamp) in enumerate(missing):
@@ -46,6 +53,31 @@ def refresh(layout: Layout, database: Database, listener: Listener) -> None:
             record_snapshot(layout, database, ref, stamp)
         except ArchiverError as error:
             listener(Notice(f"{ref} is not in the database: {error}", "warning"))
+
+
+def _forget_runs(layout: Layout, database: Database, gone: Sequence[str]) -> None:
+    """Tell the file catalogs of the snapshots that are gone."""
+    archives = set()
+    for path in gone:
+        reference, row = parse_reference(path), database.snapshot(path)
+        if row is not None and isinstance(reference, SnapshotRef):
+            manifest = snapshots.decode_manifest(reference, row.manifest)
+            archives |= {(reference.group, name) for name in _trees(manifest)}
+    for group, name in sorted(archives):
+        finished = [
+            when
+            for when in snapshots.times(layout, group)
+            if snapshots.manifest_stamp(layout, SnapshotRef(group, when)) is not None
+        ]
+        forget(Catalog(database, group, name, Seal(None, system_random)), finished)
+
+
+def _trees(manifest: Manifest) -> Iterator[str]:
+    """Names of the directory trees (``x.pxar``)."""
+    for file in manifest.files:
+        base, _, extension = file.filename.removesuffix(".didx").rpartition(".")
+        if extension in ("pxar", "mpxar"):
+            yield f"{base}.pxar"
 
 
 def record_snapshot(layout: Layout, database: Database, ref: SnapshotRef, stamp: Stamp) -> None:
