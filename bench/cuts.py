@@ -384,7 +384,9 @@ def report(average: int, trials: int, root: Path, rng: np.random.Generator) -> I
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.cuts", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.cuts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--average", type=int, default=4096, metavar="KIB", help="chunk size; default: 4096")
     parser.add_argument("--trials", type=int, default=300, metavar="N", help="edits of each kind; default: 300")
     parser.add_argument("--tree", type=Path, default=datasets.SMALL, metavar="DIR", help="default: /usr/share")

@@ -1,6 +1,10 @@
 """Whole blobs in memory: the path of every chunk (spec blob-index-crypto.md 2.4, 2.5).
 
 Encoding: zstd level 1, kept if it is not longer than the data; then AES-256-GCM if there is a key; the CRC last.
+Content of 512 KiB and more is not even tried if none of 16 samples of it gets shorter: 4 MiB of photos, films or
+archives take 1.1 ms instead of 1.9. What shrinks in a share f of the content only is missed with a chance of
+(1 - f)^16; at worst (f = 1/17) a blob is 2 % longer in the mean than it could be. /usr/share in 4 MiB pieces: 0.03 %
+longer in all; executables: not at all.
 Decoding: magic, expected kind, CRC; decryption and tag; only then decompression, capped; then length and digest.
 
 Encoder and decoder keep their zstd contexts and output buffers between calls (a fresh buffer costs a page fault for
@@ -25,6 +29,9 @@ from formats.crypt import GCM_SLACK, CryptConfig, chunk_digest, finish_decryptio
 from formats.errors import FormatError, IntegrityError, KeyMissing, LimitExceeded
 from formats.wire import Buffer
 
+_SAMPLED_FROM = 512 << 10  # bytes of content
+_SAMPLES = 16
+_SAMPLE = 4 << 10
 _KEPT_SCRATCH = (16 << 20) + 64  # a chunk of the largest size; what larger blobs need is not kept
 
 
@@ -68,7 +75,7 @@ class BlobEncoder:
             raise LimitExceeded("blob content", expected=f"at most {MAX_BLOB_SIZE} bytes", got=f"{len(plain)}")
         body: Buffer = plain
         compressed = False
-        if compress:
+        if compress and self._may_shrink(plain):
             packed = self._compressor.compress(plain)
             if len(packed) <= len(plain):
                 body, compressed = packed, True
@@ -80,6 +87,13 @@ class BlobEncoder:
             encryptor.finalize()
             tag = encryptor.tag
         return build_header(compressed, payload_crc(body), iv, tag), body
+
+    def _may_shrink(self, plain: memoryview) -> bool:
+        """Whether it is worth while to compress ``plain``: always if it is small, else a look at samples tells."""
+        if len(plain) < _SAMPLED_FROM:
+            return True
+        samples = (plain[at : at + _SAMPLE] for at in range(0, len(plain) - _SAMPLE, len(plain) // _SAMPLES))
+        return any(len(self._compressor.compress(sample)) < _SAMPLE for sample in samples)
 
 
 class BlobDecoder:

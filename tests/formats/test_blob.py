@@ -161,6 +161,23 @@ def test_compression_is_kept_only_when_not_longer() -> None:
         assert blob.inspect(blob.encode(data)).compressed == (len(packed) <= len(data))
 
 
+@pytest.mark.parametrize("zeros", [0, 2 << 20, 4 << 20])
+def test_large_content_is_compressed_where_samples_shrink(zeros: int) -> None:
+    rng = random.Random(zeros)
+    data = rng.randbytes(2 << 20) + bytes(zeros) + rng.randbytes(2 << 20)
+    packed = blob.inspect(blob.encode(data)).compressed
+    assert packed == bool(zeros)
+
+
+def test_content_that_no_sample_shows_to_shrink_is_stored_as_it_is() -> None:
+    """A hole of 16 KiB in 4 MiB, between two samples: compressing would save it."""
+    data = bytearray(random.Random(1).randbytes(4 << 20))
+    data[100_000:116_000] = bytes(16_000)
+    assert not blob.inspect(blob.encode(data)).compressed
+    assert blob.decode(blob.encode(data)) == data
+    assert blob.inspect(blob.encode(data[: 500 << 10])).compressed  # small content is always tried
+
+
 def test_uncompressed_body_is_not_copied() -> None:
     header, body = BlobEncoder().encode(RANDOM, compress=False)
     assert isinstance(body, memoryview) and body.obj is RANDOM
