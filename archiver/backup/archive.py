@@ -227,9 +227,10 @@ class TreeArchiver:
         ):
             level.own = record.own
             source.is_known = True
-            if record.selection == source.selection and not record.is_split:
-                level.is_same = True
-                source.adopt(record.names)
+            names = previous.names(record) if record.selection == source.selection else None
+            if names is not None:
+                level.is_same = not record.is_split
+                source.adopt(names)
 
     @staticmethod
     def _was_there(previous: PreviousRun, above: Level, name: bytes, before: Before) -> bool:
@@ -586,8 +587,7 @@ class TreeArchiver:
         self._listener(Progress("backup", self._said, self._counters.bytes_read))
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
+class _Child(NamedTuple):
     """A directory to be entered; ``number``: of its entry in the old leaf where that is copied."""
 
     entry: SourceEntry
@@ -596,8 +596,7 @@ class _Child:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """Unchanged entries [start, stop) of a leaf, held."""
 
     archiver: TreeArchiver
@@ -632,8 +631,7 @@ class _Part:
         self.archiver.read_named(self.level, self.leaf, self.leaf.same.record.names[self.start + number])
 
 
-@dataclass(frozen=True, slots=True)
-class _One:
+class _One(NamedTuple):
     """An unchanged file, held."""
 
     archiver: TreeArchiver

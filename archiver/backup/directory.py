@@ -60,6 +60,18 @@ class PreviousRun:
         record = self._catalog.load(self._newest.place(number)) if number >= 0 else None
         return Before(number, record, self._newest.base(number)) if record is not None else None
 
+    def names(self, record: Record) -> list[bytes] | None:
+        """All names of a directory; None when not all of its leaves can be read."""
+        if not record.is_split:
+            return record.names
+        names: list[bytes] = []
+        for key, _ in record.leaves:
+            leaf = self.find(key)
+            if leaf is None:
+                return None
+            names += leaf.record.names
+        return names
+
     def number(self, key: int) -> int:
         """Of the directory with this key; -1 when there was none."""
         return self._newest.find(key)
@@ -175,6 +187,23 @@ class Level:
 
     ``is_moved``: its entries have other paths than in the run before.
     """
+
+    __slots__ = (
+        "_finished",
+        "_now_ns",
+        "before",
+        "is_doubtful",
+        "is_moved",
+        "is_open",
+        "is_same",
+        "is_split",
+        "key",
+        "leaf",
+        "own",
+        "source",
+        "stable",
+        "table",
+    )
 
     def __init__(self, source: SourceDirectory, key: int, *, stable: bool, now_ns: int) -> None:
         self.source = source

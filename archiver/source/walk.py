@@ -190,6 +190,7 @@ class SourceDirectory:
         rows: list[bytes] = []
         usual = True
         fd, device, pack, look = self.fd, self.features.device, ROW.pack, os.stat
+        kind, is_directory = _TYPE, st.S_IFDIR
         for name in names:
             try:
                 stat = look(name, dir_fd=fd, follow_symlinks=False)
@@ -199,7 +200,7 @@ class SourceDirectory:
                 usual = False
                 continue
             stats.append(stat)
-            if stat[0] & _TYPE == st.S_IFDIR:
+            if stat[0] & kind == is_directory:
                 rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
                 continue
             try:
@@ -250,6 +251,7 @@ class Walk:
             options.excludes, skip_lost_and_found=options.skip_lost_and_found, exclude_caches=options.exclude_caches
         )
         self.initial_patterns = self._selection.start()
+        self._without_patterns = self._selection.digest(PatternList(), bytes)
         self._devices: frozenset[int] | None = None  # st_dev of the file systems to enter; None: all
         self._stack: list[SourceDirectory] = []
 
@@ -408,6 +410,8 @@ class Walk:
 
     def selection(self, directory: SourceDirectory) -> bytes:
         """See SourceDirectory."""
+        if not directory.inherited:
+            return self._without_patterns
         return self._selection.digest(directory.inherited, lambda: directory.path)
 
     def _reopen(self, directory: SourceDirectory, child: SourceDirectory) -> None:
