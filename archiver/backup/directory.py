@@ -227,6 +227,7 @@ class Level:
         before = self.before
         return (
             before is not None
+            and self.source.parent is not None  # the root's table ends otherwise
             and not self.is_split
             and len(self.own) == len(before.record.own)
             and bool(before.record.table)
@@ -291,7 +292,7 @@ class Level:
             writer.keep(self.before.number, base)
             return
         draft = self._head(leaf.begin_draft())
-        raw, base = draft.encode(_table(draft))
+        raw, base = draft.encode(_table(draft) if self.source.parent is not None else b"")
         writer.put(self.key, raw, base)
 
     def _tell_names(self, leaf: Leaf, writer: RunWriter) -> None:

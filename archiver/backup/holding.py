@@ -140,18 +140,20 @@ class Holding:
         if file < window.placed_to and self._encoder.payload_position == self._injected_to:
             return
         entries, bases = window.injections(file)
-        window.place(file, self._inject(entries.tolist()) + bases)
+        window.place(file, self._inject(entries.tolist(), int(bases[0])) + bases)
 
     def _refer(self, window: _Window, start: int, stop: int) -> Span:
         self.referenced += window.bytes(start, stop)
         return window.span(start, stop)
 
-    def _inject(self, entries: list[int]) -> int:
-        """Put chunks of the previous archive into the stream; where the first of them starts."""
+    def _inject(self, entries: list[int], first: int) -> int:
+        """Put chunks of the previous archive into the stream; where the first of them starts. ``first``: how far into
+        that the first file begins."""
         encoder = self._encoder
         origin = encoder.payload_position
-        if origin == self._injected_to and entries[0] == self._last[0]:
-            origin = self._last[1]  # the chunk is still the last one of the stream
+        last, start = self._last
+        if origin == self._injected_to and entries[0] == last and start + first >= encoder.references_end:
+            origin = start  # the chunk is still the last one of the stream
             entries = entries[1:]
         for entry in entries:
             digest, size = self._reference.chunk(entry)

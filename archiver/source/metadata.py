@@ -67,7 +67,9 @@ class Features(NamedTuple):
     def of(cls, fd: int, st_dev: int) -> Features:
         """Features of the file system that ``fd`` lies on. Raises OSError."""
         number = os.fstatvfs(fd).f_fsid or st_dev
-        return cls.from_magic(linux.filesystem_type(fd), st_dev)._replace(identity=(number & _U64).to_bytes(8, "little"))
+        return cls.from_magic(linux.filesystem_type(fd), st_dev)._replace(
+            identity=(number & _U64).to_bytes(8, "little")
+        )
 
 
 def plain(stat: os.stat_result) -> Metadata:

@@ -190,6 +190,11 @@ class Encoder:
         self.last = items
         return start
 
+    @property
+    def references_end(self) -> int:
+        """Where the contents end that were referred to last: no further reference may lie before."""
+        return self._references_end
+
     def inject(self, size: int) -> None:
         """``size`` bytes of reused chunks are put into the payload stream here, by the caller."""
         self._split_stream()
