@@ -121,12 +121,13 @@ def _before(catalog: Catalog, time: int) -> Places | None:
 class _Directory:
     """An open directory."""
 
-    __slots__ = ("attributes", "draft", "flags", "held", "key", "last", "leaves", "mtime", "path_length")
+    __slots__ = ("attributes", "draft", "flags", "held", "is_split", "key", "last", "leaves", "mtime", "path_length")
 
     def __init__(self, key: int, mtime: int, attributes: bytes, path_length: int) -> None:
         self.key, self.mtime, self.attributes, self.path_length = key, mtime, attributes, path_length
         self.draft = self.record()  # takes the entries: of the whole directory, or of the leaf that is being filled
         self.held = 0  # bytes in that, about
+        self.is_split = False
         self.leaves: list[tuple[int, bytes]] = []
         self.flags = 0  # of all its leaves
         self.last = b""  # name
@@ -181,7 +182,7 @@ class _Recorder:
         if name < directory.last:
             directory.flags |= UNSORTED
         directory.last = name
-        if directory.leaves and begins_leaf(name):
+        if directory.is_split and begins_leaf(name):
             self._end_leaf(directory)
         directory.draft.add(kind, name, row, items)
         size = len(name) + len(items) + _ENTRY
@@ -189,7 +190,7 @@ class _Recorder:
         self._held += size
         if directory.held > _LARGEST_RECORD:
             self._end_leaf(directory)
-        elif not directory.leaves and len(directory.draft.names) == SPLIT_FROM:
+        elif not directory.is_split and len(directory.draft.names) == SPLIT_FROM:
             self._split(directory)
         if self._held > _LARGEST_HELD:
             for outer in self._open:
@@ -197,7 +198,7 @@ class _Recorder:
 
     def _split(self, directory: _Directory) -> None:
         """A directory turns out to have very many names: those that came so far go into leaves."""
-        whole, directory.draft = directory.draft, Draft()
+        whole, directory.draft, directory.is_split = directory.draft, Draft(), True
         for number, name in enumerate(whole.names):
             if number and begins_leaf(name):
                 self._end_leaf(directory)
@@ -210,7 +211,7 @@ class _Recorder:
         if not leaf.names:
             return
         first = leaf.names[0]
-        leaf.mtime, leaf.own = 0, b""
+        directory.is_split, leaf.mtime, leaf.own = True, 0, b""
         key = leaf_key(directory.key, first if directory.leaves else b"")
         directory.leaves.append((key, first))
         directory.flags |= leaf.flags & HAS_DIRECTORIES
@@ -221,7 +222,7 @@ class _Recorder:
 
     def _leave(self) -> None:
         directory = self._open.pop()
-        if directory.leaves:
+        if directory.is_split:
             self._end_leaf(directory)
             record = directory.record()
             record.flags = directory.flags

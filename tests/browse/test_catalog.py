@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from archiver.browse.catalog import ensure, open_catalog
+from archiver.browse.files import listing
+from archiver.browse.history import open_histories
+from archiver.browse.recorded import RunTree
 from archiver.browse.snapshot import Snapshot, Tree
 from archiver.errors import KeyProblem
-from archiver.store.catalog.catalog import Catalog
+from archiver.store.catalog.catalog import CLEARED, GONE, LIVE, Catalog, Place
 from archiver.store.catalog.record import (
     ROW,
     Draft,
@@ -21,10 +26,15 @@ from archiver.store.catalog.record import (
     write_offsets,
 )
 from archiver.store.catalog.writer import RunWriter
+from archiver.store.database import records
+from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from formats.patterns import Pattern
 from formats.pxar import constants as c
 from formats.pxar.accessor import Accessor, Node
 from formats.pxar.encoder import encode_entry
+from formats.pxar.items import Entry
 from tests import golden_store, stores
 from tests.stores import Heard
 
@@ -208,3 +218,140 @@ def test_without_a_database_there_is_no_catalog(golden: Path, monkeypatch: pytes
     with Store.open(golden) as store:
         snapshot = Snapshot(store, store.find(ALPHA[0]))
         assert ensure(snapshot, snapshot.restorable()[0].name) is None
+
+
+@pytest.mark.parametrize("limits", [{"SPLIT_FROM": 3}, {"_LARGEST_RECORD": 400}, {"_LARGEST_HELD": 1000}])
+def test_large_directories_are_split_while_they_are_read(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    """Whatever is too much to hold: names of one directory, their items, those of all open ones."""
+    for name, value in limits.items():
+        monkeypatch.setattr(f"archiver.browse.catalog.{name}", value)
+    with Store.open(golden) as store:
+        for text in ALPHA:
+            snapshot = Snapshot(store, store.find(text))
+            archive = snapshot.restorable()[0]
+            catalog = ensure(snapshot, archive.name)
+            assert catalog is not None
+            tree = snapshot.tree(archive)
+            accessor = tree.accessor()
+            run = catalog.run(snapshot.ref.time)
+            assert run is not None
+            recorded = RunTree(catalog, snapshot.ref.time)
+            directories = sum(found.entry.kind == "dir" for found in listing(tree, b"/", recursive=True))
+            assert run.directories > 1 + directories  # there are leaves too
+            check_directory(catalog, tree, accessor, accessor.root, run.root)
+            for child in accessor.entries(accessor.root):
+                found = recorded.lookup(run.root, child.name)
+                assert found is not None and found.kind == child.kind
+            assert recorded.lookup(run.root, b"not there") is None
+
+
+def test_the_catalog_answers_as_the_archive_does(golden: Path) -> None:
+    for text in golden_store.TREES:
+        with Store.open(golden) as store:
+            snapshot = Snapshot(store, store.find(text), golden_store.KEY if "ct/200" in text else None)
+            archive = snapshot.restorable()[0]
+            histories, missing = open_histories([snapshot], archive.name)
+            assert missing == [] and len(histories) == 1
+            catalog = ensure(snapshot, archive.name)
+            assert catalog is not None
+            recorded = RunTree(catalog, snapshot.ref.time)
+            paths = set()
+            for found in listing(snapshot.tree(archive), b"/", recursive=True):
+                paths.add(found.shown)
+                item = recorded.open_path(found.path)
+                assert item is not None
+                entry = recorded.entry(item)
+                for name in ("kind", "name", "metadata", "size", "target", "major", "minor"):
+                    assert getattr(entry, name) == getattr(found.entry, name)
+                (version,) = histories[0].versions(found.path)
+                assert version.times == (snapshot.ref.time,) and version.entry == entry
+            everything = histories[0].glob(Pattern.parse(b"**"))  # of the snapshot before too
+            assert {path for path in everything if histories[0].versions(path)} == paths
+            (version,) = histories[0].versions(b"/")
+            assert version.entry.kind == "dir"
+
+
+def test_versions_over_snapshots_of_a_server(golden: Path) -> None:
+    """One archive of version 1, two split ones, of one group."""
+    with Store.open(golden) as store:
+        snapshots = [Snapshot(store, store.find(text)) for text in ALPHA]
+        histories, missing = open_histories(snapshots, "root.pxar")
+        assert missing == [] and len(histories) == 1
+        trees = {one.ref.time: one.tree(one.archive("root.pxar")) for one in snapshots}
+        states: dict[bytes, dict[int, Entry]] = {}
+        for time, tree in trees.items():
+            for found in listing(tree, b"/", recursive=True):
+                states.setdefault(found.shown, {})[time] = found.entry
+        several = 0
+        for path, by_time in states.items():
+            versions = histories[0].versions(path)
+            assert sorted(time for version in versions for time in version.times) == sorted(by_time)
+            for version in versions:
+                for time in version.times:
+                    entry = by_time[time]
+                    assert (entry.kind, entry.metadata, entry.size, entry.target) == (
+                        version.entry.kind, version.entry.metadata, version.entry.size, version.entry.target
+                    )  # fmt: skip
+            several += len(versions) > 1
+        assert several
+
+
+@pytest.mark.parametrize("crypt", [None, stores.KEY], ids=["plain", "encrypted"])
+def test_a_snapshot_that_is_gone_gives_its_space_back(tmp_path: Path, crypt: CryptConfig | None) -> None:
+    """The middle one of three: what only it has goes, what the last one has of it stays."""
+    path, source = stores.make_store(tmp_path / "store"), tmp_path / "source"
+    random = Random(4)
+    refs = []
+    for night in range(3):
+        for number in range(40):
+            folder = source / f"{number % 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if night < 2 or number % 4 < 2:
+                (folder / random.randbytes(60).hex()).write_bytes(random.randbytes(20))
+        refs.append(stores.save(path, source, time=1_700_000_000 + night, crypt=crypt).snapshot)
+    with Store.open(path) as store:
+        for ref in refs:
+            assert ensure(Snapshot(store, ref, crypt), "tree.pxar") is not None
+        before = {ref.time: content(store, ref, crypt) for ref in refs}
+        shutil.rmtree(store.layout.snapshot(refs[1]))
+    with Store.open(path) as store:  # looks what is there, without any key
+        assert store.database is not None
+    with Store.open(path) as store:
+        catalog = ensure(Snapshot(store, refs[2], crypt), "tree.pxar")
+        assert catalog is not None and store.database is not None
+        assert [head.state for head in catalog.heads().values()] == [LIVE, CLEARED, LIVE]
+        for ref in (refs[0], refs[2]):
+            assert content(store, ref, crypt) == before[ref.time]
+        kept = [catalog.load(place) for place in all_places(catalog, refs[1].time)]
+        assert None in kept and any(kept)
+        shutil.rmtree(store.layout.snapshot(refs[2]))
+        shutil.rmtree(store.layout.snapshot(refs[0]))
+    with Store.open(path) as store:
+        database = store.database
+        assert database is not None
+        for table in (records.RUN, records.PACK, records.PLACE, records.NAMES, records.NEWEST):
+            assert database.keys(table, b"") == []
+
+
+def content(store: Store, ref: SnapshotRef, crypt: CryptConfig | None) -> list[tuple[bytes, Entry]]:
+    """All of a snapshot as the catalog has it; the archive is not looked at."""
+    catalog = open_catalog(store, ref.group, "tree.pxar", crypt)
+    assert catalog is not None
+    tree = RunTree(catalog, ref.time)
+    found = []
+    todo = [(b"", tree.root)]
+    while todo:
+        path, key = todo.pop()
+        for item in tree.entries(key):
+            found.append((path + b"/" + item.name, tree.entry(item)))
+            if item.kind == "dir":
+                todo.append((path + b"/" + item.name, item.key))
+    return found
+
+
+def all_places(catalog: Catalog, time: int) -> list[Place]:
+    own = catalog.own_places(time)
+    assert own is not None
+    return [Place(*map(int, row)) for row in zip(*own[1:], strict=True) if row[1] != GONE]

@@ -221,7 +221,7 @@ def _open(directory: str, data: str) -> tuple[int, Any]:
                 max_readers=512,
                 mode=0o600,
                 readahead=False,
-                meminit=False,
+                meminit=True,  # or what lay about in memory gets into the file, names of encrypted archives too
             )
             return size, env
         except (MemoryError, lmdb.MemoryError):
