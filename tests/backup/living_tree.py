@@ -255,6 +255,8 @@ class LivingTree:
             path.unlink()
         elif not os.path.lexists(path):
             os.mkfifo(path)
+            if "system.posix_acl_access" in os.listxattr(path):  # inherited; archives keep none of a fifo
+                os.removexattr(path, "system.posix_acl_access")
 
     def exclude(self, rng: random.Random) -> None:
         """An exclude file appears, changes in place, or vanishes."""

@@ -105,10 +105,15 @@ class TreeMachine(RuleBasedStateMachine):
         self.kept: dict[SnapshotRef, Description] = {}
         self.crypt: CryptConfig | None = None
 
-    @initialize(crypt=some.sampled_from([None, KEY]), seed=some.integers(0, 9))
-    def begin(self, crypt: CryptConfig | None, seed: int) -> None:
+    @initialize(
+        crypt=some.sampled_from([None, KEY]), seed=some.integers(0, 9), directories=some.sampled_from([6, 6, 1, 0])
+    )
+    def begin(self, crypt: CryptConfig | None, seed: int, directories: int) -> None:
         self.crypt = crypt
-        build_plain(self.tree.root, seed, files=60, directories=6, max_size=60_000)
+        build_plain(self.tree.root, seed, files=10 * directories, directories=directories, max_size=60_000)
+        if not directories:
+            self.tree.change("create", seed)
+            return
         for number, kind in enumerate(("sparse", "link", "link", "attribute", "symlink", "exclude")):
             self.tree.change(kind, seed + number)
 
