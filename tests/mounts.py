@@ -25,14 +25,14 @@ def _unmount(place: Path) -> None:
 
 
 @contextmanager
-def small_file_system(directory: Path, size: int) -> Iterator[Path]:
-    """An ext4 of ``size`` bytes (no blocks reserved for root), mounted below ``directory``."""
+def small_file_system(directory: Path, size: int, *options: str) -> Iterator[Path]:
+    """An ext4 of ``size`` bytes (no blocks reserved for root), mounted below ``directory``; ``options`` of mkfs."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is not installed")
     image, place = directory / "small.image", directory / "small"
     with open(image, "wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode", str(image)], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode", *options, str(image)], check=True)
     place.mkdir()
     _mount("-o", "loop", str(image), str(place))
     try:
