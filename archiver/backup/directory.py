@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -233,40 +235,24 @@ class Level:
             and bool(before.record.table)
         )
 
-    def split(self, previous: PreviousRun | None) -> list[tuple[Leaf, list[bytes]]]:
-        """The leaves of its names, and these."""
+    def split(self, previous: PreviousRun | None) -> Iterator[tuple[Leaf, list[bytes]]]:
+        """The leaves of its names, and these; one at a time is in memory."""
         names, before = self.source.names, self.before
         was_split = before is not None and before.record.is_split
         self.is_split = len(names) > (_LEAST_SPLIT if was_split else SPLIT_FROM)
+        known = before.record.leaves if before is not None and was_split else []
         if not self.is_split:
-            parts = self._parts(previous, names)
+            parts = [before] if before is not None and not was_split else _parts(previous, known, names)
             same = before if before is not None and not was_split and before.record.names == names else None
-            return [(Leaf(self.key, b"", parts, same, self._now_ns), names)]
-        found = []
+            yield Leaf(self.key, b"", parts, same, self._now_ns), names
+            return
         for key, start, stop in leaves(self.key, names):
             part = names[start:stop]
-            parts = self._parts(previous, part)
+            parts = [before] if before is not None and not was_split else _parts(previous, known, part)
             same = parts[0] if len(parts) == 1 and was_split and parts[0].record.names == part else None
             if same is not None and previous is not None and not previous.is_at(same.number, key):
                 same = None
-            found.append((Leaf(key, part[0], parts, same, self._now_ns), part))
-        return found
-
-    def _parts(self, previous: PreviousRun | None, names: list[bytes]) -> list[Before]:
-        """Where in the run before some names that follow each other may be."""
-        if self.before is None or previous is None:
-            return []
-        if not self.before.record.is_split:
-            return [self.before]
-        found = []
-        known = self.before.record.leaves
-        for number, (key, first) in enumerate(known):
-            following = known[number + 1][1] if number + 1 < len(known) else None
-            if names and (following is None or following > names[0]) and (number == 0 or first <= names[-1]):
-                part = previous.find(key)
-                if part is not None:
-                    found.append(part)
-        return found
+            yield Leaf(key, part[0], parts, same, self._now_ns), part
 
     # -- its record ----------------------------------------------------------------------------------------------------
 
@@ -313,6 +299,20 @@ class Level:
             draft.ctime = signed(source.stat.st_ctime_ns)
             draft.selection = NO_SELECTION if source.decided else source.selection
         return draft
+
+
+def _parts(previous: PreviousRun | None, known: list[tuple[int, bytes]], names: list[bytes]) -> list[Before]:
+    """The leaves that may hold some sorted ``names``; ``known``: key and first name of all there are."""
+    if previous is None or not names:
+        return []
+    first = max(bisect_right(known, names[0], key=_first_name) - 1, 0)
+    last = bisect_right(known, names[-1], key=_first_name)
+    found = (previous.find(key) for key, _ in known[first:last])
+    return [part for part in found if part is not None]
+
+
+def _first_name(leaf: tuple[int, bytes]) -> bytes:
+    return leaf[1]
 
 
 def _table(draft: Draft) -> bytes:
