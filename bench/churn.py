@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.backup.reuse import Bools, Ints, Previous, injections, plan, runs
-from formats.chunker import PAYLOAD_DENSITY, PAYLOAD_MINIMUM, PAYLOAD_REACH
+from formats.chunker import PAYLOAD_DENSITY, PAYLOAD_MINIMUM, PAYLOAD_REACH, small_chunk
 
 MIB = 1 << 20
 HEADER = 16
@@ -81,7 +81,7 @@ class Contents:
 
     def grow(self, numbers: Ints, old: Ints, new: Ints) -> None:
         """Contents of ``old`` bytes have ``new`` bytes now."""
-        counts = self._rng.poisson((new - old) * 1.5 * PAYLOAD_DENSITY / self._average)
+        counts = self._rng.poisson((new - old) * 1.5 * PAYLOAD_DENSITY / small_chunk(self._average))
         for i in np.flatnonzero(counts):
             where = self._rng.integers(old[i], new[i], counts[i])
             self._passes.setdefault(int(numbers[i]), []).extend(np.sort(where).tolist())
@@ -99,26 +99,36 @@ class Contents:
 
 
 def our_cut(start: int, end: int, average: int, passes: list[int], begins: list[int]) -> int:
-    """End of the chunk at ``start`` (formats/chunker.py, payload rule), ``end`` being the end of the data."""
+    """End of the chunk at ``start`` (formats/chunker.py, payload rule), ``end`` being the end of the data.
+
+    ``passes`` are those of the test for chunks of small files; one in so many is one of the rarer test's.
+    """
+    small = small_chunk(average)
     maximum = min(start + 4 * average, end)
     i = bisect_left(passes, start + average // 8 * PAYLOAD_MINIMUM)
+    while i < len(passes) and passes[i] < maximum and passes[i] % (average // small):
+        i += 1
     plain = min(passes[i] if i < len(passes) else maximum, maximum)
+    border = bisect_left(begins, start + small // 8 * PAYLOAD_MINIMUM)
+    while small < average and border < len(begins) and begins[border] < plain:
+        i = bisect_left(passes, begins[border] - small // 4)
+        if i < len(passes) and passes[i] <= begins[border]:
+            return begins[border]
+        border += 1
     i = bisect_left(begins, plain)
     is_near = i < len(begins) and begins[i] <= plain + average // 8 * PAYLOAD_REACH and begins[i] < maximum
     return begins[i] if is_near else plain
 
 
 def pbs_cut(start: int, end: int, average: int, passes: list[int], begins: list[int]) -> int:
-    """The same by PBS's rule, for data that arrives byte by byte: where a file begins, or else the hash passes.
-
-    One in PAYLOAD_DENSITY of our passes is one of its passes.
-    """
+    """The same by PBS's rule, for data that arrives byte by byte: where a file begins, or else the hash passes."""
+    rarer = PAYLOAD_DENSITY * average // small_chunk(average)
     maximum = min(start + 4 * average, end)
     smallest = start + average // 4
     i = bisect_left(begins, smallest)
     border = begins[i] if i < len(begins) else maximum
     i = bisect_left(passes, smallest)
-    while i < len(passes) and passes[i] < border and passes[i] % PAYLOAD_DENSITY:
+    while i < len(passes) and passes[i] < border and passes[i] % rarer:
         i += 1
     return min(passes[i] if i < len(passes) else maximum, border, maximum)
 

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
 from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_time
-from archiver.backup.holding import Action, Holding, Segment, Span
+from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment, Span
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.reference import Reference
 from archiver.backup.streams import Stream
@@ -347,9 +347,8 @@ class TreeArchiver:
                         continue
                 if self._holding is None:
                     self._add_regular(level, leaf, entry)
-                elif not self._hold(self._holding, level, leaf, entry):
-                    self._holding.flush()
-                    self._add_regular(level, leaf, entry)
+                else:
+                    self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
                 try:
                     target = os.readlink(name, dir_fd=directory.fd)
@@ -412,19 +411,19 @@ class TreeArchiver:
 
     # -- unchanged files ---------------------------------------------------------------------------------------------
 
-    def _hold(self, holding: Holding, level: Level, leaf: Leaf, entry: SourceEntry) -> bool:
-        """Hold a file whose contents are in the previous archive; False when it has to be read."""
+    def _hold(self, holding: Holding, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        """Hold a file: as one whose contents are there, or one to be read when its turn comes."""
         link = None
         if entry.stat.st_nlink > 1:
             link = _link_key(entry.stat)
             if holding.holds(link) or self._links.get(link) is not None:
                 holding.then(partial(self.read_again, level, leaf, entry))
-                return True
+                return
         segment = self._as_before(level, leaf, entry) or self._as_interrupted(level, leaf, entry)
         if segment is None:
-            return False
+            items = FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, entry.stat.st_size)
+            segment = Segment(_One(self, level, leaf, entry, _NO_ROW), items, _LENGTH.pack(REF_SIZE), b"f", TO_BE_READ)
         holding.hold(segment, link)
-        return True
 
     def _as_before(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
         """A file that is as it was in the run before."""

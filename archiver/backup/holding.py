@@ -1,7 +1,8 @@
 """Unchanged files, held back until it is decided whether their chunks are taken over (spec change-detection.md 5).
 
 Chunks are taken over whole, so it does not pay for every file; which ones is known when their neighbours are. Entries
-that come after a held file wait behind it: an archive is written in order. What is decided against is read again.
+that come after a held file wait behind it: an archive is written in order. What is decided against is read again, and
+files that have changed wait for their turn too: the decision needs to know of them.
 
 What is held are encoded entries, a whole directory of them at a time where nothing in it has changed. The payload
 references of a window are moved to their new places in one go, and its entries written as they lie.
@@ -24,6 +25,7 @@ from formats.pxar.encoder import Encoder
 
 _AT_MOST = 8192  # entries held, some 1.5 KB each at worst; the plan is nearly the same with larger windows
 _FILE = ord("f")
+TO_BE_READ = -1
 
 Action = Callable[[], object]
 Span = tuple[int, int]  # where contents that are referred to begin and end
@@ -44,7 +46,7 @@ class Owner(Protocol):
 
 class Segment(NamedTuple):
     """Encoded entries: ``items`` of the given ``lengths`` (u32 each) and ``kinds`` (a byte each), with payload
-    references relative to ``base``, an offset in the previous stream."""
+    references relative to ``base``, an offset in the previous stream; TO_BE_READ for a file that has changed."""
 
     owner: Owner
     items: bytes
@@ -175,10 +177,10 @@ class _Window:
         self._places = reference_places(lengths, b"".join(segment.kinds for segment in segments))
         counts = [segment.kinds.count(b"f") for segment in segments]
         references = read_references(self._items, self._places)
-        self._offsets = references[:, 0] + np.repeat(np.array([s.base for s in segments], np.int64), counts)
+        bases = np.repeat(np.array([segment.base for segment in segments], np.int64), counts)
+        self._offsets = references[:, 0] + bases
         self._sizes = references[:, 1] + HEADER_SIZE
-        reusable = np.ones(len(self._sizes), np.bool_)
-        keep = plan(self._offsets, self._sizes, reusable, self._previous, average, injected)
+        keep = plan(self._offsets, self._sizes, bases != TO_BE_READ, self._previous, average, injected)
         self._kept = np.concatenate(([0], np.cumsum(keep))).tolist()
         self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
         self._run_ends = np.zeros(len(keep), np.int64)

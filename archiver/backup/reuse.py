@@ -9,8 +9,8 @@ frees the chunk that it was in.
 A *run* is a row of kept files whose old bytes lie in the same order; each of its chunks is injected once, bytes between
 the files do no harm. A *piece* is the part of a run in one entry of the previous index. Files are given up until:
 
-* each piece saves reading LEAST_PIECE of the average chunk, or is nearly all of a chunk; this one must not be tiny,
-  unless the files on both sides are kept: then there is nothing to merge it with;
+* each piece saves reading LEAST_PIECE of a chunk of small files, or is nearly all of a chunk; this one must not be
+  tiny, unless the files on both sides are kept: then there is nothing to merge it with;
 * each chunk is live by LEAST_LIVE, all its pieces in all copies of it together. Of a file larger than chunks what lies
   in whole chunks counts for its ends, half each: it is not read again for the few bytes of its tail.
 
@@ -43,8 +43,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_PIECE = 1 / 32  # of the average chunk: what a piece must save from being read
-TINY = 1 / 64  # of the average chunk: a chunk below is merged with what is encoded anew beside it
+from formats.chunker import small_chunk
+
+LEAST_PIECE = 1 / 16  # of a chunk of small files: what a piece must save from being read
+TINY = 1 / 32  # of a chunk of small files: a chunk below is merged with what is encoded anew beside it
 NEARLY_ALL = 0.9  # of a chunk
 LEAST_LIVE = 0.5  # of a chunk
 _MOST_ROUNDS = 32  # of giving up files; in practice it is settled after a few
@@ -115,7 +117,7 @@ class _Window:
     ) -> None:
         self._injected = injected
         self._count, self._files, self._offsets, self._sizes = count, files, offsets, sizes
-        self._previous, self._average = previous, average
+        self._previous, self._small = previous, small_chunk(average)
         ends = offsets + sizes
         first, last = previous.span(offsets, ends)
         spans = first != last
@@ -165,8 +167,8 @@ class _Window:
         saved = np.bincount(piece, self._saved[kept].ravel())
         inside = np.bincount(piece, self._inside[kept].ravel())
         chunk = self._previous.sizes[entries[is_new]]
-        is_whole = (inside >= NEARLY_ALL * chunk) & ((chunk >= TINY * self._average) | self._is_alone(kept, is_new))
-        is_small = (saved < LEAST_PIECE * self._average) & ~is_whole
+        is_whole = (inside >= NEARLY_ALL * chunk) & ((chunk >= TINY * self._small) | self._is_alone(kept, is_new))
+        is_small = (saved < LEAST_PIECE * self._small) & ~is_whole
         if len(kept):  # a piece that the window cuts off goes on in the one before or behind
             is_small[0] &= not (self._files[kept[0]] == 0 and entries[0] == self._injected)
             end = self._offsets[kept[-1]] + self._sizes[kept[-1]]

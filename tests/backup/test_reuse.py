@@ -18,7 +18,7 @@ from archiver.backup import reuse
 from archiver.backup.reuse import Bools, Ints, Previous, injections, plan, runs
 from tests.golden_data import GOLDEN
 
-AVERAGE = 256  # of the small worlds here: pieces save at least 8 bytes, chunks below 4 are tiny
+AVERAGE = 256  # of the small worlds here: pieces save at least 16 bytes, chunks below 8 are tiny
 GARBAGE = (-1, -(2**63), 2**63 - 1, 0, 7)
 INJECT: list[dict[str, Any]] = json.loads((GOLDEN / "payload-chunker.json").read_text())["inject"]
 
@@ -128,14 +128,14 @@ def is_bad(world: World, keep: list[int], i: int) -> bool:
         piece = [k for k in run if entry in (entries_of(world, k)[0], entries_of(world, k)[-1])]
         saved = sum(int(world.sizes[k]) for k in piece)
         beside = {min(piece) - 1, max(piece) + 1} & set(range(len(world.offsets)))
-        is_whole = inside >= 0.9 * size[entry] and (size[entry] >= AVERAGE / 64 or beside <= set(keep))
+        is_whole = inside >= 0.9 * size[entry] and (size[entry] >= AVERAGE / 32 or beside <= set(keep))
         last = len(world.offsets) - 1
         goes_on = (
             last in piece
             and entry == entries_of(world, last)[-1]
             and world.offsets[last] + world.sizes[last] < previous.starts[entry + 1]
         ) or (0 in piece and entry == entries_of(world, 0)[0] == world.injected)
-        if saved < AVERAGE / 32 and not is_whole and not goes_on:
+        if saved < AVERAGE / 16 and not is_whole and not goes_on:
             return True
         live = 0.0
         for j in range(len(size)):
@@ -280,13 +280,13 @@ def test_tiny_chunks_are_merged_with_what_is_encoded_beside_them() -> None:
     assert keeps(index_of([100, 3, 100]), [(0, 100), None, (100, 3), (103, 100)]) == [True, False, False, True]
     assert keeps(index_of([100, 3, 100]), [(0, 100), (100, 3), (103, 100)]) == [True, True, True]
     assert keeps(index_of([3]), [(0, 3)]) == [True]
-    assert keeps(index_of([100, 4, 100]), [(0, 100), (100, 4), None, (104, 100)]) == [True, True, False, True]
+    assert keeps(index_of([100, 8, 100]), [(0, 100), (100, 8), None, (108, 100)]) == [True, True, False, True]
 
 
 def test_small_pieces_between_changes_are_given_up() -> None:
-    previous = index_of([100])
-    assert keeps(previous, [(0, 80), None, (82, 7), None, (92, 8)]) == [True, False, False, False, True]
-    assert keeps(previous, [(0, 80), None, (82, 4), (88, 3), (96, 1)]) == [True, False, True, True, True]
+    previous = index_of([200])
+    assert keeps(previous, [(0, 160), None, (162, 15), None, (180, 16)]) == [True, False, False, False, True]
+    assert keeps(previous, [(0, 160), None, (164, 8), (174, 5), (182, 3)]) == [True, False, True, True, True]
 
 
 def test_moved_files_are_kept_in_runs_of_their_own() -> None:
@@ -334,5 +334,5 @@ def calls_to_plan(files: int) -> int:
 
 
 def test_no_python_loop_over_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "_MOST_ROUNDS", 3)
+    monkeypatch.setattr(reuse, "_MOST_ROUNDS", 1)
     assert calls_to_plan(65_536) == calls_to_plan(4096)

@@ -50,6 +50,15 @@ def first_payload_cut(data: bytes, average: int) -> int:
     return first_hash_cut(data, average // 2 - 1, average // 4 * 3, average * 4)
 
 
+def hash_passes(data: bytes, mask: int) -> set[int]:
+    """All lengths at which the test with this mask passes, once the window is full and has moved."""
+    found, at = set(), WINDOW
+    while at < len(data) and (length := first_hash_cut(data[at - WINDOW :], mask, WINDOW + 1, len(data) + 1)):
+        found.add(at - WINDOW + length)
+        at += length - WINDOW
+    return found
+
+
 def first_hash_cut(data: bytes, mask: int, minimum: int, maximum: int) -> int:
     table = TABLE.tolist()
     value = 0
@@ -218,9 +227,10 @@ def payload_cuts(
     suggestions: list[int],
     feeds: Iterable[int] = repeat(1 << 20),
     ahead: Iterable[int] = repeat(0),
+    small: int | None = None,
 ) -> list[int]:
     """As ``cuts``; ``ahead`` says how far beyond the arrived data suggestions are known."""
-    chunker, view = PayloadChunker(average), memoryview(data)
+    chunker, view = PayloadChunker(average, small), memoryview(data)
     ends, start, arrived, sizes, further = [], 0, 0, iter(feeds), iter(ahead)
     waiting = list(reversed(suggestions))
     while arrived < len(data):
@@ -238,10 +248,22 @@ def payload_cuts(
 
 
 def reference_payload_cuts(data: bytes, average: int, suggestions: list[int]) -> list[int]:
-    reach, maximum = average // 4, average * 4
+    reach, maximum, small = average // 4, average * 4, module.small_chunk(average)
     ends, start = [], 0
     while start < len(data):
-        if plain := first_payload_cut(data[start:], average):
+        plain = first_payload_cut(data[start:], average)
+        limit = start + plain if plain else len(data) + 1
+        passed = hash_passes(data[start:limit], small // 2 - 1)
+        for border in suggestions:
+            window = set(range(border - start - small // 4 + 1, border - start + 1))
+            if start + small // 4 * 3 <= border < limit and window & passed:
+                start = border
+                break
+        else:
+            border = -1
+        if start == border:
+            pass
+        elif plain:
             end = start + plain
             allowed = range(end, min(end + reach + 1, start + maximum, len(data) + 1))
             start = next((offset for offset in suggestions if offset in allowed), end)
@@ -280,6 +302,18 @@ def test_shifted_streams_meet_again() -> None:
     assert len(set(before) - set(after)) < 12
 
 
+def test_chunks_of_small_files_are_small() -> None:
+    """Between files of some hundred bytes, chunks have about an eighth of the average, and end where a file begins."""
+    data, average = random.Random(14).randbytes(400_000), 16_384
+    borders = file_borders(random.Random(15), len(data), 300)
+    ends = payload_cuts(data, average, borders)
+    assert 0.7 < len(data) / len(ends) / (average // 8) < 1.2
+    assert set(ends[:-1]) <= set(borders)
+    large = file_borders(random.Random(16), len(data), 100_000)
+    few = payload_cuts(data, average, large)
+    assert 0.8 < len(data) / len(few) / average < 1.2
+
+
 def test_which_suggestions_count() -> None:
     data = random.Random(8).randbytes(9000)
     plain = first_payload_cut(data, SMALL)
@@ -287,7 +321,7 @@ def test_which_suggestions_count() -> None:
     assert plain + reach < 4 * SMALL
 
     def first(*suggestions: int) -> int:
-        return payload_cuts(data, SMALL, list(suggestions), repeat(100))[0]
+        return payload_cuts(data, SMALL, list(suggestions), repeat(100), small=SMALL)[0]
 
     assert first(plain - 1) == first(plain + reach + 1) == plain
     assert first(plain - 1, plain) == plain
@@ -306,13 +340,13 @@ def test_the_maximum_holds() -> None:
 def test_waits_for_suggestions_and_no_longer() -> None:
     data = random.Random(8).randbytes(9000)
     plain, reach = first_payload_cut(data, SMALL), SMALL // 4
-    chunker = PayloadChunker(SMALL)
+    chunker = PayloadChunker(SMALL, SMALL)
     assert chunker.scan(data[: plain + reach]) == 0
     assert chunker.scan(data[: plain + reach + 1]) == plain
-    chunker = PayloadChunker(SMALL)
+    chunker = PayloadChunker(SMALL, SMALL)
     chunker.suggest(plain + reach + 1)
     assert chunker.scan(data[:plain]) == plain  # the next file begins too far away
-    chunker = PayloadChunker(SMALL)
+    chunker = PayloadChunker(SMALL, SMALL)
     chunker.suggest(plain + 10)
     assert chunker.scan(data[: plain + 9]) == 0
     assert chunker.scan(data[: plain + 10]) == plain + 10
@@ -321,7 +355,7 @@ def test_waits_for_suggestions_and_no_longer() -> None:
 def test_end_of_stream_ends_the_wait() -> None:
     data = random.Random(8).randbytes(9000)
     plain = first_payload_cut(data, SMALL)
-    chunker = PayloadChunker(SMALL)
+    chunker = PayloadChunker(SMALL, SMALL)
     end = data[: plain + 20]
     assert chunker.scan(end) == 0
     assert chunker.scan(end, final=True) == plain
@@ -365,7 +399,7 @@ def test_restart_right_after_a_cut() -> None:
     plain = first_payload_cut(data, SMALL)
     end = plain + 50
     follower = first_payload_cut(data[end:], SMALL)
-    chunker = PayloadChunker(SMALL)
+    chunker = PayloadChunker(SMALL, SMALL)
     chunker.suggest(end + follower + 5)
     assert chunker.scan(data[:end]) == plain
     chunker.restart()  # the 50 bytes after the cut are a chunk of their own
