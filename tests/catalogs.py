@@ -9,7 +9,7 @@ from typing import Any
 
 from archiver.browse.recorded import RunTree
 from archiver.store.catalog.catalog import Catalog
-from archiver.store.catalog.record import ROW, SPLIT_FROM, Draft, inode_key, leaves, signed
+from archiver.store.catalog.record import NOWHERE, ROW, SPLIT_FROM, Draft, inode_key, leaves, signed
 from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter, new_names
 from archiver.store.database.database import Database
@@ -168,7 +168,7 @@ class Nights:
                 self._fill(part, folder, names[start:stop])
                 self._put(leaf, part, path, before.get(key) == path)
                 split.append((leaf, names[start]))
-            self.writer.put(key, draft.encode_split(split), 0)
+            self.writer.put(key, draft.encode_split(split), NOWHERE)
             below = names
         for name in below:
             child = folder.children[name]
@@ -188,14 +188,14 @@ class Nights:
             draft.add(b"f", name, ROW.pack(child.inode, child.size, child.mtime, child.ctime), item)
 
     def _put(self, key: int, draft: Draft, path: bytes, is_there: bool) -> None:
-        raw, base = draft.encode()
+        raw, layout = draft.encode()
         newest = self.writer.before
         number = -1 if newest is None else newest.find(key)
         old = None if newest is None or number < 0 else self.catalog.load(newest.place(number))
         if old is not None and old.raw == raw and self.random.random() < 0.7:
-            self.writer.keep(number, base)
+            self.writer.keep(number, layout)
         else:
-            self.writer.put(key, raw, base)
+            self.writer.put(key, raw, layout)
         if names := new_names(old if is_there else None, draft.names):
             self.writer.names(path, names)
 

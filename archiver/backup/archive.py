@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
 from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_time
-from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment, Span
+from archiver.backup.holding import TO_BE_READ, Action, Holding, Moved, Segment, Span
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.reference import Reference
 from archiver.backup.streams import Stream
@@ -269,6 +269,7 @@ class TreeArchiver:
         """Whether no entry of the leaf has changed. The cost of a quiet night."""
         return (
             leaf.same is not None
+            and leaf.same.is_placed
             and self._takes_over
             and self._previous is not None
             and self._previous.trusted
@@ -285,12 +286,13 @@ class TreeArchiver:
     def _copy(self, level: Level, leaf: Leaf, looked: Looked) -> Iterator[_Child]:
         """Take over entries as they were."""
         assert self._holding is not None and leaf.same is not None
-        record, base = leaf.same.record, leaf.same.base
+        same, record = leaf.same, leaf.same.record
         start, kinds = 0, record.kinds
         places = [n for n, kind in enumerate(kinds) if kind == _DIRECTORY] if record.flags & HAS_DIRECTORIES else []
         for number in (*places, record.count):
             if start < number:
-                self._holding.hold(Segment(_Part(self, level, leaf, start, number), *record.part(start, number), base))
+                owner, part = _Part(self, level, leaf, start, number), record.part(start, number)
+                self._holding.hold(Segment(owner, *part, same.base(start, number), same.shifts(start, number)))
                 self._count(number - start)
             if number < record.count:
                 stat = looked.stats[number]
@@ -432,7 +434,7 @@ class TreeArchiver:
             return None
         part, number = found
         record = part.record
-        if record.kinds[number] != _FILE:
+        if record.kinds[number] != _FILE or not part.is_placed:
             return None
         item, row, stored = record.item(number), self._row(level, entry.stat), record.row(number)
         if self._previous is not None and self._previous.trusted and row[24:] != bytes(8) != stored[:8]:
@@ -440,9 +442,10 @@ class TreeArchiver:
                 return None
         elif not self._has_metadata(level, entry, item):
             return None
-        if not self._passes_audit(level, entry, part.base + int.from_bytes(item[-16:-8], "little")):
+        offset = int(part.offsets(number, number + 1)[0])
+        if not self._passes_audit(level, entry, offset):
             return None
-        return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", part.base)
+        return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", offset)
 
     def _passes_audit(self, level: Level, entry: SourceEntry, offset: int) -> bool:
         """False when the contents of an unchanged file were looked at, and are to be stored again."""
@@ -604,7 +607,7 @@ class _Part(NamedTuple):
     start: int
     stop: int
 
-    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
+    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
         assert self.leaf.same is not None
         record = self.leaf.same.record
         if self.leaf.draft is None and self.level.copies_table:
@@ -613,7 +616,7 @@ class _Part(NamedTuple):
         else:
             names, lengths = record.names[self.start : self.stop], record.lengths[self.start : self.stop].tolist()
             self.archiver.encoder.add_encoded(items, zip(names, lengths, strict=True), span)
-        self.leaf.copied(self.start, self.stop, items, shift, files=span is not None)
+        self.leaf.copied(self.start, self.stop, items, moved)
         self.archiver.took_over(record.kinds.count(_FILE, self.start, self.stop))
 
     def kept(self, number: int, items: bytes, span: Span | None) -> None:
@@ -621,7 +624,7 @@ class _Part(NamedTuple):
         record, place = self.leaf.same.record, self.start + number
         self.leaf.begin_draft()
         self.archiver.encoder.add_encoded(items, ((record.names[place], len(items)),), span)
-        self.leaf.copied(place, place + 1, items, None, files=span is not None)
+        self.leaf.copied(place, place + 1, items, 0)
         self.archiver.took_over(int(span is not None))
 
     def read(self, number: int) -> None:
@@ -639,7 +642,7 @@ class _One(NamedTuple):
     entry: SourceEntry
     row: bytes
 
-    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
+    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
         archiver, name = self.archiver, self.entry.name
         position = archiver.encoder.add_encoded(items, ((name, len(items)),), span)
         self.leaf.add(b"f", name, self.row, items)
@@ -647,7 +650,7 @@ class _One(NamedTuple):
         archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
 
     def kept(self, number: int, items: bytes, span: Span | None) -> None:
-        self.all_kept(items, None, span)
+        self.all_kept(items, 0, span)
 
     def read(self, number: int) -> None:
         self.archiver.read_again(self.level, self.leaf, self.entry)

@@ -10,11 +10,13 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from siphashc import siphash
 
+from archiver.backup.holding import Moved
 from archiver.core.row import ROW, file_row, signed
 from archiver.source.metadata import Features
 from archiver.source.walk import SourceDirectory
@@ -22,10 +24,13 @@ from archiver.store.catalog.catalog import Catalog, Newest
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
     NO_SELECTION,
+    NOWHERE,
     SPLIT_FROM,
     Draft,
+    Layout,
     Record,
     leaves,
+    read_references,
     reference_places,
     write_offsets,
 )
@@ -36,12 +41,50 @@ _RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at 
 _LEAST_SPLIT = SPLIT_FROM // 2
 
 
-class Before(NamedTuple):
-    """A directory, or a leaf, as it was in the run before: its number there, record, and the base of its references."""
+class Before:
+    """A directory, or a leaf, as it was in the run before: its number there, record, and where its contents are."""
 
-    number: int
-    record: Record
-    base: int
+    def __init__(self, number: int, record: Record, layout: Layout) -> None:
+        self.number = number
+        self.record = record
+        self.layout = layout
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is known where its contents are."""
+        return self.layout.base > 0 or b"f" not in self.record.kinds
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        """Of each file."""
+        record = self.record
+        places = reference_places(record.lengths.astype(np.int64), record.kinds)
+        return self.layout.offsets(read_references(record.items, places)[:, 1])
+
+    def files(self, start: int, stop: int) -> slice:
+        """The numbers among all files of those among the entries [start, stop)."""
+        kinds = self.record.kinds
+        first = kinds.count(b"f", 0, start)
+        return slice(first, first + kinds.count(b"f", start, stop))
+
+    def offsets(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Of the files among the entries [start, stop)."""
+        return self._offsets[self.files(start, stop)]
+
+    def base(self, start: int, stop: int) -> int:
+        """The first of them; 0 when there is none."""
+        if start == 0:
+            return self.layout.base
+        offsets = self.offsets(start, stop)
+        return int(offsets[0]) if len(offsets) else 0
+
+    def shifts(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """How far these files are from where they were if they followed the first of them; None: not at all."""
+        if not self.layout.jumps:
+            return None
+        files = self.files(start, stop)
+        shifts = self.layout.shifts(files.start, files.stop)
+        return shifts - shifts[0] if len(shifts) else None
 
 
 class PreviousRun:
@@ -60,7 +103,7 @@ class PreviousRun:
     def find(self, key: int) -> Before | None:
         number = self._newest.find(key)
         record = self._catalog.load(self._newest.place(number)) if number >= 0 else None
-        return Before(number, record, self._newest.base(number)) if record is not None else None
+        return Before(number, record, self._newest.layout(number)) if record is not None else None
 
     def names(self, record: Record) -> list[bytes] | None:
         """All names of a directory; None when not all of its leaves can be read."""
@@ -101,7 +144,7 @@ class Leaf:
     ``parts``: where in the run before its entries may be. ``same``: the one that has exactly its names, if any.
     """
 
-    __slots__ = ("_done", "_racy", "_shift", "draft", "first", "key", "parts", "same")
+    __slots__ = ("_done", "_racy", "draft", "first", "key", "parts", "same")
 
     def __init__(self, key: int, first: bytes, parts: list[Before], same: Before | None, now_ns: int) -> None:
         self.key = key
@@ -109,8 +152,7 @@ class Leaf:
         self.parts = parts
         self.same = same
         self.draft: Draft | None = None if same is not None else Draft()
-        self._done: list[tuple[int, int]] = []  # entries of ``same`` that were put into the archive as they were
-        self._shift: int | None = None  # how far their contents moved
+        self._done: list[tuple[int, int, Moved]] = []  # entries of ``same`` that were put into the archive as they were
         self._racy = now_ns - _RACY
 
     def find(self, name: bytes) -> tuple[Before, int] | None:
@@ -121,20 +163,17 @@ class Leaf:
                 return part, number
         return None
 
-    def copied(self, start: int, stop: int, items: bytes, shift: int | None, *, files: bool) -> None:
-        """The entries [start, stop) of ``same`` are in the archive, as ``items``, contents moved by ``shift``."""
-        if self.draft is None and not files:
-            self._done.append((start, stop))
-        elif self.draft is None and shift is not None and self._shift in (None, shift):
-            self._done.append((start, stop))
-            self._shift = shift
+    def copied(self, start: int, stop: int, items: bytes, moved: Moved) -> None:
+        """The entries [start, stop) of ``same`` are in the archive, as ``items``."""
+        if self.draft is None:
+            self._done.append((start, stop, moved))
         else:
             self._add_all(start, stop, items)
 
     def directory(self, name: bytes, row: bytes, number: int) -> None:
         """A directory was entered; ``number``: of its entry in ``same``."""
         if self.draft is None:
-            self._done.append((number, number + 1))
+            self._done.append((number, number + 1, 0))
         else:
             self.draft.add(b"d", name, row, b"")
 
@@ -152,36 +191,51 @@ class Leaf:
         if self.draft is None:
             self.draft = Draft()
             done, self._done = self._done, []
-            for start, stop in done:
-                self._add_all(start, stop, None)
+            for start, stop, moved in done:
+                self._add_all(start, stop, self._placed(start, stop, moved))
         return self.draft
 
-    def _add_all(self, start: int, stop: int, items: bytes | None) -> None:
-        """Entries of ``same``; ``items`` None: they were moved by the shift so far."""
+    def _new_offsets(self, start: int, stop: int, moved: Moved) -> NDArray[np.int64]:
+        assert self.same is not None
+        return moved if not isinstance(moved, int) else self.same.offsets(start, stop) + moved
+
+    def _placed(self, start: int, stop: int, moved: Moved) -> bytes:
+        """The items of entries that were put into the archive."""
+        assert self.same is not None
+        items, lengths, kinds = self.same.record.part(start, stop)
+        placed = bytearray(items)
+        places = reference_places(np.frombuffer(lengths, "<u4").astype(np.int64), kinds)
+        write_offsets(placed, places, self._new_offsets(start, stop, moved))
+        return bytes(placed)
+
+    def _add_all(self, start: int, stop: int, items: bytes) -> None:
+        """Entries of ``same``."""
         assert self.same is not None
         record = self.same.record
-        draft = self.begin_draft()
-        old, lengths, kinds = record.part(start, stop)
-        sizes = np.frombuffer(lengths, "<u4").tolist()
-        if items is None:
-            moved = bytearray(old)
-            places = reference_places(np.array(sizes, np.int64), kinds)
-            offsets = np.frombuffer(moved, np.uint8)[places[:, None] + np.arange(8)].view("<i8").ravel()
-            write_offsets(moved, places, offsets + (self.same.base + (self._shift or 0)))
-            items = bytes(moved)
-        at = 0
-        for number, size in enumerate(sizes, start):
-            kind = kinds[number - start : number - start + 1]
+        draft, at = self.begin_draft(), 0
+        for number, size in enumerate(record.lengths[start:stop].tolist(), start):
+            kind = record.kinds[number : number + 1]
             draft.add(kind, record.names[number], record.row(number), items[at : at + size])
             at += size
 
-    def complete(self) -> int | None:
-        """The base of its references, when all of it is as it was; else None, and there is a draft."""
-        if self.draft is None and self.same is not None:
-            if sum(stop - start for start, stop in self._done) == self.same.record.count:
-                return self.same.base + (self._shift or 0)
+    def complete(self) -> Layout | None:
+        """Where its contents are now, when all of it is as it was; else None, and there is a draft."""
+        same = self.same
+        if self.draft is not None or same is None:
+            return None
+        if sum(stop - start for start, stop, _ in self._done) != same.record.count:
             self.begin_draft()
-        return None
+            return None
+        kinds = same.record.kinds
+        moves = [moved for start, stop, moved in self._done if b"f" in kinds[start:stop]]
+        if not moves:
+            return NOWHERE
+        first = moves[0]
+        if isinstance(first, int) and all(isinstance(moved, int) and moved == first for moved in moves):
+            return same.layout._replace(base=same.layout.base + first)
+        offsets = np.concatenate([self._new_offsets(*done) for done in self._done])
+        places = reference_places(same.record.lengths.astype(np.int64), kinds)
+        return Layout.of(offsets, read_references(same.record.items, places)[:, 1])
 
 
 class Level:
@@ -259,27 +313,25 @@ class Level:
     def end_leaf(self, leaf: Leaf, writer: RunWriter) -> None:
         """A leaf of a split directory is complete."""
         self._tell_names(leaf, writer)
-        base = leaf.complete()
-        if base is not None and leaf.same is not None:
-            writer.keep(leaf.same.number, base)
+        layout = leaf.complete()
+        if layout is not None and leaf.same is not None:
+            writer.keep(leaf.same.number, layout)
         else:
-            raw, base = leaf.begin_draft().encode()
-            writer.put(leaf.key, raw, base)
+            writer.put(leaf.key, *leaf.begin_draft().encode())
         self._finished.append((leaf.key, leaf.first))
 
     def end(self, leaf: Leaf | None, writer: RunWriter) -> None:
         """The directory is complete; ``leaf``: its only one if it is not split."""
         if leaf is None:
-            writer.put(self.key, self._head(Draft()).encode_split(self._finished), 0)
+            writer.put(self.key, self._head(Draft()).encode_split(self._finished), NOWHERE)
             return
         self._tell_names(leaf, writer)
-        base = leaf.complete()
-        if base is not None and self.is_same and self.before is not None:
-            writer.keep(self.before.number, base)
+        layout = leaf.complete()
+        if layout is not None and self.is_same and self.before is not None:
+            writer.keep(self.before.number, layout)
             return
         draft = self._head(leaf.begin_draft())
-        raw, base = draft.encode(_table(draft) if self.source.parent is not None else b"")
-        writer.put(self.key, raw, base)
+        writer.put(self.key, *draft.encode(_table(draft) if self.source.parent is not None else b""))
 
     def _tell_names(self, leaf: Leaf, writer: RunWriter) -> None:
         if leaf.draft is None and not self.is_moved:

@@ -28,14 +28,15 @@ _FILE = ord("f")
 TO_BE_READ = -1
 
 Action = Callable[[], object]
+Moved = int | NDArray[np.int64]  # by how much contents were moved, or the new offset of each file
 Span = tuple[int, int]  # where contents that are referred to begin and end
 
 
 class Owner(Protocol):
     """Whom the entries of a segment belong to, numbered from 0."""
 
-    def all_kept(self, items: bytes, shift: int | None, span: Span | None) -> None:
-        """All of them stay: encoded, with their new references, moved by ``shift`` (None: not all by the same)."""
+    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
+        """All of them stay: encoded, with their new references."""
 
     def kept(self, number: int, items: bytes, span: Span | None) -> None:
         """This one stays."""
@@ -45,14 +46,18 @@ class Owner(Protocol):
 
 
 class Segment(NamedTuple):
-    """Encoded entries: ``items`` of the given ``lengths`` (u32 each) and ``kinds`` (a byte each), with payload
-    references relative to ``base``, an offset in the previous stream; TO_BE_READ for a file that has changed."""
+    """Encoded entries: ``items`` of the given ``lengths`` (u32 each) and ``kinds`` (a byte each).
+
+    Contents begin at ``base`` in the previous stream (TO_BE_READ: a file that has changed), one file's behind the
+    other's, but for ``shifts``: how far each is from there.
+    """
 
     owner: Owner
     items: bytes
     lengths: bytes
     kinds: bytes
     base: int
+    shifts: NDArray[np.int64] | None = None
 
 
 class Holding:
@@ -121,7 +126,7 @@ class Holding:
             self._make_room(window, start)
             if window.placed_to >= stop:
                 span = self._refer(window, start, stop)
-                segment.owner.all_kept(window.next_items(len(segment.items)), window.shift(start, stop), span)
+                segment.owner.all_kept(window.next_items(len(segment.items)), window.moved(start, stop), span)
                 return
         file = start
         for number, length in enumerate(np.frombuffer(segment.lengths, "<u4").tolist()):
@@ -176,13 +181,18 @@ class _Window:
         lengths = np.frombuffer(b"".join(segment.lengths for segment in segments), "<u4").astype(np.int64)
         self._places = reference_places(lengths, b"".join(segment.kinds for segment in segments))
         counts = [segment.kinds.count(b"f") for segment in segments]
-        references = read_references(self._items, self._places)
-        bases = np.repeat(np.array([segment.base for segment in segments], np.int64), counts)
-        self._offsets = references[:, 0] + bases
-        self._sizes = references[:, 1] + HEADER_SIZE
-        keep = plan(self._offsets, self._sizes, bases != TO_BE_READ, self._previous, average, injected)
-        self._kept = np.concatenate(([0], np.cumsum(keep))).tolist()
+        self._sizes = read_references(self._items, self._places)[:, 1] + HEADER_SIZE
         self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
+        bases = np.array([segment.base for segment in segments], np.int64)
+        firsts = np.cumsum([0, *counts[:-1]])
+        behind = np.array(self._total)  # where the files were if all followed each other
+        self._offsets = behind[:-1] + np.repeat(bases - behind[firsts], counts)
+        for first, count, segment in zip(firsts.tolist(), counts, segments, strict=True):
+            if segment.shifts is not None:
+                self._offsets[first : first + count] += segment.shifts
+        reusable = np.repeat(bases != TO_BE_READ, counts)
+        keep = plan(self._offsets, self._sizes, reusable, self._previous, average, injected)
+        self._kept = np.concatenate(([0], np.cumsum(keep))).tolist()
         self._run_ends = np.zeros(len(keep), np.int64)
         for start, end in runs(keep, self._offsets, self._sizes):
             self._run_ends[start:end] = end
@@ -225,10 +235,10 @@ class _Window:
         self._breaks = file + 1 + np.flatnonzero(moved[1:] != moved[:-1])
         self.placed_to = stop
 
-    def shift(self, start: int, stop: int) -> int | None:
-        """By how much these files were moved; None when not all of them by the same."""
+    def moved(self, start: int, stop: int) -> Moved:
+        """By how much these files were moved, or where they are now if not all of them by the same."""
         if self._breaks.size and self._breaks.searchsorted(start + 1) != self._breaks.searchsorted(stop):
-            return None
+            return self._new[start:stop].copy()
         return int(self._new[start] - self._offsets[start])
 
     def span(self, start: int, stop: int) -> Span:

@@ -14,6 +14,7 @@ from archiver.store.catalog.catalog import LIVE, Catalog, Places
 from archiver.store.catalog.forget import clear
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
+    NOWHERE,
     ROW,
     SPLIT_FROM,
     UNSORTED,
@@ -226,15 +227,15 @@ class _Recorder:
             self._end_leaf(directory)
             record = directory.record()
             record.flags = directory.flags
-            self._writer.put(directory.key, record.encode_split(directory.leaves), 0)
+            self._writer.put(directory.key, record.encode_split(directory.leaves), NOWHERE)
         else:
             self._tell(directory.key, directory.draft, self._path)
             self._held -= directory.held
         del self._path[self._open[-1].path_length if self._open else 0 :]
 
     def _tell(self, key: int, draft: Draft, path: bytearray) -> None:
-        raw, base = draft.encode()
-        if self._writer.put(key, raw, base) and draft.names:
+        raw, layout = draft.encode()
+        if self._writer.put(key, raw, layout) and draft.names:
             names = new_names(self._record_before(key), draft.names)
             if names:
                 self._writer.names(bytes(path), names)

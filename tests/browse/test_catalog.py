@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from archiver.browse.catalog import ensure, open_catalog
@@ -16,8 +17,10 @@ from archiver.browse.snapshot import Snapshot, Tree
 from archiver.errors import KeyProblem
 from archiver.store.catalog.catalog import CLEARED, GONE, LIVE, Catalog, Place
 from archiver.store.catalog.record import (
+    NOWHERE,
     ROW,
     Draft,
+    Layout,
     Record,
     path_key,
     read_references,
@@ -44,8 +47,8 @@ def golden(tmp_path: Path) -> Path:
     return golden_store.unpack(tmp_path)
 
 
-def parts(catalog: Catalog, time: int, key: int) -> list[tuple[Record, int]]:
-    """A directory's record, or its leaves, with where their contents begin (0 unless the run is the newest)."""
+def parts(catalog: Catalog, time: int, key: int) -> list[tuple[Record, Layout]]:
+    """A directory's record, or its leaves, with where their contents lie (NOWHERE unless the run is the newest)."""
     newest = catalog.newest()
     place = catalog.find(time, key)
     assert place is not None
@@ -63,28 +66,27 @@ def parts(catalog: Catalog, time: int, key: int) -> list[tuple[Record, int]]:
     based = []
     for part, leaf in found:
         number = -1 if newest is None else newest.find(leaf)
-        based.append((part, newest.base(number) if newest is not None and newest.time == time else 0))
+        based.append((part, newest.layout(number) if newest is not None and newest.time == time else NOWHERE))
     return based
 
 
-def first_offset(accessor: Accessor, node: Node, record: Record) -> int:
-    """Where the contents of a record begin, for a run that does not know."""
-    names = set(record.names)
-    return next(
-        child.payload_offset or 0 for child in accessor.entries(node) if child.name in names and child.kind == "file"
-    )
+def offsets(accessor: Accessor, node: Node, record: Record) -> list[int]:
+    """Where the contents of a record's files lie, for a run that does not know."""
+    found = {child.name: child.payload_offset for child in accessor.entries(node) if child.kind == "file"}
+    return [found[name] or 0 for name in record.names if name in found]
 
 
 def check_directory(catalog: Catalog, tree: Tree, accessor: Accessor, node: Node, key: int) -> int:
     """Compare a directory and all below with what the archive says; the number of entries."""
     count = 0
     found = {}
-    for record, base in parts(catalog, tree.snapshot.ref.time, key):
+    for record, layout in parts(catalog, tree.snapshot.ref.time, key):
         items = bytearray(record.items)
         places = reference_places(record.lengths.astype("i8"), record.kinds)
         if len(places) and accessor.version == 2:
-            base = base or first_offset(accessor, node, record)
-            write_offsets(items, places, read_references(items, places)[:, 0] + base)
+            sizes = read_references(items, places)[:, 1]
+            known = layout.offsets(sizes) if layout.base else np.array(offsets(accessor, node, record))
+            write_offsets(items, places, known)
         at = 0
         for number, name in enumerate(record.names):
             end = at + int(record.lengths[number])

@@ -69,10 +69,10 @@ def check_offsets(catalog: Catalog, disk: Disk) -> None:
         record = tree.record(key)
         below = []
         for part in [key] if not record.is_split else [leaf for leaf, _ in record.leaves]:
-            held, base = tree.record(part), newest.base(newest.find(part))
-            places = reference_places(held.lengths.astype("i8"), held.kinds)
-            for offset, size in read_references(held.items, places).tolist():
-                assert offset + base == position
+            held, layout = tree.record(part), newest.layout(newest.find(part))
+            sizes = read_references(held.items, reference_places(held.lengths.astype("i8"), held.kinds))[:, 1]
+            for offset, size in zip(layout.offsets(sizes).tolist(), sizes.tolist(), strict=True):
+                assert offset == position
                 position += size + 16
             below += [item.key for item in tree.entries(key) if item.kind == "dir"] if part == key else []
         if record.is_split:

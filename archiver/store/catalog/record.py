@@ -14,8 +14,8 @@ offset  content                 of a record with n entries, little-endian
         table                   the GOODBYE item, or nothing
 ======  ======================  =============================================================================
 
-``items``: payload references are relative to the first one of the record, whose place in the payload stream is kept
-apart: where contents lie changes every night, what they are does not. The distance in a HARDLINK item is 0.
+``items``: the offset of every payload reference is 0, the distance in a HARDLINK item too. Where contents lie (a
+Layout) is kept apart: it changes every night, what they are does not.
 
 ``rows`` say how the live entry was found. Of a directory: (inode, -1, key of its record, 0), its own times are in its
 own record. A change time of 0 means that the row does not prove that a file is as it was: too young when it was looked
@@ -32,6 +32,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from blake3 import blake3
@@ -40,7 +41,7 @@ from siphashc import siphash
 
 from archiver.core.row import ROW as ROW
 from archiver.core.row import signed as signed
-from formats.pxar.constants import REF_SIZE
+from formats.pxar.constants import HEADER_SIZE, REF_SIZE
 from formats.pxar.goodbye import HASH_KEY
 from formats.wire import Buffer
 
@@ -93,6 +94,46 @@ def leaves(directory: int, names: Sequence[bytes]) -> Iterator[tuple[int, int, i
             yield key, start, place
             start, key = place, leaf_key(directory, name)
     yield key, start, len(names)
+
+
+class Layout(NamedTuple):
+    """Where the contents of a record's files lie in the payload stream: from ``base`` on (0: nobody knows, or there are
+    none), one behind the other, but for ``jumps``: (number of a file, bytes between it and the one before)."""
+
+    base: int = 0
+    jumps: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def of(cls, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Layout:
+        """Of files at these offsets, with contents of these sizes; NOWHERE unless each is behind the one before."""
+        if not len(offsets):
+            return NOWHERE
+        between = offsets[1:] - offsets[:-1] - sizes[:-1] - HEADER_SIZE
+        if offsets[0] <= 0 or (between < 0).any():
+            return NOWHERE
+        places = np.flatnonzero(between)
+        return cls(int(offsets[0]), tuple(zip((places + 1).tolist(), between[places].tolist(), strict=True)))
+
+    def offsets(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The offset of each file, with contents of these sizes."""
+        return in_a_row(sizes) + self.base + self.shifts(0, len(sizes))
+
+    def shifts(self, first: int, stop: int) -> NDArray[np.int64]:
+        """How far the files [first, stop) lie from where they were without jumps."""
+        found = np.zeros(stop - first, np.int64)
+        for file, size in self.jumps:
+            found[max(file - first, 0) :] += size
+        return found
+
+
+NOWHERE = Layout()
+
+
+def in_a_row(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Offsets of contents of these sizes that follow each other, headers included, from 0 on."""
+    offsets = np.zeros(len(sizes), np.int64)
+    np.cumsum(sizes[:-1] + HEADER_SIZE, out=offsets[1:])
+    return offsets
 
 
 class Record:
@@ -200,10 +241,10 @@ class Draft:
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
 
-    def encode(self, table: bytes = b"") -> tuple[bytes, int]:
-        """(record, absolute offset of its first payload reference or 0)."""
-        items, base = _relative(self.items, bytes(self.kinds))
-        return self._join(len(self.names), b"".join(self.rows), self.items, items, table), base
+    def encode(self, table: bytes = b"") -> tuple[bytes, Layout]:
+        """The record, and where the contents of its files lie."""
+        items, layout = _relative(self.items, bytes(self.kinds))
+        return self._join(len(self.names), b"".join(self.rows), self.items, items, table), layout
 
     def encode_split(self, leaves: Sequence[tuple[int, bytes]]) -> bytes:
         """The record of a split directory; key and first name of each of its leaves."""
@@ -229,16 +270,16 @@ class Draft:
         return b"".join((head, self.own, rows, lengths, self.kinds, names, items, table))
 
 
-def _relative(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, int]:
-    """Items with payload references relative to the first one, and that."""
+def _relative(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, Layout]:
+    """Items without the offsets of payload references, and these."""
     if b"f" not in kinds:
-        return b"".join(parts), 0
+        return b"".join(parts), NOWHERE
     joined = bytearray().join(parts)
     places = reference_places(np.fromiter(map(len, parts), np.int64, len(parts)), kinds)
-    offsets = read_references(joined, places)[:, 0]
-    base = int(offsets[0])
-    write_offsets(joined, places, offsets - base)
-    return bytes(joined), base
+    references = read_references(joined, places)
+    offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
+    write_offsets(joined, places, np.zeros(len(places), np.int64))
+    return bytes(joined), Layout.of(offsets, sizes)
 
 
 def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:

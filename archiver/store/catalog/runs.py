@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from archiver.core.locks import DirectoryLock
-from archiver.store.catalog.catalog import NEWEST_KEY, RUN_KEY, ArchiveRow, Catalog, RunHead
+from archiver.store.catalog.catalog import JUMPS, NEWEST_KEY, RUN_KEY, ArchiveRow, Catalog, RunHead
 from archiver.store.database import records
 from archiver.store.database.database import Database
 
@@ -40,7 +40,7 @@ def archive_row(catalog: Catalog, txn: Any) -> ArchiveRow:
         return catalog.decode_row(value)
     meta = database.table(records.META)
     used = txn.get(b"archives", db=meta)
-    row = ArchiveRow(0 if used is None else records.U32.unpack(used)[0], 0, 0, txn.id())
+    row = ArchiveRow(0 if used is None else records.U32.unpack(used)[0], 0, 0, 0, txn.id())
     txn.put(b"archives", records.U32.pack(row.number + 1), db=meta)
     put_archive_row(catalog, txn, row)
     return row
@@ -105,6 +105,6 @@ def delete_all(catalog: Catalog, txn: Any, table: bytes, prefix: bytes) -> None:
 
 def forget_newest(catalog: Catalog, txn: Any, row: ArchiveRow) -> ArchiveRow:
     """Remove the places of the newest run; its row without them."""
-    for part in range(row.parts):
+    for part in (*range(row.parts), *range(JUMPS, JUMPS + row.jumps)):
         txn.delete(NEWEST_KEY.pack(row.number, part), db=catalog.database.table(records.NEWEST))
-    return row._replace(newest=0, parts=0)
+    return row._replace(newest=0, parts=0, jumps=0)

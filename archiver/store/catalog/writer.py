@@ -18,6 +18,7 @@ from archiver.store.catalog.catalog import (
     CHANGE,
     CHANGED,
     GONE,
+    JUMPS,
     LENGTH,
     NEWEST_KEY,
     PART_KEY,
@@ -30,7 +31,7 @@ from archiver.store.catalog.catalog import (
     change,
 )
 from archiver.store.catalog.columns import U64s, compress, pack_columns
-from archiver.store.catalog.record import Record
+from archiver.store.catalog.record import Layout, Record
 from archiver.store.database import records
 
 _PACK = 128 << 10  # bytes of records
@@ -94,6 +95,7 @@ class RunWriter:
         self._times = array("Q")
         self._keys, self._packs = array("Q"), array("Q")
         self._offsets, self._bases = array("Q"), array("Q")
+        self._jumps = array("Q")  # three numbers each: of the directory in the order of telling, of the file, bytes
         self._whole = _Packs(self._file.fileno())
         self._changed = _Packs(self._file.fileno())
         self._names = _Packs(self._file.fileno())
@@ -103,31 +105,31 @@ class RunWriter:
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
-    def keep(self, number: int, base: int) -> None:
-        """The directory ``number`` of the run before is as it was; its contents now begin at ``base``."""
+    def keep(self, number: int, layout: Layout) -> None:
+        """The directory ``number`` of the run before is as it was; its contents may lie elsewhere."""
         assert self.before is not None
         before = self.before
-        self._add(int(before.keys[number]), before.place(number), base)
+        self._add(int(before.keys[number]), before.place(number), layout)
 
-    def put(self, key: int, raw: bytes, base: int) -> bool:
+    def put(self, key: int, raw: bytes, layout: Layout) -> bool:
         """The record of a directory. False when it is the same as in the run before."""
         number = self.before.find(key) if self.before is not None else -1
         if self.before is None or number < 0:
-            self._add_whole(key, raw, base)
+            self._add_whole(key, raw, layout)
             return True
         old = self.before.place(number)
         record = self._catalog.raw(old)
         if record == raw:
-            self._add(key, old, base)
+            self._add(key, old, layout)
             return False
         origin = self._catalog.base_of(old)
         known = record if origin == old else self._catalog.raw(origin)
         if known is not None:
             compressed = change(known, raw)
             if len(compressed) * _WORTH <= len(raw):
-                self._add_change(key, origin, compressed, base)
+                self._add_change(key, origin, compressed, layout)
                 return True
-        self._add_whole(key, raw, base)
+        self._add_whole(key, raw, layout)
         return True
 
     def names(self, path: bytes, names: Sequence[bytes]) -> None:
@@ -137,23 +139,25 @@ class RunWriter:
             with explained("write into", self._directory):
                 self._names.flush(self._pressed)
 
-    def _add(self, key: int, place: Place, base: int) -> None:
+    def _add(self, key: int, place: Place, layout: Layout) -> None:
         self._keys.append(key)
         self._times.append(place.time)
         self._packs.append(place.pack)
         self._offsets.append(place.offset)
-        self._bases.append(base)
+        for file, size in layout.jumps:
+            self._jumps.extend((len(self._bases), file, size))
+        self._bases.append(layout.base)
 
-    def _add_whole(self, key: int, raw: bytes, base: int) -> None:
+    def _add_whole(self, key: int, raw: bytes, layout: Layout) -> None:
         pack, offset = self._whole.add(LENGTH.pack(len(raw)), raw)
-        self._add(key, Place(0, pack, offset), base)
+        self._add(key, Place(0, pack, offset), layout)
         if self._whole.size >= _PACK:
             with explained("write into", self._directory):
                 self._whole.flush(self._pressed)
 
-    def _add_change(self, key: int, origin: Place, compressed: bytes, base: int) -> None:
+    def _add_change(self, key: int, origin: Place, compressed: bytes, layout: Layout) -> None:
         pack, offset = self._changed.add(CHANGE.pack(len(compressed), *origin), compressed)
-        self._add(key, Place(0, pack | CHANGED, offset), base)
+        self._add(key, Place(0, pack | CHANGED, offset), layout)
         if self._changed.size >= _PACK:
             with explained("write into", self._directory):
                 self._changed.flush(self._pressed)
@@ -176,7 +180,8 @@ class RunWriter:
         chain = self._chain()
         columns = self._columns(time)
         places, firsts = self._places(columns, time, complete=chain == 0)
-        newest = [pack_columns(part) for part in _cut(columns, _NEWEST_PART)]
+        newest = dict(enumerate(pack_columns(part) for part in _cut(columns, _NEWEST_PART)))
+        newest |= {part | JUMPS: pack_columns(cut) for part, cut in enumerate(_cut(self._jump_columns(), _NEWEST_PART))}
         header = RunHeader(
             parent=None if self.before is None else self.before.time,
             chain=chain,
@@ -207,7 +212,7 @@ class RunWriter:
         runs.remove(self._catalog, txn, time)
         return runs.archive_row(self._catalog, txn)
 
-    def _publish(self, time: int, row: ArchiveRow, header: RunHeader, newest: Sequence[bytes], txn: Any) -> bool:
+    def _publish(self, time: int, row: ArchiveRow, header: RunHeader, newest: dict[int, bytes], txn: Any) -> bool:
         catalog = self._catalog
         if runs.archive_row(catalog, txn) != row:
             return False  # another process has begun a new database
@@ -215,10 +220,16 @@ class RunWriter:
         self._put_all([(records.RUN, key, catalog.encode_run(key, header))], txn)
         if max(runs.heads(catalog, txn, row.number)) == time:
             row = runs.forget_newest(catalog, txn, row)
-            for part, value in enumerate(newest):
+            for part, value in newest.items():
                 place = NEWEST_KEY.pack(row.number, part)
                 self._put_all([(records.NEWEST, place, catalog.seal.close(value, place))], txn)
-            runs.put_archive_row(catalog, txn, row._replace(newest=time, parts=len(newest)))
+            runs.put_archive_row(
+                catalog,
+                txn,
+                row._replace(
+                    newest=time, parts=sum(part < JUMPS for part in newest), jumps=sum(part >= JUMPS for part in newest)
+                ),
+            )
         return True
 
     def _put_all(self, rows: Sequence[tuple[bytes, bytes, bytes]], txn: Any) -> None:
@@ -238,6 +249,16 @@ class RunWriter:
         columns = [column[order] for column in columns]
         columns[1][columns[1] == 0] = time
         return columns
+
+    def _jump_columns(self) -> list[U64s]:
+        """Number of the directory in the order of the keys, number of the file in it, bytes; sorted."""
+        jumps = np.frombuffer(self._jumps, np.uint64).reshape(-1, 3)
+        order = np.argsort(np.frombuffer(self._keys, np.uint64), kind="stable")
+        place = np.empty(len(order), np.uint64)
+        place[order] = np.arange(len(order), dtype=np.uint64)
+        directories = place[jumps[:, 0].astype(np.intp)]
+        sorted_jumps = np.lexsort((jumps[:, 1], directories))
+        return [directories[sorted_jumps], jumps[sorted_jumps, 1], jumps[sorted_jumps, 2]]
 
     def _places(self, columns: list[U64s], time: int, *, complete: bool) -> tuple[list[bytes], list[int]]:
         """(parts of the places that the run is to have, first key of each)."""
