@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from archiver.backup.reuse import Previous
-from archiver.browse.snapshot import ArchiveFiles, Snapshot
+from archiver.browse.snapshot import Snapshot
 from archiver.errors import ArchiverError, NotFound
 from archiver.store.indexes import Index
 from archiver.store.layout import GroupRef
@@ -80,7 +80,7 @@ def find_previous(
 ) -> PreviousArchive | None:
     """The archive ``name`` (``x.pxar``) of the group's newest finished snapshot.
 
-    None in a group without snapshots; raises NoReference when there is one that cannot be used.
+    None when it is the first of its name in the group; raises NoReference when there is one that cannot be used.
     """
     try:
         ref = store.newest(group)
@@ -92,7 +92,12 @@ def find_previous(
             raise NoReference(f"{ref} failed its verification")
         if crypt is not None and not snapshot.protected:
             raise NoReference(f"{ref} is not signed")
-        archive = _split(snapshot, name)
+        found = [archive for archive in snapshot.archives() if archive.name == name]
+        if not found:
+            return None
+        archive = found[0]
+        if len(archive.files) != 2:
+            raise NoReference(f"{name} of {ref} is not in two halves")
         modes = {file.crypt_mode for file in archive.files}
         if modes != {crypt_mode}:
             raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
@@ -102,10 +107,3 @@ def find_previous(
         raise NoReference(str(error)) from error
     except (ArchiverError, FormatError) as error:
         raise NoReference(str(error)) from error
-
-
-def _split(snapshot: Snapshot, name: str) -> ArchiveFiles:
-    for archive in snapshot.archives():
-        if archive.name == name and len(archive.files) == 2:
-            return archive
-    raise NoReference(f"{snapshot.ref} has no {name} in two halves")
