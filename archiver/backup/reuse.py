@@ -31,7 +31,7 @@ files: read and new are the changes themselves, stream and stored 1.01, whatever
 and index entries with other numbers, for 60 nights of 1 %:
 
     1/16, 1/32, 0.5   3.2 %  3.5   1.23   8800
-    LEAST_PIECE 1/32  2.3 %  5.0   1.24  11000      1/8    5.0 %   2.3   1.21   6500      1/4   8.8 %   1.5   1.17   4500
+    LEAST_PIECE 1/32  2.3 %  5.0   1.24  11000      1/4    8.8 %   1.5   1.17   4500
     TINY 1/64         2.9 %  3.5   1.23  10300      1/16   3.6 %   3.5   1.24   7400
     LEAST_LIVE 0.3    2.8 %  3.6   1.36   9100      0.7    4.1 %   3.1   1.12   7900
 
