@@ -29,6 +29,7 @@ from archiver.store.sessions import Session
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.index import DynamicIndex
+from formats.pxar.constants import HEADER_SIZE
 
 _ENTRY = struct.Struct("<8s32sq")
 _ENTRIES = np.dtype([("system", "V8"), ("row", "V32"), ("offset", "<i8")])
@@ -86,11 +87,15 @@ class Journal:
 
 
 class Interrupted:
-    """What an interrupted run left of an archive: ``index`` of its payload stream, and the files in that."""
+    """What an interrupted run left of an archive: ``index`` of its payload stream, and the files in that; the journal
+    may be ahead of it."""
 
     def __init__(self, index: DynamicIndex, entries: NDArray[np.void]) -> None:
         self.index = index
-        inodes = np.frombuffer(entries["row"].tobytes(), "<i8")[::4]
+        rows = np.frombuffer(entries["row"].tobytes(), "<i8").reshape(-1, 4)
+        offsets = entries["offset"]
+        is_there = (offsets > 0) & (offsets + HEADER_SIZE + rows[:, 1] <= index.end(len(index) - 1))
+        entries, inodes = entries[is_there], rows[is_there, 0]
         order = np.argsort(inodes, kind="stable")
         self._entries = entries[order]
         self._inodes = inodes[order]
