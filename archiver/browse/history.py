@@ -16,6 +16,7 @@ from blake3 import blake3
 from archiver.browse.catalog import ensure
 from archiver.browse.recorded import Item, Lost, RunTree, candidates
 from archiver.browse.snapshot import Snapshot
+from archiver.core.clock import system_random
 from archiver.core.spill import SpillTable
 from archiver.store.catalog.catalog import Catalog, Place
 from archiver.store.catalog.record import Record
@@ -26,6 +27,7 @@ _T = TypeVar("_T")
 _State = tuple[bytes, int, int]  # what the archive says, inode and change time; these are 0 where they are not known
 _KEPT_DIRECTORIES = 256
 _KEPT_RECORDS = 512
+_SECRET = 32  # bytes
 _BREAKS = re.compile(rb"\\.|\[[!^]?(?:\[:[a-z]+:\]|\\.|[^\]])*\]|[*?/]", re.DOTALL)
 
 
@@ -87,7 +89,7 @@ class History:
         what is around its hits has to be matched.
         """
         match = PatternList([pattern]).match
-        literal = _literal(pattern.text)
+        literal, secret = _literal(pattern.text), system_random(_SECRET)
         runs = [time for time in reversed(self._catalog.times()) if time <= self.times[-1]]
         with closing(SpillTable(self._catalog.database.directory)) as told:
             for time in runs:  # the first one, the largest by far, comes last: no need to remember what it has
@@ -95,7 +97,7 @@ class History:
                 for path in chain.from_iterable(_search(part, literal) for part in self._names(time)):
                     if match(b"/" + path, partial(self._is_directory, path)) is None:
                         continue
-                    key = blake3(path).digest()
+                    key = blake3(path, key=secret).digest()  # of which nobody can guess the path
                     if told.get(key) is None:
                         if not is_last:
                             told.put(key, b"")
