@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
-from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_time
+from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_times
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Moved, Segment, Span
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.reference import Reference
@@ -398,7 +398,7 @@ class TreeArchiver:
             self._journal.add(row, level.source.features, int.from_bytes(item[-16:-8], "little"))
         if self._payload is None:
             item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, added.size)
-        leaf.add(b"f", name, without_time(row) if self._problems else row, item)
+        leaf.add(b"f", name, without_times(row) if self._problems else row, item)
         if self._listing is not None:
             self._listing.add_file(name, added.size, added.metadata.stat.mtime_secs)
         self._counters.total += 1
@@ -437,10 +437,13 @@ class TreeArchiver:
         if record.kinds[number] != _FILE or not part.is_placed:
             return None
         item, row, stored = record.item(number), self._row(level, entry.stat), record.row(number)
-        if self._previous is not None and self._previous.trusted and row[24:] != bytes(8) != stored[:8]:
-            if row != stored:
-                return None
-        elif not self._has_metadata(level, entry, item):
+        if row[8:24] != stored[8:24]:  # size and modification time
+            return None
+        is_known = row[24:] != bytes(8) != stored[:8]
+        if is_known and row != stored:
+            return None
+        is_proven = is_known and self._previous is not None and self._previous.trusted
+        if not is_proven and not self._has_metadata(level, entry, item):
             return None
         offset = int(part.offsets(number, number + 1)[0])
         if not self._passes_audit(level, entry, offset):
@@ -483,7 +486,7 @@ class TreeArchiver:
                     metadata = level.source.metadata_of(entry.name, file)
             except (OSError, Replaced):
                 return None  # reading it will tell
-            row = without_time(row) if self._problems else row
+            row = without_times(row) if self._problems else row
             item = encode_file(entry.name, metadata, 0, entry.stat.st_size)
             return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", origin + offset)
         return None

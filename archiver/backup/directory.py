@@ -24,6 +24,7 @@ from archiver.store.catalog.catalog import Catalog, Newest
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
     NO_SELECTION,
+    NO_TIME,
     NOWHERE,
     SPLIT_FROM,
     Draft,
@@ -133,9 +134,10 @@ def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
     return file_row(stat)
 
 
-def without_time(row: bytes) -> bytes:
+def without_times(row: bytes) -> bytes:
     """A row that no file will be equal to."""
-    return row[:24] + bytes(8)
+    inode, size, _, _ = ROW.unpack(row)
+    return ROW.pack(inode, size, NO_TIME, 0)
 
 
 class Leaf:
@@ -154,6 +156,13 @@ class Leaf:
         self.draft: Draft | None = None if same is not None else Draft()
         self._done: list[tuple[int, int, Moved]] = []  # entries of ``same`` that were put into the archive as they were
         self._racy = now_ns - _RACY
+
+    @property
+    def count(self) -> int:
+        """Of the entries that its record has."""
+        if self.draft is not None:
+            return len(self.draft.names)
+        return self.same.record.count if self.same is not None else 0
 
     def find(self, name: bytes) -> tuple[Before, int] | None:
         """Where the entry ``name`` was before."""
@@ -178,11 +187,13 @@ class Leaf:
             self.draft.add(b"d", name, row, b"")
 
     def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
-        """Another entry. Its row is kept as a proof only if the file is old enough."""
-        self.begin_draft().add(kind, name, row if self.proves(row) else without_time(row), item)
+        """Another entry. Its times are kept unless it changed just now: then it may change again without a trace."""
+        _, _, mtime, ctime = ROW.unpack(row)
+        is_settled = (ctime or mtime) <= self._racy
+        self.begin_draft().add(kind, name, row if is_settled else without_times(row), item)
 
     def proves(self, row: bytes) -> bool:
-        """Whether a file with this row will be the same; not when it changed just now: it may change again."""
+        """Whether a file with this row will be the same: its change time is known, and not of just now."""
         time: int = ROW.unpack(row)[3]
         return time != 0 and time <= self._racy
 
@@ -247,6 +258,7 @@ class Level:
     __slots__ = (
         "_finished",
         "_now_ns",
+        "_recorded",
         "before",
         "is_doubtful",
         "is_moved",
@@ -276,6 +288,7 @@ class Level:
         self.leaf: Leaf  # the one that is visited
         self._now_ns = now_ns
         self._finished: list[tuple[int, bytes]] = []  # leaves of a split directory
+        self._recorded = 0  # entries of its finished leaves
 
     @property
     def copies_table(self) -> bool:
@@ -319,6 +332,7 @@ class Level:
         else:
             writer.put(leaf.key, *leaf.begin_draft().encode())
         self._finished.append((leaf.key, leaf.first))
+        self._recorded += leaf.count
 
     def end(self, leaf: Leaf | None, writer: RunWriter) -> None:
         """The directory is complete; ``leaf``: its only one if it is not split."""
@@ -330,6 +344,7 @@ class Level:
         if layout is not None and self.is_same and self.before is not None:
             writer.keep(self.before.number, layout)
             return
+        self._recorded += leaf.count
         draft = self._head(leaf.begin_draft())
         writer.put(self.key, *draft.encode(_table(draft) if self.source.parent is not None else b""))
 
@@ -349,7 +364,8 @@ class Level:
         if self.stable and not self.is_doubtful and source.stat.st_ctime_ns <= self._now_ns - _RACY:
             draft.inode, draft.mtime = source.stat.st_ino, signed(source.stat.st_mtime_ns)
             draft.ctime = signed(source.stat.st_ctime_ns)
-            draft.selection = NO_SELECTION if source.decided else source.selection
+            is_whole = self._recorded == len(source.names)  # else the next run is to look for what was left out
+            draft.selection = source.selection if is_whole and not source.decided else NO_SELECTION
         return draft
 
 

@@ -25,6 +25,7 @@ from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
 from archiver.errors import UsageError
+from archiver.source.metadata import viewer
 from archiver.source.walk import WalkOptions
 from archiver.store import layout as names
 from archiver.store.catalog.seal import Seal
@@ -162,8 +163,8 @@ class _Run:
         self._manifest_files: list[FileInfo] = []
         self._records: list[_Record] = []
         self._about = about(options.group, options.crypt_mode, options.crypt)
-        # What rows depend on besides the files: a user is told of other attributes than root, and may skip some.
-        self._fields = f"uid {os.geteuid()}, skip-e2big-xattr {options.walk.skip_e2big_xattr}"
+        # What records depend on besides the files.
+        self._fields = f"{viewer()}, skip-e2big-xattr {options.walk.skip_e2big_xattr}"
         self._chunk_crypt = options.crypt if options.crypt_mode == "encrypt" else None
         self._walk = options.walk
 

@@ -69,7 +69,8 @@ ZFS = 0x2FC12FC1
 FUSE = 0x65735546
 MSDOS = 0x4D44
 
-# Local file systems that keep inode numbers and change times of files, whatever happens to the machine.
+# Local file systems that keep inode numbers and change times of files, whatever happens to the machine. Not those that
+# are made as images (squashfs, erofs): another one has the same numbers, and times as its maker likes.
 STABLE = {
     EXT4,
     XFS,
@@ -83,8 +84,6 @@ STABLE = {
     0x01021994,  # tmpfs
     0x858458F6,  # ramfs
     0x794C7630,  # overlayfs
-    0xE0F5E1E2,  # erofs
-    0x73717368,  # squashfs
 }
 
 # File systems that show the kernel's state, not files; never archived (spec pxar.md 11.6).

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
+from contextlib import suppress
 from typing import NamedTuple
 
 from archiver.core import linux
@@ -75,6 +76,18 @@ class Features(NamedTuple):
 def plain(stat: os.stat_result) -> Metadata:
     """Metadata of a symlink or special file, or of anything that is not opened."""
     return Metadata(_stat(stat, 0))
+
+
+def viewer() -> str:
+    """Who looks: owners and attributes are not the same to everyone, nor to root in every container."""
+    seen = [f"uid {os.geteuid()}"]
+    with suppress(OSError):
+        for name in ("uid_map", "gid_map"):
+            with open(f"/proc/self/{name}", encoding="ascii") as file:
+                seen.append(f"{name} {' '.join(file.read().split())}")
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+            seen += [f"capabilities {line.split()[1]}" for line in file if line.startswith("CapEff:")]
+    return ", ".join(seen)
 
 
 def collect(fd: int, stat: os.stat_result, features: Features, *, skip_e2big: bool, problem: Note) -> Metadata:

@@ -18,9 +18,10 @@ offset  content                 of a record with n entries, little-endian
 Layout) is kept apart: it changes every night, what they are does not.
 
 ``rows`` say how the live entry was found. Of a directory: (inode, -1, key of its record, 0), its own times are in its
-own record. A change time of 0 means that the row does not prove that a file is as it was: too young when it was looked
-at, or not read without problems. Inode 0: only its metadata can tell (an archive, a file system of which we know no
-better). ``selection`` stands for the rules by which the names were chosen; zeros: always list again.
+own record. Inode 0: only its metadata can tell whether a file is as it was (an archive, a file system of which we know
+no better). A change time of 0 and NO_TIME as mtime: nothing can, it was too young when it was looked at, or not read
+without problems. ``selection`` stands for the rules by which the names were chosen; zeros: always list again, some were
+left out or a file decides.
 
 A directory of very many names is split: its record has no entries but leaves, each of which holds a part of the names:
 their keys (u64) are in ``items``, the first name of each in ``names``. A leaf begins at a name whose hash says so,
@@ -50,6 +51,7 @@ HAS_DIRECTORIES = 2  # flag
 UNSORTED = 4  # flag of a split directory: some name does not come where its bytes would have it
 
 NO_SELECTION = bytes(16)
+NO_TIME = -(1 << 63)  # no file has it
 SPLIT_FROM = 2048  # names
 
 _HEAD = struct.Struct("<B3xIIIIIQqq16s8x")
