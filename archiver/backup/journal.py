@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
 from archiver.core.row import ROW
+from archiver.core.spill import SpillTable
 from archiver.source.metadata import Features
 from archiver.store.catalog.seal import Seal
 from archiver.store.layout import GroupRef
@@ -32,7 +32,7 @@ from formats.index import DynamicIndex
 from formats.pxar.constants import HEADER_SIZE
 
 _ENTRY = struct.Struct("<8s32sq")
-_ENTRIES = np.dtype([("system", "V8"), ("row", "V32"), ("offset", "<i8")])
+_OFFSET = struct.Struct("<q")
 _HEAD = struct.Struct("<I16s")
 _ENTRIES_AT_ONCE = 512
 _BYTES_AT_ONCE = 16 << 20  # of contents between two blocks
@@ -87,53 +87,46 @@ class Journal:
 
 
 class Interrupted:
-    """What an interrupted run left of an archive: ``index`` of its payload stream, and the files in that; the journal
-    may be ahead of it."""
+    """What an interrupted run left of an archive: ``index`` of its payload stream, and the files in that."""
 
-    def __init__(self, index: DynamicIndex, entries: NDArray[np.void]) -> None:
+    def __init__(self, index: DynamicIndex, files: SpillTable) -> None:
         self.index = index
-        rows = np.frombuffer(entries["row"].tobytes(), "<i8").reshape(-1, 4)
-        offsets = entries["offset"]
-        is_there = (offsets > 0) & (offsets + HEADER_SIZE + rows[:, 1] <= index.end(len(index) - 1))
-        entries, inodes = entries[is_there], rows[is_there, 0]
-        order = np.argsort(inodes, kind="stable")
-        self._entries = entries[order]
-        self._inodes = inodes[order]
+        self._files = files  # file system and row -> offset
 
     def find(self, row: bytes, features: Features) -> int | None:
         """The payload offset of a file that is as it was stored."""
-        inode = ROW.unpack(row)[0]
-        at = int(self._inodes.searchsorted(inode, "right"))
-        while at > 0 and self._inodes[at - 1] == inode:
-            at -= 1
-            system, stored, offset = _ENTRY.unpack(self._entries[at].tobytes())
-            if (system, stored) == (features.identity, row):
-                found: int = offset
-                return found
-        return None
+        offset = self._files.get(features.identity + row)
+        return None if offset is None else _OFFSET.unpack(offset)[0]
+
+    def close(self) -> None:
+        self._files.close()
 
 
-def read_interrupted(session: str, name: str, seal: Seal) -> Interrupted | None:
+def read_interrupted(session: str, name: str, seal: Seal, spill_directory: str) -> Interrupted | None:
     """What the interrupted session in the directory ``session`` left of the archive ``name``; None when it is nothing
     that can be used."""
+    files = SpillTable(spill_directory)
     try:
-        entries = _read_entries(os.path.join(session, f"{name}.journal"), seal)
         index = _read_index(os.path.join(session, "snapshot", f"{name}.ppxar.didx"))
+        for system, row, offset in _read_entries(os.path.join(session, f"{name}.journal"), seal):
+            if 0 < offset <= index.size - HEADER_SIZE - ROW.unpack(row)[1]:  # the journal may be ahead of the index
+                files.put(system + row, _OFFSET.pack(offset))
     except (OSError, ValueError, FormatError):
+        files.close()
         return None
-    return Interrupted(index, entries) if len(entries) and len(index) else None
+    return Interrupted(index, files)
 
 
-def _read_entries(path: str, seal: Seal) -> NDArray[np.void]:
-    blocks = []
+def _read_entries(path: str, seal: Seal) -> Iterator[tuple[bytes, bytes, int]]:
+    """File system, row and payload offset of each file; up to the first block that is not whole."""
     with open(path, "rb") as file:
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, check = _HEAD.unpack(head)
             block = file.read(length) if length <= _LARGEST_BLOCK else b""
             if len(block) != length or blake3(block).digest(length=16) != check:
                 break
-            blocks.append(seal.open(block, _LABEL))
-    return np.frombuffer(b"".join(blocks), _ENTRIES)
+            entries = seal.open(block, _LABEL)
+            yield from _ENTRY.iter_unpack(entries[: len(entries) // _ENTRY.size * _ENTRY.size])
 
 
 def _read_index(path: str) -> DynamicIndex:

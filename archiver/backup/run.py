@@ -15,7 +15,7 @@ from archiver.backup.archive import Compare, FileCounters, TreeArchiver, Unchang
 from archiver.backup.audit import Audit, next_turn
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
-from archiver.backup.journal import Journal, about, read_interrupted
+from archiver.backup.journal import Interrupted, Journal, about, read_interrupted
 from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
@@ -249,8 +249,7 @@ class _Run:
             self._listener(Notice(f"{name} is saved completely: the database has no record of its files", "warning"))
             archived = None
         seal = Seal(self._chunk_crypt, self._store.random)
-        left = [read_interrupted(path, spec.name, seal) for path in self._interrupted] if compares else []
-        resumed = [each for each in left if each is not None]
+        resumed = self._left_by_interrupted_runs(spec.name, seal, session) if compares else []
         streams = [(archived.payload, self._deduplicator.reuse)] if archived is not None else []
         streams += [(each.index, self._deduplicator.recover) for each in resumed]
         unchanged = None
@@ -281,6 +280,10 @@ class _Run:
         if writer is not None:
             self._records.append(_Record(archive.filename, writer, archiver.root))
         return archiver.padding
+
+    def _left_by_interrupted_runs(self, name: str, seal: Seal, session: Session) -> list[Interrupted]:
+        found = (read_interrupted(path, name, seal, session.path) for path in self._interrupted)
+        return [self._opened.enter_context(closing(left)) for left in found if left is not None]
 
     def _audit(self, name: str, archived: PreviousArchive | None, reference: Reference) -> Audit | None:
         if archived is None or not self._options.audit:

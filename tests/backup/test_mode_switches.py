@@ -297,8 +297,12 @@ def test_a_damaged_metadata_index(store: Path, source: Path, tmp_path: Path) -> 
 
 
 def test_another_archive_name(store: Path, source: Path, tmp_path: Path) -> None:
+    """The first of its name: nothing to compare with, which needs no word."""
     save(store, {"other": source}, time=START, mode="metadata")
-    saved_completely(store, source, tmp_path / "out")
+    heard = Heard()
+    saved = save(store, source, time=START + 1, mode="metadata", heard=heard)
+    assert heard.notices == [] and saved.result.files.unchanged == 0
+    assert restored_differences(store, saved.snapshot, source, tmp_path / "out") == []
 
 
 def test_another_source_by_the_same_name(store: Path, source: Path, tmp_path: Path) -> None:
