@@ -2,12 +2,14 @@
 
 In the directory of the session, for each archive NAME:
 
-* ``NAME.journal``: blocks of { length u32, BLAKE3 of the rest 16 bytes, entries (sealed when encrypting) }; an entry
-  tells of a regular file that was read to its end: file system 8, row 32 (core/row.py), offset in the payload stream;
+* ``NAME.journal``: blocks of { length u32, BLAKE3 of the uuid of the payload stream and the rest 16 bytes, entries
+  (sealed when encrypting) }; an entry tells of a regular file that was read to its end: file system 8, row 32
+  (core/row.py), offset in the payload stream;
 * ``snapshot/NAME.ppxar.didx``: the index of that stream, as far as it got;
 
 and ``resume.json``: the group, crypt mode and key it was for. Nothing of this is believed: a block that is not whole
-ends a journal, a file must be as it was, and every chunk is seen again before it is used.
+ends a journal, a file must be as it was, and every chunk is seen again before it is used. A journal that cannot be
+written just ends: files that it does not tell of are read again.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 
+import numpy as np
 from blake3 import blake3
 
+from archiver.core.disk import write_all
 from archiver.core.row import ROW
 from archiver.core.spill import SpillTable
+from archiver.errors import Damaged
 from archiver.source.metadata import Features
 from archiver.store.catalog.seal import Seal
+from archiver.store.chunks import MAX_CHUNK
 from archiver.store.layout import GroupRef
 from archiver.store.sessions import Session
+from archiver.store.snapshots import open_regular, read_small
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.index import DynamicIndex
@@ -38,6 +44,7 @@ _ENTRIES_AT_ONCE = 512
 _BYTES_AT_ONCE = 16 << 20  # of contents between two blocks
 _LABEL = b"journal"
 _LARGEST_BLOCK = 1 << 20
+_LARGEST_INDEX = 32 << 20  # bytes: 3 TB of contents in chunks of 4 MiB
 _INDEX_ENTRY = 40  # bytes
 _INDEX_HEADER = 4096
 
@@ -51,39 +58,50 @@ def about(group: GroupRef, crypt_mode: str, crypt: CryptConfig | None) -> bytes:
 class Journal:
     """Of one archive of a running backup."""
 
-    def __init__(self, session: Session, name: str, seal: Seal, about: bytes) -> None:
+    def __init__(self, session: Session, name: str, stream: bytes, seal: Seal, about: bytes) -> None:
+        """``stream``: the uuid of the payload stream."""
         self._session = session
+        self._stream = stream
         self._seal = seal
         self._about = about
         self._path = os.path.join(session.path, f"{name}.journal")
         self._fd = -1
         self._entries: list[bytes] = []
         self._bytes = 0
+        self._has_failed = False
 
     def add(self, row: bytes, features: Features, offset: int) -> None:
         """A file that ``row`` proves is stored, with its PAYLOAD header at ``offset``."""
+        if self._has_failed:
+            return
         self._entries.append(_ENTRY.pack(features.identity, row, offset))
         self._bytes += ROW.unpack(row)[1]
         if len(self._entries) >= _ENTRIES_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
-        if self._fd < 0:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._session.resumable(self._about)
         block = self._seal.close(b"".join(self._entries), _LABEL)
-        os.write(self._fd, _HEAD.pack(len(block), blake3(block).digest(length=16)) + block)
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._session.resumable(self._about)
+            write_all(self._fd, [_HEAD.pack(len(block), _check(self._stream, block)), block])
+        except OSError:
+            self._has_failed = True
         self._entries.clear()
         self._bytes = 0
 
     def close(self) -> None:
         """What was not written yet is written when the run was interrupted; nothing needs to be durable."""
-        with suppress(OSError):
-            if self._entries:
-                self._flush()
+        if self._entries:
+            self._flush()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _check(stream: bytes, block: bytes) -> bytes:
+    return blake3(stream).update(block).digest(length=16)
 
 
 class Interrupted:
@@ -108,30 +126,33 @@ def read_interrupted(session: str, name: str, seal: Seal, spill_directory: str) 
     files = SpillTable(spill_directory)
     try:
         index = _read_index(os.path.join(session, "snapshot", f"{name}.ppxar.didx"))
-        for system, row, offset in _read_entries(os.path.join(session, f"{name}.journal"), seal):
+        for system, row, offset in _read_entries(os.path.join(session, f"{name}.journal"), index.uuid, seal):
             if 0 < offset <= index.size - HEADER_SIZE - ROW.unpack(row)[1]:  # the journal may be ahead of the index
                 files.put(system + row, _OFFSET.pack(offset))
-    except (OSError, ValueError, FormatError):
+    except (OSError, ValueError, FormatError, Damaged):
         files.close()
         return None
     return Interrupted(index, files)
 
 
-def _read_entries(path: str, seal: Seal) -> Iterator[tuple[bytes, bytes, int]]:
+def _read_entries(path: str, stream: bytes, seal: Seal) -> Iterator[tuple[bytes, bytes, int]]:
     """File system, row and payload offset of each file; up to the first block that is not whole."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while len(head := file.read(_HEAD.size)) == _HEAD.size:
             length, check = _HEAD.unpack(head)
             block = file.read(length) if length <= _LARGEST_BLOCK else b""
-            if len(block) != length or blake3(block).digest(length=16) != check:
+            if len(block) != length or _check(stream, block) != check:
                 break
             entries = seal.open(block, _LABEL)
             yield from _ENTRY.iter_unpack(entries[: len(entries) // _ENTRY.size * _ENTRY.size])
 
 
 def _read_index(path: str) -> DynamicIndex:
-    """The entries of an index that was not finished."""
-    with open(path, "rb") as file:
-        data = file.read()
-    whole = _INDEX_HEADER + (len(data) - _INDEX_HEADER) // _INDEX_ENTRY * _INDEX_ENTRY
-    return DynamicIndex.decode(data[:whole])
+    """The entries of an index that was not finished, up to one that cannot be."""
+    data = read_small(path, _LARGEST_INDEX)
+    count = (len(data) - _INDEX_HEADER) // _INDEX_ENTRY
+    index = DynamicIndex.decode(data[: _INDEX_HEADER + count * _INDEX_ENTRY])
+    impossible = np.flatnonzero(index.sizes() > MAX_CHUNK)
+    if not impossible.size:
+        return index
+    return DynamicIndex.decode(data[: _INDEX_HEADER + int(impossible[0]) * _INDEX_ENTRY])

@@ -259,7 +259,8 @@ class _Run:
             unchanged = Unchanged(reference, options.chunk_size, archived is not None, resumed, audit)
         journal = None
         if payload is not None:
-            journal = self._opened.enter_context(closing(Journal(session, spec.name, seal, self._about)))
+            journal = Journal(session, spec.name, payload.uuid, seal, self._about)
+            self._opened.enter_context(closing(journal))
         archiver = TreeArchiver(
             spec.path,
             self._walk,

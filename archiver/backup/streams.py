@@ -107,7 +107,8 @@ class Stream:
         self._lock = threading.Lock()
         self._waiting: dict[int, tuple[bytes, int]] = {}
         self._next = 0
-        self._index = DynamicIndexWriter(machinery.uuid(), machinery.now)
+        self.uuid = machinery.uuid()
+        self._index = DynamicIndexWriter(self.uuid, machinery.now)
         self._end = 0
         self._expected: int | None = None
         self._ready = False

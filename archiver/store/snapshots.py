@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from archiver.core.disk import explain
 from archiver.errors import ArchiverError, Damaged, NotFound
@@ -153,16 +154,21 @@ def decode_manifest(ref: SnapshotRef, text: bytes) -> Manifest:
     return manifest
 
 
-def read_small(path: str, limit: int) -> bytes:
-    """A regular file of at most ``limit`` bytes; OSError, Damaged when it is something else."""
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file to read it; OSError, Damaged when it is something else."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise Damaged(f"{path} is not a regular file")
-    with os.fdopen(fd, "rb") as file:
-        if status.st_size > limit:
-            raise Damaged(f"{path} is too large: {status.st_size} bytes")
+    return os.fdopen(fd, "rb")
+
+
+def read_small(path: str, limit: int) -> bytes:
+    """A regular file of at most ``limit`` bytes; OSError, Damaged when it is something else."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise Damaged(f"{path} is too large: {size} bytes")
         return file.read(limit)
 
 
