@@ -56,13 +56,19 @@ class SpillTable:
 
 class _Sealed:
     def __init__(self, directory: str) -> None:
+        import lmdb
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         with explained("write into", directory):
             self._folder = tempfile.TemporaryDirectory(prefix="spill-", dir=directory)
         self._cipher = AESGCM(os.urandom(32))
         self._count = 0
-        self._env = _open(self._folder.name)
+        try:
+            self._env = _open(self._folder.name)
+        except lmdb.Error as error:
+            problem = _explain(error, self._folder.name)
+            self._folder.cleanup()
+            raise problem from error
 
     def add(self, entries: dict[bytes, bytes]) -> None:
         """Raises ArchiverError (NoSpace on a full disk)."""
@@ -75,9 +81,7 @@ class _Sealed:
                     self._count += 1
                     txn.put(key, nonce + self._cipher.encrypt(nonce, value, key))
         except lmdb.Error as error:
-            if nearly_full(self._folder.name):
-                raise no_space("write into", self._folder.name) from error
-            raise ArchiverError(f"cannot write into {self._folder.name}: {error}") from error
+            raise _explain(error, self._folder.name) from error
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as txn:
@@ -87,6 +91,12 @@ class _Sealed:
     def close(self) -> None:
         self._env.close()
         self._folder.cleanup()
+
+
+def _explain(error: Exception, directory: str) -> ArchiverError:
+    if nearly_full(directory):
+        return no_space("write into", directory)
+    return ArchiverError(f"cannot write into {directory}: {error}")
 
 
 def _open(directory: str) -> Any:

@@ -192,6 +192,8 @@ def _take_use_lock(fd: int) -> bool:
 
 def _damage(directory: str, data: str, alone: bool) -> str | None:
     """Why the data file must not be mapped; None when it may."""
+    if os.path.lexists(data) and not os.path.isfile(data):
+        return "it is not a regular file"
     if not os.path.lexists(data) or os.path.getsize(data) == 0:
         return None if alone else "the file was removed while another process uses it"
     if os.path.lexists(os.path.join(directory, _DAMAGED)):
