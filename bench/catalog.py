@@ -30,7 +30,7 @@ from archiver.browse.recorded import RunTree
 from archiver.core.events import ignore
 from archiver.store.catalog.catalog import Catalog
 from archiver.store.catalog.forget import forget
-from archiver.store.catalog.record import ROW, Draft, inode_key
+from archiver.store.catalog.record import ROW, Draft, Layout, inode_key
 from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter, new_names
 from archiver.store.database import records
@@ -126,11 +126,10 @@ def record(catalog: Catalog, tree: Tree, when: int) -> None:
         key = inode_key(b"", directory.inode, True)
         number = -1 if newest is None else newest.find(key)
         if not directory.changed and number >= 0:
-            writer.keep(number, base)
+            writer.keep(number, Layout(base))
         else:
             draft = _draft(directory, base, when)
-            raw, first = draft.encode()
-            writer.put(key, raw, first)
+            writer.put(key, *draft.encode())
             old = None if newest is None or number < 0 else catalog.load(newest.place(number))
             if names := new_names(old, draft.names):
                 writer.names(directory.path, names)

@@ -37,7 +37,10 @@ _CHATTR = {0x10000: 0x20, 0x20000: 0x80, 0x200000: 0x10000, 0x400000: 0x10, 0x80
 def unpack(directory: Path) -> Path:
     """A fresh copy of the datastore."""
     with tarfile.open(GOLDEN / "datastore.tar") as tar:
-        tar.extractall(directory, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(directory, filter="data")
+        else:  # Python 3.11.2
+            tar.extractall(directory)
     return directory / "datastore"
 
 

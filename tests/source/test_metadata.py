@@ -67,7 +67,7 @@ NONE = {"xattrs": False, "acl": False, "fcaps": False}
         (0x58465342, {**ALL, "quota": True, "fat": False, "stable": True}),
         (0x2FC12FC1, {**ALL, "quota": True, "fat": False, "stable": True}),
         (0x9123683E, {**ALL, "quota": False, "fat": False, "stable": True}),
-        (0x01021994, {**ALL, "quota": False, "fat": False, "stable": True}),  # tmpfs: deliberately more than the original
+        (0x01021994, {**ALL, "quota": False, "fat": False, "stable": True}),  # tmpfs: more than the original
         (0x65735546, {**NONE, "xattrs": True, "quota": False, "fat": True}),
         (0x4D44, {**NONE, "quota": False, "fat": True}),
         (0x6969, {**ALL, "quota": False, "fat": False}),
