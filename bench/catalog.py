@@ -28,9 +28,10 @@ import numpy as np
 from archiver.browse.history import History
 from archiver.browse.recorded import RunTree
 from archiver.core.events import ignore
+from archiver.core.row import ROW
 from archiver.store.catalog.catalog import Catalog
 from archiver.store.catalog.forget import forget
-from archiver.store.catalog.record import ROW, Draft, Layout, inode_key
+from archiver.store.catalog.record import Draft, Layout, inode_key
 from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter, new_names
 from archiver.store.database import records

@@ -8,8 +8,9 @@ from random import Random
 from typing import Any
 
 from archiver.browse.recorded import RunTree
+from archiver.core.row import ROW, signed
 from archiver.store.catalog.catalog import Catalog
-from archiver.store.catalog.record import NOWHERE, ROW, SPLIT_FROM, Draft, inode_key, leaves, signed
+from archiver.store.catalog.record import NOWHERE, SPLIT_FROM, Draft, inode_key, leaves
 from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter, new_names
 from archiver.store.database.database import Database

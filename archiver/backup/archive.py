@@ -44,7 +44,7 @@ _LENGTH = struct.Struct("<I")
 _PROGRESS_EVERY = 512  # entries
 _PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
-_FILE, _DIRECTORY = b"fd"
+_FILE, _DIRECTORY = ord("f"), ord("d")
 _KEY_MASK = (1 << 64) - 1
 _NO_ROW = ROW.pack(0, 0, 0, 0)
 

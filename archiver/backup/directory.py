@@ -262,7 +262,6 @@ class Level:
         "before",
         "is_doubtful",
         "is_moved",
-        "is_open",
         "is_same",
         "is_split",
         "key",
@@ -276,8 +275,7 @@ class Level:
     def __init__(self, source: SourceDirectory, key: int, *, stable: bool, now_ns: int) -> None:
         self.source = source
         self.key = key
-        self.is_open = source.fd >= 0
-        self.stable = stable and self.is_open  # inode numbers and change times prove something here
+        self.stable = stable and source.fd >= 0  # inode numbers and change times prove something here
         self.before: Before | None = None
         self.is_moved = True
         self.own = b""

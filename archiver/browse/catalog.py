@@ -9,13 +9,13 @@ from __future__ import annotations
 from archiver.browse.recorded import LETTERS
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.core.events import Notice
+from archiver.core.row import ROW, signed
 from archiver.errors import ArchiverError, KeyProblem
 from archiver.store.catalog.catalog import LIVE, Catalog, Places
 from archiver.store.catalog.forget import clear
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
     NOWHERE,
-    ROW,
     SPLIT_FROM,
     UNSORTED,
     Draft,
@@ -23,7 +23,6 @@ from archiver.store.catalog.record import (
     begins_leaf,
     leaf_key,
     path_key,
-    signed,
 )
 from archiver.store.catalog.seal import Seal
 from archiver.store.catalog.writer import RunWriter, new_names

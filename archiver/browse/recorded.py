@@ -8,8 +8,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from archiver.core.row import ROW
 from archiver.store.catalog.catalog import Catalog, Place
-from archiver.store.catalog.record import ROW, UNSORTED, Record
+from archiver.store.catalog.record import UNSORTED, Record
 from formats.errors import FormatError
 from formats.pxar import constants as c
 from formats.pxar.items import Entry, Kind, Window, read_child, read_root

@@ -14,18 +14,17 @@ from archiver.browse.files import listing
 from archiver.browse.history import open_histories
 from archiver.browse.recorded import RunTree
 from archiver.browse.snapshot import Snapshot, Tree
+from archiver.core.row import ROW, signed
 from archiver.errors import KeyProblem
 from archiver.store.catalog.catalog import CLEARED, GONE, LIVE, Catalog, Place
 from archiver.store.catalog.record import (
     NOWHERE,
-    ROW,
     Draft,
     Layout,
     Record,
     path_key,
     read_references,
     reference_places,
-    signed,
     write_offsets,
 )
 from archiver.store.catalog.writer import RunWriter

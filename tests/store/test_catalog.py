@@ -17,8 +17,9 @@ import pytest
 from archiver.browse.history import History
 from archiver.browse.recorded import Lost, RunTree
 from archiver.core.events import ignore
+from archiver.core.row import ROW
 from archiver.store.catalog.catalog import Catalog
-from archiver.store.catalog.record import ROW, Draft, path_key
+from archiver.store.catalog.record import Draft, path_key
 from archiver.store.catalog.writer import RunWriter
 from archiver.store.database import records
 from archiver.store.database.database import Database, open_database

@@ -40,8 +40,6 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from siphashc import siphash
 
-from archiver.core.row import ROW as ROW
-from archiver.core.row import signed as signed
 from formats.pxar.constants import HEADER_SIZE, REF_SIZE
 from formats.pxar.goodbye import HASH_KEY
 from formats.wire import Buffer
