@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from siphashc import siphash
 from archiver.backup.holding import Moved
 from archiver.core.row import ROW, file_row, signed
 from archiver.source.metadata import Features
-from archiver.source.walk import SourceDirectory
+from archiver.source.walk import Looked, SourceDirectory, SourceEntry
 from archiver.store.catalog.catalog import Catalog, Newest
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
@@ -40,6 +41,8 @@ from formats.pxar.goodbye import HASH_KEY, build
 
 _RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
 _LEAST_SPLIT = SPLIT_FROM // 2
+_FILE = ord("f")
+_NO_CONTENTS = b"dh"  # kinds of entries whose row does not show that they are as they were
 
 
 class Before:
@@ -53,7 +56,7 @@ class Before:
     @property
     def is_placed(self) -> bool:
         """Whether it is known where its contents are."""
-        return self.layout.base > 0 or b"f" not in self.record.kinds
+        return self.layout.base > 0 or _FILE not in self.record.kinds
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
@@ -62,11 +65,24 @@ class Before:
         places = reference_places(record.lengths.astype(np.int64), record.kinds)
         return self.layout.offsets(read_references(record.items, places)[:, 1])
 
+    def count_files(self, start: int, stop: int) -> int:
+        """Among the entries [start, stop)."""
+        return self.record.kinds.count(_FILE, start, stop)
+
+    def moved(self, moved: Moved) -> Layout:
+        """Where the contents are when all of them were moved by so much, or are at these offsets now."""
+        if not self.layout.base:
+            return NOWHERE
+        if isinstance(moved, int):
+            return Layout(self.layout.base + moved, self.layout.jumps)
+        places = reference_places(self.record.lengths.astype(np.int64), self.record.kinds)
+        return Layout.of(moved, read_references(self.record.items, places)[:, 1])
+
     def files(self, start: int, stop: int) -> slice:
         """The numbers among all files of those among the entries [start, stop)."""
         kinds = self.record.kinds
-        first = kinds.count(b"f", 0, start)
-        return slice(first, first + kinds.count(b"f", start, stop))
+        first = kinds.count(_FILE, 0, start)
+        return slice(first, first + kinds.count(_FILE, start, stop))
 
     def offsets(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of the files among the entries [start, stop)."""
@@ -124,7 +140,7 @@ class PreviousRun:
 
     def is_at(self, number: int, key: int) -> bool:
         """Whether the record ``number`` is that of ``key``."""
-        return int(self._newest.keys[number]) == key
+        return self._newest.key(number) == key
 
 
 def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
@@ -138,6 +154,15 @@ def without_times(row: bytes) -> bytes:
     """A row that no file will be equal to."""
     inode, size, _, _ = ROW.unpack(row)
     return ROW.pack(inode, size, NO_TIME, 0)
+
+
+class Child(NamedTuple):
+    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied."""
+
+    entry: SourceEntry
+    leaf: Leaf
+    row: bytes
+    number: int
 
 
 class Leaf:
@@ -172,12 +197,22 @@ class Leaf:
                 return part, number
         return None
 
-    def copied(self, start: int, stop: int, items: bytes, moved: Moved) -> None:
-        """The entries [start, stop) of ``same`` are in the archive, as ``items``."""
-        if self.draft is None:
+    def find_same(self, name: bytes, row: bytes) -> tuple[Before, int] | None:
+        """Where the entry ``name`` was before; None if it had another row, or is a directory or one name of several."""
+        for part in self.parts:
+            record = part.record
+            number = record.place.get(name)
+            if number is not None:
+                is_same = record.row(number) == row and record.kinds[number] not in _NO_CONTENTS and part.is_placed
+                return (part, number) if is_same else None
+        return None
+
+    def copied(self, part: Before, start: int, stop: int, items: bytes, moved: Moved) -> None:
+        """The entries [start, stop) of one of its parts are in the archive, as ``items``."""
+        if self.draft is None and part is self.same:
             self._done.append((start, stop, moved))
         else:
-            self._add_all(start, stop, items)
+            self.begin_draft().add_all(part.record, start, stop, items)
 
     def directory(self, name: bytes, row: bytes, number: int) -> None:
         """A directory was entered; ``number``: of its entry in ``same``."""
@@ -203,7 +238,8 @@ class Leaf:
             self.draft = Draft()
             done, self._done = self._done, []
             for start, stop, moved in done:
-                self._add_all(start, stop, self._placed(start, stop, moved))
+                assert self.same is not None
+                self.draft.add_all(self.same.record, start, stop, self._placed(start, stop, moved))
         return self.draft
 
     def _new_offsets(self, start: int, stop: int, moved: Moved) -> NDArray[np.int64]:
@@ -219,16 +255,6 @@ class Leaf:
         write_offsets(placed, places, self._new_offsets(start, stop, moved))
         return bytes(placed)
 
-    def _add_all(self, start: int, stop: int, items: bytes) -> None:
-        """Entries of ``same``."""
-        assert self.same is not None
-        record = self.same.record
-        draft, at = self.begin_draft(), 0
-        for number, size in enumerate(record.lengths[start:stop].tolist(), start):
-            kind = record.kinds[number : number + 1]
-            draft.add(kind, record.names[number], record.row(number), items[at : at + size])
-            at += size
-
     def complete(self) -> Layout | None:
         """Where its contents are now, when all of it is as it was; else None, and there is a draft."""
         same = self.same
@@ -238,15 +264,13 @@ class Leaf:
             self.begin_draft()
             return None
         kinds = same.record.kinds
-        moves = [moved for start, stop, moved in self._done if b"f" in kinds[start:stop]]
+        moves = [moved for start, stop, moved in self._done if _FILE in kinds[start:stop]]
         if not moves:
             return NOWHERE
         first = moves[0]
         if isinstance(first, int) and all(isinstance(moved, int) and moved == first for moved in moves):
-            return same.layout._replace(base=same.layout.base + first)
-        offsets = np.concatenate([self._new_offsets(*done) for done in self._done])
-        places = reference_places(same.record.lengths.astype(np.int64), kinds)
-        return Layout.of(offsets, read_references(same.record.items, places)[:, 1])
+            return same.moved(first)
+        return same.moved(np.concatenate([self._new_offsets(*done) for done in self._done]))
 
 
 class Level:
@@ -266,6 +290,7 @@ class Level:
         "is_split",
         "key",
         "leaf",
+        "looked",
         "own",
         "source",
         "stable",
@@ -284,6 +309,7 @@ class Level:
         self.is_split = False
         self.is_doubtful = False  # something about its attributes could not be read
         self.leaf: Leaf  # the one that is visited
+        self.looked: Looked | None = None  # what is in it, if it was looked at already
         self._now_ns = now_ns
         self._finished: list[tuple[int, bytes]] = []  # leaves of a split directory
         self._recorded = 0  # entries of its finished leaves
@@ -309,7 +335,7 @@ class Level:
         if not self.is_split:
             parts = [before] if before is not None and not was_split else _parts(previous, known, names)
             same = before if before is not None and not was_split and before.record.names == names else None
-            yield Leaf(self.key, b"", parts, same, self._now_ns), names
+            yield (self.whole_leaf(same) if same is not None else Leaf(self.key, b"", parts, None, self._now_ns)), names
             return
         for key, start, stop in leaves(self.key, names):
             part = names[start:stop]
@@ -318,6 +344,10 @@ class Level:
             if same is not None and previous is not None and not previous.is_at(same.number, key):
                 same = None
             yield Leaf(key, part[0], parts, same, self._now_ns), part
+
+    def whole_leaf(self, same: Before) -> Leaf:
+        """The leaf of a directory that is not split and has the names it had."""
+        return Leaf(self.key, b"", [same], same, self._now_ns)
 
     # -- its record ----------------------------------------------------------------------------------------------------
 
@@ -387,7 +417,7 @@ def _table(draft: Draft) -> bytes:
         return b""
     children = array("Q")
     at = len(draft.own)
-    for name, item in zip(draft.names, draft.items, strict=True):
-        children.extend((siphash(HASH_KEY, name), at, len(item)))
-        at += len(item)
+    for name, length in zip(draft.names, draft.lengths, strict=True):
+        children.extend((siphash(HASH_KEY, name), at, length))
+        at += length
     return build(children, at, 0)

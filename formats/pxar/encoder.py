@@ -176,11 +176,7 @@ class Encoder:
         but before ``finish``. Returns the position of the first entry.
         """
         children = self._open_directory()
-        if references is not None:
-            first, end = references
-            if first < self._references_end or self._write_payload is None:
-                raise ValueError(f"payload reference {first} lies before {self._references_end}")
-            self._references_end = end
+        self._refer_to(references)
         start = at = self.position
         for name, length in entries:
             children.extend((siphash(HASH_KEY, name), at, length))
@@ -189,6 +185,25 @@ class Encoder:
         self.position = start + len(items)
         self.last = items
         return start
+
+    def add_directory(
+        self, name: bytes, attributes: bytes, items: bytes, table: bytes, references: tuple[int, int] | None
+    ) -> None:
+        """A whole directory that was encoded before: ``items`` of its entries and GOODBYE item. ``references`` and what
+        may be in it as for ``add_encoded``."""
+        children = self._open_directory()
+        data = b"".join((_filename(name), attributes, items, table))
+        self._refer_to(references)
+        start = self.position
+        self._emit(data)
+        children.extend((siphash(HASH_KEY, name), start, len(data)))
+
+    def _refer_to(self, references: tuple[int, int] | None) -> None:
+        if references is not None:
+            first, end = references
+            if first < self._references_end or self._write_payload is None:
+                raise ValueError(f"payload reference {first} lies before {self._references_end}")
+            self._references_end = end
 
     @property
     def references_end(self) -> int:

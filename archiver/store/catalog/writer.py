@@ -109,7 +109,7 @@ class RunWriter:
         """The directory ``number`` of the run before is as it was; its contents may lie elsewhere."""
         assert self.before is not None
         before = self.before
-        self._add(int(before.keys[number]), before.place(number), layout)
+        self._add(before.key(number), before.place(number), layout)
 
     def put(self, key: int, raw: bytes, layout: Layout) -> bool:
         """The record of a directory. False when it is the same as in the run before."""
