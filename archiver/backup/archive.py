@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
-from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, row_of, without_times
+from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, key_of, row_of, without_times
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.owners import One, Part, Whole, held
@@ -46,7 +46,6 @@ _PROGRESS_EVERY = 512  # entries
 _PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
 _FILE, _DIRECTORY = ord("f"), ord("d")
-_KEY_MASK = (1 << 64) - 1
 _NO_ROW = ROW.pack(0, 0, 0, 0)
 
 
@@ -132,7 +131,7 @@ class TreeArchiver:
         self._holding: Holding | None = None
         self._levels: list[Level] = []
         self._met: Level
-        self._next_key = 0
+        self._next: Child
         self._problems = 0
         self.root = 0  # the key of the root's record
         self.padding = 0  # bytes of the payload stream that no entry refers to
@@ -201,7 +200,7 @@ class TreeArchiver:
             self._home = source.features.identity
             key = inode_key(self._home, source.stat.st_ino, True) if stable else path_key(b"")
         else:
-            key = self._next_key
+            key = self._next.key
         level = self._met = Level(source, key, stable=stable, now_ns=now_ns)
         if self._previous is not None:
             self._compare_directory(level, self._previous, above)
@@ -220,7 +219,7 @@ class TreeArchiver:
         if found is None:
             return
         level.before = before = found
-        level.is_moved = above is not None and not self._was_there(previous, above, source.name, before)
+        level.is_moved = above is not None and not self._was_there(previous, above, before)
         record = before.record
         if (
             self._believes_rows
@@ -236,16 +235,17 @@ class TreeArchiver:
                 level.is_same = not record.is_split
                 source.adopt(names)
 
-    @staticmethod
-    def _was_there(previous: PreviousRun, above: Level, name: bytes, before: Before) -> bool:
-        """Whether the directory had this path before."""
+    def _was_there(self, previous: PreviousRun, above: Level, before: Before) -> bool:
+        """Whether the directory that is entered had this path before."""
         if above.is_moved or above.before is None:
             return False
-        found = above.leaf.find(name)
+        if self._next.number >= 0:
+            return True  # the row that was the same has its key
+        found = above.leaf.find(self._next.entry.name)
         if found is None:
             return False
         part, number = found
-        return before.number == previous.number(ROW.unpack(part.record.row(number))[2] & _KEY_MASK)
+        return before.number == previous.number(key_of(part.record.row(number)))
 
     def _hold_whole(self, level: Level, child: Child) -> bool:
         """Hold a directory that was entered as a whole: nothing in it has changed, and no directories are in it."""
@@ -318,8 +318,8 @@ class TreeArchiver:
             self._count(stop - start)
 
     def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> Child:
-        self._next_key = ROW.unpack(row)[2] & _KEY_MASK
-        return Child(entry, leaf, row, number)
+        self._next = Child(entry, leaf, row, number)
+        return self._next
 
     def start(self, level: Level, child: Child) -> None:
         self.encoder.start_directory(child.entry.name, level.own)

@@ -7,6 +7,7 @@ what came before taken from the old record. All of this happens in the order in 
 from __future__ import annotations
 
 import os
+import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -38,10 +39,12 @@ from archiver.store.catalog.record import (
 )
 from archiver.store.catalog.writer import RunWriter
 from formats.pxar.goodbye import HASH_KEY, build
+from formats.wire import Buffer
 
 _RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
 _LEAST_SPLIT = SPLIT_FROM // 2
 _FILE = ord("f")
+_KEY = struct.Struct("<Q")
 _NO_CONTENTS = b"dh"  # kinds of entries whose row does not show that they are as they were
 
 
@@ -150,6 +153,12 @@ def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
     return file_row(stat)
 
 
+def key_of(row: bytes) -> int:
+    """The key of the record of a directory with this row."""
+    key: int = _KEY.unpack_from(row, 16)[0]
+    return key
+
+
 def without_times(row: bytes) -> bytes:
     """A row that no file will be equal to."""
     inode, size, _, _ = ROW.unpack(row)
@@ -157,12 +166,16 @@ def without_times(row: bytes) -> bytes:
 
 
 class Child(NamedTuple):
-    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied."""
+    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied, else -1."""
 
     entry: SourceEntry
     leaf: Leaf
     row: bytes
     number: int
+
+    @property
+    def key(self) -> int:
+        return key_of(self.row)
 
 
 class Leaf:
@@ -207,7 +220,7 @@ class Leaf:
                 return (part, number) if is_same else None
         return None
 
-    def copied(self, part: Before, start: int, stop: int, items: bytes, moved: Moved) -> None:
+    def copied(self, part: Before, start: int, stop: int, items: Buffer, moved: Moved) -> None:
         """The entries [start, stop) of one of its parts are in the archive, as ``items``."""
         if self.draft is None and part is self.same:
             self._done.append((start, stop, moved))
@@ -221,7 +234,7 @@ class Leaf:
         else:
             self.draft.add(b"d", name, row, b"")
 
-    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+    def add(self, kind: bytes, name: bytes, row: bytes, item: Buffer) -> None:
         """Another entry. Its times are kept unless it changed just now: then it may change again without a trace."""
         _, _, mtime, ctime = ROW.unpack(row)
         is_settled = (ctime or mtime) <= self._racy

@@ -10,6 +10,7 @@ references of a window are moved to their new places in one go, and its entries 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from archiver.backup.streams import Stream
 from archiver.store.catalog.record import read_references, reference_places, write_offsets
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.encoder import Encoder
+from formats.wire import Buffer
 
 _AT_MOST = 8192  # entries held, some 1.5 KB each at worst; the plan is nearly the same with larger windows
 _FILE = ord("f")
@@ -35,10 +37,10 @@ Span = tuple[int, int]  # where contents that are referred to begin and end
 class Owner(Protocol):
     """Whom the entries of a segment belong to, numbered from 0."""
 
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
-        """All of them stay: encoded, with their new references."""
+    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
+        """All of them stay: encoded, with their new references. ``items`` are valid during the call."""
 
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
         """This one stays."""
 
     def read(self, number: int) -> None:
@@ -104,21 +106,19 @@ class Holding:
         queue, self._queue, self._entries = self._queue, [], 0
         self._links.clear()
         segments = [item for item in queue if isinstance(item, Segment)]
+        window: _Window | None = None
         if segments:
             at_end = self._encoder.payload_position == self._injected_to
             window = _Window(segments, self._reference, self._average, self._last[0] if at_end else -1)
-            for item in queue:
-                if isinstance(item, Segment):
-                    self._place(window, item)
-                else:
-                    item()
-        else:
-            for item in queue:
-                assert not isinstance(item, Segment)
+        for item in queue:
+            if isinstance(item, Segment):
+                assert window is not None
+                self._place(window, item)
+            else:
                 item()
 
     def _place(self, window: _Window, segment: Segment) -> None:
-        start, stop = window.next_files(segment)
+        start, stop = window.next_files()
         if start == stop:
             segment.owner.all_kept(window.next_items(len(segment.items)), 0, None)
             return
@@ -177,17 +177,20 @@ class _Window:
 
     def __init__(self, segments: list[Segment], reference: Reference, average: int, injected: int) -> None:
         self._previous = reference.payload
-        self._items = bytearray().join(segment.items for segment in segments)
-        lengths = np.frombuffer(b"".join(segment.lengths for segment in segments), "<u4").astype(np.int64)
-        self._places = reference_places(lengths, b"".join(segment.kinds for segment in segments))
-        counts = [segment.kinds.count(b"f") for segment in segments]
+        self._items = bytearray().join([segment.items for segment in segments])
+        self._view = memoryview(self._items)
+        lengths = np.frombuffer(b"".join([segment.lengths for segment in segments]), "<u4").astype(np.int64)
+        self._places = reference_places(lengths, b"".join([segment.kinds for segment in segments]))
+        counts = np.array([segment.kinds.count(_FILE) for segment in segments], np.int64)
+        firsts = np.cumsum(counts) - counts
+        self._ranges = iter(zip(firsts.tolist(), (firsts + counts).tolist(), strict=True))
         self._sizes = read_references(self._items, self._places)[:, 1] + HEADER_SIZE
-        self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
+        behind = np.zeros(len(self._sizes) + 1, np.int64)  # where the files were if all followed each other
+        np.cumsum(self._sizes, out=behind[1:])
+        self._total = behind.tolist()
         bases = np.array([segment.base for segment in segments], np.int64)
-        firsts = np.cumsum([0, *counts[:-1]])
-        behind = np.array(self._total)  # where the files were if all followed each other
         self._offsets = behind[:-1] + np.repeat(bases - behind[firsts], counts)
-        for first, count, segment in zip(firsts.tolist(), counts, segments, strict=True):
+        for first, count, segment in zip(firsts.tolist(), counts.tolist(), segments, strict=True):
             if segment.shifts is not None:
                 self._offsets[first : first + count] += segment.shifts
         reusable = np.repeat(bases != TO_BE_READ, counts)
@@ -197,21 +200,20 @@ class _Window:
         for start, end in runs(keep, self._offsets, self._sizes):
             self._run_ends[start:end] = end
         self._new = np.zeros(len(keep), np.int64)  # new offsets of the files that were placed
-        self._breaks: NDArray[np.intp] = np.empty(0, np.intp)  # files that moved otherwise than the one before
+        self._moved = 0  # by how much those placed last were, if all by the same
+        self._breaks: list[int] = []  # those among them that moved otherwise than the one before
         self.placed_to = 0
-        self._file = 0
         self._at = 0
 
-    def next_files(self, segment: Segment) -> tuple[int, int]:
-        start = self._file
-        self._file += segment.kinds.count(b"f")
-        return start, self._file
+    def next_files(self) -> tuple[int, int]:
+        """The range of the files of the next segment."""
+        return next(self._ranges)
 
-    def next_items(self, length: int) -> bytes:
+    def next_items(self, length: int) -> memoryview:
         """The bytes of the next entries. Must be taken after their references were placed."""
         start = self._at
-        self._at += length
-        return bytes(self._items[start : self._at])
+        self._at = end = start + length
+        return self._view[start:end]
 
     def kept(self, start: int, stop: int) -> bool:
         """Whether all of these files stay."""
@@ -232,14 +234,18 @@ class _Window:
         self._new[file:stop] = offsets
         write_offsets(self._items, self._places[file:stop], offsets)
         moved = offsets - self._offsets[file:stop]
-        self._breaks = file + 1 + np.flatnonzero(moved[1:] != moved[:-1])
+        self._moved = int(moved[0])
+        self._breaks = (file + 1 + np.flatnonzero(moved[1:] != moved[:-1])).tolist()
         self.placed_to = stop
 
     def moved(self, start: int, stop: int) -> Moved:
         """By how much these files were moved, or where they are now if not all of them by the same."""
-        if self._breaks.size and self._breaks.searchsorted(start + 1) != self._breaks.searchsorted(stop):
+        if not self._breaks:
+            return self._moved
+        if bisect_left(self._breaks, start + 1) != bisect_left(self._breaks, stop):
             return self._new[start:stop].copy()
         return int(self._new[start] - self._offsets[start])
 
     def span(self, start: int, stop: int) -> Span:
-        return int(self._new[start]), int(self._new[stop - 1] + self._sizes[stop - 1])
+        last = stop - 1
+        return self._new.item(start), self._new.item(last) + self._total[stop] - self._total[last]

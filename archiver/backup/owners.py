@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from archiver.backup.directory import Before, Child, Leaf, Level
 from archiver.backup.holding import Moved, Owner, Segment, Span
 from archiver.source.walk import SourceEntry
+from formats.wire import Buffer
 
 if TYPE_CHECKING:
     from archiver.backup.archive import TreeArchiver
@@ -28,21 +29,21 @@ class Part(NamedTuple):
     start: int
     stop: int
 
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
+    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
         record, start, stop = self.before.record, self.start, self.stop
         if self.leaf.draft is None and self.level.copies_table:
             self.level.table = record.table
-            self.archiver.encoder.add_encoded(items, (), span)
+            self.archiver.encoder.add_encoded(items, (), (), span)
         else:
             names, lengths = record.names[start:stop], record.lengths[start:stop].tolist()
-            self.archiver.encoder.add_encoded(items, zip(names, lengths, strict=True), span)
+            self.archiver.encoder.add_encoded(items, names, lengths, span)
         self.leaf.copied(self.before, start, stop, items, moved)
         self.archiver.took_over(self.before.count_files(start, stop))
 
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
         place = self.start + number
         self.leaf.begin_draft()
-        self.archiver.encoder.add_encoded(items, ((self.before.record.names[place], len(items)),), span)
+        self.archiver.encoder.add_encoded(items, (self.before.record.names[place],), (len(items),), span)
         self.leaf.copied(self.before, place, place + 1, items, 0)
         self.archiver.took_over(int(span is not None))
 
@@ -58,7 +59,7 @@ class Whole(NamedTuple):
     level: Level
     child: Child
 
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
+    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
         archiver, before, child = self.archiver, self.level.before, self.child
         assert before is not None
         record = before.record
@@ -67,7 +68,7 @@ class Whole(NamedTuple):
         archiver.keep(before.number, before.moved(moved))
         archiver.took_over(before.count_files(0, record.count))
 
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
         self._part(number).kept(number, items, span)
         self._end_after(number)
 
@@ -99,14 +100,14 @@ class One(NamedTuple):
     entry: SourceEntry
     row: bytes
 
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
+    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
         archiver, name = self.archiver, self.entry.name
-        position = archiver.encoder.add_encoded(items, ((name, len(items)),), span)
+        position = archiver.encoder.add_encoded(items, (name,), (len(items),), span)
         self.leaf.add(b"f", name, self.row, items)
         archiver.took_over(1)
         archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
 
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
+    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
         self.all_kept(items, 0, span)
 
     def read(self, number: int) -> None:

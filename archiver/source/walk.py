@@ -37,7 +37,8 @@ from formats.pxar.metadata import Metadata
 __all__ = ["Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
 
 _CLI_EXCLUDES = b".pxarexclude-cli"  # an archive of version 1 makes a file of this name in its root
-_TYPE = 0o170000
+_TYPE_SHIFT = 12
+_DIRECTORY = st.S_IFDIR >> _TYPE_SHIFT
 _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's does too
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -190,25 +191,24 @@ class SourceDirectory:
         rows: list[bytes] = []
         usual = True
         fd, device, pack, look = self.fd, self.features.device, ROW.pack, os.stat
-        kind, is_directory = _TYPE, st.S_IFDIR
         for name in names:
             try:
                 stat = look(name, dir_fd=fd, follow_symlinks=False)
+                if stat[0] >> _TYPE_SHIFT == _DIRECTORY:
+                    rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
+                else:
+                    rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
+                    if stat[3] > 1 or stat[2] != device:
+                        usual = False
             except OSError as error:
                 self._walk.report_unseen(self, name, error)
                 stats.append(None)
                 usual = False
                 continue
-            stats.append(stat)
-            if stat[0] & kind == is_directory:
-                rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
-                continue
-            try:
-                rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
             except struct.error:
                 rows.append(file_row(stat))
-            if stat[3] > 1 or stat[2] != device:
                 usual = False
+            stats.append(stat)
         return Looked(stats, rows, usual)
 
     def look(self, name: bytes) -> SourceEntry:
@@ -247,6 +247,7 @@ class Walk:
         self._known = known
         self._root = os.fsencode(root)
         self._options = options
+        self._never_enter = options.never_enter
         self._selection = Selection.of(
             options.excludes, skip_lost_and_found=options.skip_lost_and_found, exclude_caches=options.exclude_caches
         )
@@ -378,9 +379,10 @@ class Walk:
 
     def _rule(self, directory: SourceDirectory, parent: SourceDirectory) -> tuple[Kind, str] | None:
         stat = directory.stat
-        if _identity(stat) in self._options.never_enter:
+        device = stat.st_dev
+        if (device, stat.st_ino) in self._never_enter:
             return "skipped", "belongs to the store, never archived"
-        if stat.st_dev != parent.stat.st_dev and self._devices is not None and stat.st_dev not in self._devices:
+        if device != parent.stat.st_dev and self._devices is not None and device not in self._devices:
             return "mount", "mount point, not entered"
         return None
 

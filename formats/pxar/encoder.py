@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from siphashc import siphash
@@ -28,8 +28,9 @@ from formats.pxar import constants as c
 from formats.pxar.goodbye import HASH_KEY, build
 from formats.pxar.items import Entry
 from formats.pxar.metadata import NO_ACL, Acl, Metadata
+from formats.wire import Buffer
 
-_Write = Callable[[bytes], object]
+_Write = Callable[[Buffer], object]
 
 
 class EncodeError(FormatError):
@@ -167,27 +168,25 @@ class Encoder:
         return self._refer(name, metadata, size, payload_offset, 0)
 
     def add_encoded(
-        self, items: bytes, entries: Iterable[tuple[bytes, int]], references: tuple[int, int] | None
+        self, items: Buffer, names: Sequence[bytes], lengths: Sequence[int], references: tuple[int, int] | None
     ) -> int:
         """Entries that were encoded before, in this or an earlier archive; no directories, no hard links.
 
-        ``entries``: name and length in ``items`` of each; none when the directory will be closed with its table.
+        ``names``, and ``lengths`` in ``items``: none when the directory will be closed with its table.
         ``references``: where the contents that the files among them refer to begin and end; they may be injected later
         but before ``finish``. Returns the position of the first entry.
         """
         children = self._open_directory()
         self._refer_to(references)
         start = at = self.position
-        for name, length in entries:
+        for name, length in zip(names, lengths, strict=True):
             children.extend((siphash(HASH_KEY, name), at, length))
             at += length
-        self._write(items)
-        self.position = start + len(items)
-        self.last = items
+        self._emit(items)
         return start
 
     def add_directory(
-        self, name: bytes, attributes: bytes, items: bytes, table: bytes, references: tuple[int, int] | None
+        self, name: bytes, attributes: bytes, items: Buffer, table: bytes, references: tuple[int, int] | None
     ) -> None:
         """A whole directory that was encoded before: ``items`` of its entries and GOODBYE item. ``references`` and what
         may be in it as for ``add_encoded``."""
@@ -321,7 +320,7 @@ class Encoder:
             raise ValueError(f"the file before lacks {self._left} bytes of its contents")
         return children
 
-    def _emit(self, data: bytes) -> None:
+    def _emit(self, data: Buffer) -> None:
         self._write(data)
         self.position += len(data)
 

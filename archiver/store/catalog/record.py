@@ -236,7 +236,7 @@ class Draft:
         self._rows = bytearray()
         self._items = bytearray()
 
-    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+    def add(self, kind: bytes, name: bytes, row: bytes, item: Buffer) -> None:
         self.kinds += kind
         self.names.append(name)
         self.lengths.append(len(item))
@@ -245,7 +245,7 @@ class Draft:
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
 
-    def add_all(self, record: Record, start: int, stop: int, items: bytes) -> None:
+    def add_all(self, record: Record, start: int, stop: int, items: Buffer) -> None:
         """The entries [start, stop) of a record, with these items."""
         kinds = record.kinds[start:stop]
         self.kinds += kinds
