@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
-from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, key_of, row_of, without_times
+from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, Run, key_of, row_of, without_times
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.owners import One, Part, Whole, held
@@ -314,7 +316,7 @@ class TreeArchiver:
         """Hold the entries [start, stop) of a part of a leaf, which are as they were."""
         if start < stop:
             assert self._holding is not None
-            self._holding.hold(held(Part(self, level, leaf, part, start, stop), part, start, stop))
+            self._holding.hold(held(Part(self, level, leaf, part, start), part, start, stop))
             self._count(stop - start)
 
     def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> Child:
@@ -347,33 +349,40 @@ class TreeArchiver:
     # -- entries -----------------------------------------------------------------------------------------------------
 
     def _each(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> Iterator[Child]:
-        """Archive entries one by one; those that are as they were by the row."""
-        rows = iter(looked.rows)
+        """Archive entries one by one, but for those that are as they were."""
+        at = 0
+        for start, stop, part, first in self._unchanged_runs(level, leaf, names, looked):
+            yield from self._changed(level, leaf, names[at:start], looked, at)
+            self._hold_part(level, leaf, part, first, first + stop - start)
+            at = stop
+        yield from self._changed(level, leaf, names[at:], looked, at)
+
+    def _unchanged_runs(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> list[Run]:
+        """The entries whose rows prove that they are as they were."""
+        if not self._believes_rows or not level.stable or not leaf.parts:
+            return []
+        eligible = None
+        if not looked.usual:
+            device = level.source.features.device
+            usual = [stat is not None and stat.st_nlink == 1 and stat.st_dev == device for stat in looked.stats]
+            eligible = np.array(usual, np.bool_)
+        if self._audit is not None:
+            chosen = self._audit.choices(b"".join(looked.rows))
+            eligible = ~chosen if eligible is None else eligible & ~chosen
+        return leaf.runs(names, looked.rows, eligible)
+
+    def _changed(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked, first: int) -> Iterator[Child]:
+        """Archive entries that are not known; ``first``: number of the first one among all that were looked at."""
         directory = level.source
-        compares = self._believes_rows and level.stable
-        device = directory.features.device
-        part: Before | None = None
-        start = stop = 0  # of the entries of ``part`` that follow each other here too, and are not held yet
-        for name, stat in zip(names, looked.stats, strict=True):
+        for number, name in enumerate(names, first):
+            stat = looked.stats[number]
             if stat is None:
                 continue
-            row, mode = next(rows), stat.st_mode
-            if compares and not st.S_ISDIR(mode) and stat.st_nlink == 1 and stat.st_dev == device:
-                found = leaf.find_same(name, row)
-                if found is not None and (self._audit is None or not self._audit.chooses(row)):
-                    if part is not found[0] or stop != found[1]:
-                        if part is not None:
-                            self._hold_part(level, leaf, part, start, stop)
-                        part, start = found
-                    stop = found[1] + 1
-                    continue
-            if part is not None:
-                self._hold_part(level, leaf, part, start, stop)
-                part = None
-            entry = SourceEntry(name, stat)
+            entry, mode = SourceEntry(name, stat), stat.st_mode
             if st.S_ISDIR(mode):
-                yield self._child(leaf, entry, row, -1)
+                yield self._child(leaf, entry, looked.rows[number], -1)
                 continue
+            self._count(1)
             if st.S_ISREG(mode):
                 if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
                     try:
@@ -400,9 +409,6 @@ class TreeArchiver:
             else:
                 add = partial(self.encoder.add_special, name, plain(stat))
                 self._put(partial(self._other, level, leaf, b"p" if st.S_ISFIFO(mode) else b"s", entry, add))
-            self._count(1)
-        if part is not None:
-            self._hold_part(level, leaf, part, start, stop)
 
     def _other(self, level: Level, leaf: Leaf, kind: bytes, entry: SourceEntry, add: Callable[[], object]) -> None:
         """An entry without contents."""
@@ -552,19 +558,19 @@ class TreeArchiver:
     def read_again(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
         try:
-            with self._walk.revisit(level.source):
-                self._add_regular(level, leaf, entry)
+            self._walk.revisit(level.source)
+            self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, entry.name, error)
 
     def read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
         """The same for a file of which no more is at hand than its name."""
         try:
-            with self._walk.revisit(level.source):
-                entry = level.source.look(name)
-                if not st.S_ISREG(entry.stat.st_mode):
-                    raise Replaced
-                self._add_regular(level, leaf, entry)
+            self._walk.revisit(level.source)
+            entry = level.source.look(name)
+            if not st.S_ISREG(entry.stat.st_mode):
+                raise Replaced
+            self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, name, error)
 

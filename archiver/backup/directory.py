@@ -10,7 +10,7 @@ import os
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from siphashc import siphash
 
 from archiver.backup.holding import Moved
+from archiver.backup.reuse import Bools
 from archiver.core.row import ROW, file_row, signed
 from archiver.source.metadata import Features
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry
@@ -45,7 +46,7 @@ _RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at 
 _LEAST_SPLIT = SPLIT_FROM // 2
 _FILE = ord("f")
 _KEY = struct.Struct("<Q")
-_NO_CONTENTS = b"dh"  # kinds of entries whose row does not show that they are as they were
+_DIRECTORY, _HARDLINK = ord("d"), ord("h")
 
 
 class Before:
@@ -165,6 +166,15 @@ def without_times(row: bytes) -> bytes:
     return ROW.pack(inode, size, NO_TIME, 0)
 
 
+class Run(NamedTuple):
+    """The names [start, stop) of a leaf are the entries of ``part`` from ``first`` on."""
+
+    start: int
+    stop: int
+    part: Before
+    first: int
+
+
 class Child(NamedTuple):
     """A directory to be entered; ``number``: of its entry in the old leaf where that is copied, else -1."""
 
@@ -210,15 +220,33 @@ class Leaf:
                 return part, number
         return None
 
-    def find_same(self, name: bytes, row: bytes) -> tuple[Before, int] | None:
-        """Where the entry ``name`` was before; None if it had another row, or is a directory or one name of several."""
-        for part in self.parts:
+    def runs(self, names: list[bytes], rows: Sequence[bytes], eligible: Bools | None) -> list[Run]:
+        """The entries that have the rows they had, in order; those that follow each other in one part as here together.
+
+        No directories, nor names of a file that had several. ``eligible`` (n,): which ones to take, None: all of them.
+        """
+        here = np.frombuffer(b"".join(rows), "<i8").reshape(-1, 4)
+        source = np.full(len(names), -1)  # which part an entry is in
+        numbers = np.full(len(names), -1)  # its number there
+        for place, part in enumerate(self.parts):
+            if not part.is_placed or not part.record.count:
+                continue
             record = part.record
-            number = record.place.get(name)
-            if number is not None:
-                is_same = record.row(number) == row and record.kinds[number] not in _NO_CONTENTS and part.is_placed
-                return (part, number) if is_same else None
-        return None
+            found = np.array([record.place.get(name, -1) for name in names], np.int64)
+            was = np.frombuffer(record.rows, "<i8").reshape(-1, 4)[found]
+            kinds = np.frombuffer(record.kinds, np.uint8)[found]
+            is_same = (found >= 0) & (was == here).all(axis=1) & (kinds != _DIRECTORY) & (kinds != _HARDLINK)
+            source[is_same], numbers[is_same] = place, found[is_same]
+        if eligible is not None:
+            source[~eligible] = -1
+        taken = np.flatnonzero(source >= 0)
+        begins = np.ones(len(taken), np.bool_)
+        follows = (np.diff(taken) == 1) & (np.diff(numbers[taken]) == 1) & (np.diff(source[taken]) == 0)
+        begins[1:] = ~follows
+        starts = taken[begins]
+        lengths = np.diff(np.flatnonzero(begins), append=len(taken))
+        columns = (column.tolist() for column in (starts, starts + lengths, source[starts], numbers[starts]))
+        return [Run(start, stop, self.parts[part], first) for start, stop, part, first in zip(*columns, strict=True)]
 
     def copied(self, part: Before, start: int, stop: int, items: Buffer, moved: Moved) -> None:
         """The entries [start, stop) of one of its parts are in the archive, as ``items``."""

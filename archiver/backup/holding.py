@@ -37,11 +37,8 @@ Span = tuple[int, int]  # where contents that are referred to begin and end
 class Owner(Protocol):
     """Whom the entries of a segment belong to, numbered from 0."""
 
-    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
-        """All of them stay: encoded, with their new references. ``items`` are valid during the call."""
-
-    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
-        """This one stays."""
+    def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
+        """The entries [start, stop) stay: encoded, with their new references. ``items`` are valid during the call."""
 
     def read(self, number: int) -> None:
         """The contents of this one are to be read again."""
@@ -119,39 +116,57 @@ class Holding:
 
     def _place(self, window: _Window, segment: Segment) -> None:
         start, stop = window.next_files()
+        count = len(segment.kinds)
         if start == stop:
-            segment.owner.all_kept(window.next_items(len(segment.items)), 0, None)
+            segment.owner.kept(0, count, window.next_items(len(segment.items)), 0, None)
             return
         if window.kept(start, stop):
-            self._make_room(window, start)
+            if not self._has_room(window, start):
+                self._make_room(window, start)
             if window.placed_to >= stop:
-                span = self._refer(window, start, stop)
-                segment.owner.all_kept(window.next_items(len(segment.items)), window.moved(start, stop), span)
+                self._keep(window, segment, (0, count), (start, stop), len(segment.items))
                 return
-        file = start
+        self._place_pieces(window, segment, start)
+
+    def _place_pieces(self, window: _Window, segment: Segment, file: int) -> None:
+        """Place a segment whose files, the first of which is ``file``, do not all stay, or not in one run."""
+        first, first_file, size = 0, file, 0  # of the entries that stay and are not told yet
         for number, length in enumerate(np.frombuffer(segment.lengths, "<u4").tolist()):
-            if segment.kinds[number] != _FILE:
-                segment.owner.kept(number, window.next_items(length), None)
-                continue
-            if window.kept(file, file + 1):
-                self._make_room(window, file)
-                span = self._refer(window, file, file + 1)
-                segment.owner.kept(number, window.next_items(length), span)
-            else:
-                window.next_items(length)
-                segment.owner.read(number)
-            file += 1
+            if segment.kinds[number] == _FILE:
+                stays = window.kept(file, file + 1)
+                if not stays or not self._has_room(window, file):
+                    self._keep(window, segment, (first, number), (first_file, file), size)
+                    first, first_file, size = number, file, 0
+                if not stays:
+                    window.next_items(length)
+                    segment.owner.read(number)
+                    first, first_file, length = number + 1, file + 1, 0
+                elif not self._has_room(window, file):
+                    self._make_room(window, file)
+                file += 1
+            size += length
+        self._keep(window, segment, (first, len(segment.kinds)), (first_file, file), size)
+
+    def _keep(
+        self, window: _Window, segment: Segment, entries: tuple[int, int], files: tuple[int, int], size: int
+    ) -> None:
+        """Some entries of a segment stay, with some files, ``size`` bytes of items."""
+        if entries[0] == entries[1]:
+            return
+        if files[0] == files[1]:
+            segment.owner.kept(*entries, window.next_items(size), 0, None)
+            return
+        self.referenced += window.bytes(*files)
+        segment.owner.kept(*entries, window.next_items(size), window.moved(*files), window.span(*files))
+
+    def _has_room(self, window: _Window, file: int) -> bool:
+        """Whether the chunks of a kept file were put into the stream, and nothing since."""
+        return file < window.placed_to and self._encoder.payload_position == self._injected_to
 
     def _make_room(self, window: _Window, file: int) -> None:
-        """See to it that the chunks of a kept file are in the stream, those of the rest of its run with them."""
-        if file < window.placed_to and self._encoder.payload_position == self._injected_to:
-            return
+        """Put the chunks of a kept file and of the rest of its run into the stream."""
         entries, bases = window.injections(file)
         window.place(file, self._inject(entries.tolist(), int(bases[0])) + bases)
-
-    def _refer(self, window: _Window, start: int, stop: int) -> Span:
-        self.referenced += window.bytes(start, stop)
-        return window.span(start, stop)
 
     def _inject(self, entries: list[int], first: int) -> int:
         """Put chunks of the previous archive into the stream; where the first of them starts. ``first``: how far into

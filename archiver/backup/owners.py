@@ -20,18 +20,17 @@ def held(owner: Owner, before: Before, start: int, stop: int) -> Segment:
 
 
 class Part(NamedTuple):
-    """Entries [start, stop) of ``before``, a part of a leaf: they are as they were, and follow each other still."""
+    """Entries of ``before``, a part of a leaf, from ``first`` on: they are as they were and follow each other still."""
 
     archiver: TreeArchiver
     level: Level
     leaf: Leaf
     before: Before
-    start: int
-    stop: int
+    first: int
 
-    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
-        record, start, stop = self.before.record, self.start, self.stop
-        if self.leaf.draft is None and self.level.copies_table:
+    def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
+        record, start, stop = self.before.record, self.first + start, self.first + stop
+        if stop - start == record.count and self.leaf.draft is None and self.level.copies_table:
             self.level.table = record.table
             self.archiver.encoder.add_encoded(items, (), (), span)
         else:
@@ -40,16 +39,9 @@ class Part(NamedTuple):
         self.leaf.copied(self.before, start, stop, items, moved)
         self.archiver.took_over(self.before.count_files(start, stop))
 
-    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
-        place = self.start + number
-        self.leaf.begin_draft()
-        self.archiver.encoder.add_encoded(items, (self.before.record.names[place],), (len(items),), span)
-        self.leaf.copied(self.before, place, place + 1, items, 0)
-        self.archiver.took_over(int(span is not None))
-
     def read(self, number: int) -> None:
         self.leaf.begin_draft()
-        self.archiver.read_named(self.level, self.leaf, self.before.record.names[self.start + number])
+        self.archiver.read_named(self.level, self.leaf, self.before.record.names[self.first + number])
 
 
 class Whole(NamedTuple):
@@ -59,40 +51,40 @@ class Whole(NamedTuple):
     level: Level
     child: Child
 
-    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
+    def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
         archiver, before, child = self.archiver, self.level.before, self.child
         assert before is not None
         record = before.record
+        if stop - start < record.count:
+            self._part(start).kept(start, stop, items, moved, span)
+            self._end_after(stop)
+            return
         archiver.encoder.add_directory(child.entry.name, record.own, items, record.table, span)
         child.leaf.directory(child.entry.name, child.row, child.number)
         archiver.keep(before.number, before.moved(moved))
         archiver.took_over(before.count_files(0, record.count))
 
-    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
-        self._part(number).kept(number, items, span)
-        self._end_after(number)
-
     def read(self, number: int) -> None:
         self._part(number).read(number)
-        self._end_after(number)
+        self._end_after(number + 1)
 
-    def _part(self, number: int) -> Part:
-        """Its entries, once it is known that not all of them stay; ``number`` is the one whose turn it is."""
+    def _part(self, start: int) -> Part:
+        """Its entries, once it is known that not all of them stay; ``start`` is the one whose turn it is."""
         level, before = self.level, self.level.before
         assert before is not None
-        if number == 0:
+        if start == 0:
             level.leaf = level.whole_leaf(before)
             self.archiver.start(level, self.child)
-        return Part(self.archiver, level, level.leaf, before, 0, before.record.count)
+        return Part(self.archiver, level, level.leaf, before, 0)
 
-    def _end_after(self, number: int) -> None:
+    def _end_after(self, stop: int) -> None:
         assert self.level.before is not None
-        if number == self.level.before.record.count - 1:
+        if stop == self.level.before.record.count:
             self.archiver.end(self.level, self.level.leaf)
 
 
 class One(NamedTuple):
-    """An unchanged file, held."""
+    """A file, held."""
 
     archiver: TreeArchiver
     level: Level
@@ -100,15 +92,12 @@ class One(NamedTuple):
     entry: SourceEntry
     row: bytes
 
-    def all_kept(self, items: Buffer, moved: Moved, span: Span | None) -> None:
+    def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
         archiver, name = self.archiver, self.entry.name
         position = archiver.encoder.add_encoded(items, (name,), (len(items),), span)
         self.leaf.add(b"f", name, self.row, items)
         archiver.took_over(1)
         archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
-
-    def kept(self, number: int, items: Buffer, span: Span | None) -> None:
-        self.all_kept(items, 0, span)
 
     def read(self, number: int) -> None:
         self.archiver.read_again(self.level, self.leaf, self.entry)
