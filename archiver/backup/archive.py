@@ -348,7 +348,7 @@ class TreeArchiver:
                         self._walk.report_unseen(directory, name, error)
                         continue
                 if self._holding is None:
-                    self._add_regular(level, leaf, entry)
+                    self._add_regular(level, leaf, name, entry.stat, row if stat is entry.stat else None)
                 else:
                     self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
@@ -377,33 +377,41 @@ class TreeArchiver:
     def _row(self, level: Level, stat: os.stat_result) -> bytes:
         return row_of(stat, level.source.features, stable=level.stable)
 
-    def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
-        name = entry.name
-        first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
+    def _add_regular(self, level: Level, leaf: Leaf, name: bytes, stat: os.stat_result, row: bytes | None) -> None:
+        """``row``: what stands for ``stat`` on a stable file system, where it is at hand."""
+        first = self._links.get(_link_key(stat)) if stat.st_nlink > 1 else None
         if first is not None:
             (position,) = _LINK_POSITION.unpack_from(first)
             target = first[_LINK_POSITION.size :]
             self.encoder.add_hardlink(name, target, position)
-            leaf.add(b"h", name, self._row(level, entry.stat), encode_hardlink(name, target, 0))
+            leaf.add(b"h", name, self._row(level, stat), encode_hardlink(name, target, 0))
             self._list(b"h", name)
             self._counters.total += 1
             return
         self._problems = 0
-        added = self._contents.add(level.source, entry)
-        if added is None:
-            return
-        row = self._row(level, added.stat)
-        item = self.encoder.last
-        if self._journal is not None and leaf.proves(row) and not self._problems:
-            self._journal.add(row, level.source.features, int.from_bytes(item[-16:-8], "little"))
+        position = self._contents.add_quickly(level.source, name, stat)
+        if position is None:
+            added = self._contents.add(level.source, SourceEntry(name, stat))
+            if added is None:
+                return
+            position, stat = added
+            row = None
+        if row is None or not level.stable:
+            row = self._row(level, stat)
+        if self._problems:
+            row = without_times(row)
+        size, item = stat.st_size, self.encoder.last
         if self._payload is None:
-            item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, added.size)
-        leaf.add(b"f", name, without_times(row) if self._problems else row, item)
+            item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, size)
+        is_proven = leaf.add(b"f", name, row, item)
+        if is_proven and self._journal is not None:
+            self._journal.add(row, level.source.features, size, int.from_bytes(item[-16:-8], "little"))
         if self._listing is not None:
-            self._listing.add_file(name, added.size, added.metadata.stat.mtime_secs)
+            self._listing.add_file(name, size, stat.st_mtime_ns // 10**9)
         self._counters.total += 1
         self._counters.reencoded += 1
-        self.may_be_linked(level.source, name, added.stat, added.position)
+        if stat.st_nlink > 1:
+            self.may_be_linked(level.source, name, stat, position)
 
     def may_be_linked(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, position: int) -> None:
         if stat.st_nlink > 1:
@@ -512,7 +520,7 @@ class TreeArchiver:
         """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
         try:
             with self._walk.revisit(level.source):
-                self._add_regular(level, leaf, entry)
+                self._add_regular(level, leaf, *entry, None)
         except OSError as error:
             self._cannot(level.source, entry.name, error)
 
@@ -523,7 +531,7 @@ class TreeArchiver:
                 entry = level.source.look(name)
                 if not st.S_ISREG(entry.stat.st_mode):
                     raise Replaced
-                self._add_regular(level, leaf, entry)
+                self._add_regular(level, leaf, *entry, None)
         except OSError as error:
             self._cannot(level.source, name, error)
 

@@ -186,11 +186,18 @@ class Leaf:
         else:
             self.draft.add(b"d", name, row, b"")
 
-    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
-        """Another entry. Its times are kept unless it changed just now: then it may change again without a trace."""
+    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> bool:
+        """Another entry. Its times are kept unless it changed just now: then it may change again without a trace.
+
+        Gives whether a file with this row will be the same (``proves``).
+        """
+        mtime: int
+        ctime: int
         _, _, mtime, ctime = ROW.unpack(row)
         is_settled = (ctime or mtime) <= self._racy
-        self.begin_draft().add(kind, name, row if is_settled else without_times(row), item)
+        draft = self.draft if self.draft is not None else self.begin_draft()
+        draft.add(kind, name, row if is_settled else without_times(row), item)
+        return is_settled and ctime != 0
 
     def proves(self, row: bytes) -> bool:
         """Whether a file with this row will be the same: its change time is known, and not of just now."""
