@@ -135,6 +135,7 @@ class TreeArchiver:
         self.root = 0  # the key of the root's record
         self.padding = 0  # bytes of the payload stream that no entry refers to
         self._said = 0
+        self._say_at = _PROGRESS_EVERY
         self._said_bytes = 0
 
     def run(self) -> None:
@@ -336,19 +337,24 @@ class TreeArchiver:
         for name, stat in zip(names, looked.stats, strict=True):
             if stat is None:
                 continue
-            row, entry, mode = next(rows), SourceEntry(name, stat), stat.st_mode
+            row, mode = next(rows), stat[0]
+            if st.S_ISREG(mode) and stat[3] == 1 and self._holding is None:
+                self._add_regular(level, leaf, name, stat, row)
+                self._count(1)
+                continue
+            entry = SourceEntry(name, stat)
             if st.S_ISDIR(mode):
                 yield self._child(leaf, entry, row, -1)
                 continue
             if st.S_ISREG(mode):
-                if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
+                if stat[3] > 1:  # whose name it is may have changed while the entries before it were read
                     try:
                         entry = directory.look(name)
                     except OSError as error:
                         self._walk.report_unseen(directory, name, error)
                         continue
                 if self._holding is None:
-                    self._add_regular(level, leaf, name, entry.stat, row if stat is entry.stat else None)
+                    self._add_regular(level, leaf, name, entry.stat, None)
                 else:
                     self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
@@ -590,9 +596,9 @@ class TreeArchiver:
             self._say()
 
     def _count(self, entries: int) -> None:
-        before = self._said // _PROGRESS_EVERY
         self._said += entries
-        if self._said // _PROGRESS_EVERY != before:
+        if self._said >= self._say_at:
+            self._say_at = (self._said // _PROGRESS_EVERY + 1) * _PROGRESS_EVERY
             self._say()
 
     def _say(self) -> None:

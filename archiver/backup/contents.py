@@ -19,8 +19,8 @@ from archiver.source.content import OpenFile, Replaced, data_extents, may_have_h
 from archiver.source.metadata import plain_flags
 from archiver.source.problem import explain
 from archiver.source.walk import SourceDirectory, SourceEntry
-from formats.pxar.constants import HEADER_SIZE, MAX_FILE_SIZE
-from formats.pxar.encoder import Encoder, put_payload_header
+from formats.pxar.constants import HEADER, HEADER_SIZE, MAX_FILE_SIZE, PAYLOAD
+from formats.pxar.encoder import Encoder
 
 _ATTEMPTS = 3  # to read a file that keeps changing
 _PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
@@ -87,7 +87,7 @@ class Contents:
             return None
         if now[:7] != stat[:7] or now.st_mtime_ns != stat.st_mtime_ns or now.st_ctime_ns != stat.st_ctime_ns:
             return None
-        put_payload_header(room, size)
+        HEADER.pack_into(room, 0, PAYLOAD, end)
         stream.suggest(self._encoder.payload_position)
         seconds, nanoseconds = divmod(stat.st_mtime_ns, 1_000_000_000)
         position = self._encoder.add_plain_file(name, (stat[0], flags, stat[4], stat[5], seconds, nanoseconds), size)

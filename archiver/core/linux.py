@@ -151,7 +151,15 @@ def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
 
 def get_flags(fd: int) -> int | None:
     """The chattr bits (FS_*_FL); None where the file system has none."""
-    return _get_u32(fd, FS_IOC_GETFLAGS)
+    value = bytearray(_U32.size)  # with immutable bytes each call would make an exception first, and forget it
+    try:
+        ioctl(fd, FS_IOC_GETFLAGS, value)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    flags: int = _U32.unpack(value)[0]
+    return flags
 
 
 def set_flags(fd: int, flags: int) -> None:
@@ -160,23 +168,19 @@ def set_flags(fd: int, flags: int) -> None:
 
 def get_fat_attributes(fd: int) -> int | None:
     """The DOS attribute bits; None where the file system has none."""
-    return _get_u32(fd, FAT_IOCTL_GET_ATTRIBUTES)
-
-
-def set_fat_attributes(fd: int, attributes: int) -> None:
-    ioctl(fd, FAT_IOCTL_SET_ATTRIBUTES, _U32.pack(attributes))
-
-
-def _get_u32(fd: int, request: int) -> int | None:
-    value = bytearray(_U32.size)  # with immutable bytes each call would make an exception first, and forget it
+    value = bytearray(_U32.size)
     try:
-        ioctl(fd, request, value)
+        ioctl(fd, FAT_IOCTL_GET_ATTRIBUTES, value)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return None
         raise
-    found: int = _U32.unpack(value)[0]
-    return found
+    attributes: int = _U32.unpack(value)[0]
+    return attributes
+
+
+def set_fat_attributes(fd: int, attributes: int) -> None:
+    ioctl(fd, FAT_IOCTL_SET_ATTRIBUTES, _U32.pack(attributes))
 
 
 def get_project_id(fd: int) -> int:

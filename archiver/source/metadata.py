@@ -133,7 +133,7 @@ def plain_flags(fd: int, features: Features) -> int | None:
             if _is_stored(name, features):
                 return None
     chattr = linux.get_flags(fd)
-    return linux.archive_flags(chattr) if chattr else 0
+    return linux.archive_flags(chattr) if chattr and chattr & linux.KEPT_CHATTR else 0
 
 
 def _stat(stat: os.stat_result, flags: int) -> Stat:

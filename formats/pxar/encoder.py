@@ -160,8 +160,8 @@ class Encoder:
         return self._refer(name, metadata, size, payload_offset, size)
 
     def add_plain_file(self, name: bytes, stat: tuple[int, int, int, int, int, int], size: int) -> int:
-        """A regular file without further attributes, whose whole PAYLOAD item (``put_payload_header``, contents) the
-        caller puts into the payload stream in one go. ``stat``: the fields of a Stat.
+        """A regular file without further attributes, whose PAYLOAD item, header and contents, the caller puts
+        into the payload stream in one go. ``stat``: the fields of a Stat.
 
         Does what ``start_payload``, ``advance`` and ``add_file`` do, with as few calls as can be: it is the hot path of
         a first backup. Returns the position of its FILENAME item.
@@ -335,11 +335,6 @@ class Encoder:
     def _emit(self, data: bytes) -> None:
         self._write(data)
         self.position += len(data)
-
-
-def put_payload_header(memory: memoryview, size: int) -> None:
-    """The header of a PAYLOAD item with ``size`` bytes of contents, put at the start of ``memory``."""
-    c.HEADER.pack_into(memory, 0, c.PAYLOAD, c.HEADER_SIZE + size)
 
 
 def encode_attributes(metadata: Metadata) -> bytes:
