@@ -31,6 +31,10 @@ from formats.pxar.metadata import NO_ACL, Acl, Metadata, Stat
 
 _Write = Callable[[bytes], object]
 
+# Between the parts of a regular file's items: the end of one item and the header of the next.
+_ENTRY_HEAD = b"\0" + c.HEADER.pack(c.ENTRY, c.ENTRY_SIZE)
+_REF_HEAD = bytes(4) + c.HEADER.pack(c.PAYLOAD_REF, c.REF_SIZE)
+
 
 class EncodeError(FormatError):
     """A name, link, attribute or number that the format cannot hold."""
@@ -173,9 +177,8 @@ class Encoder:
             self._refer(name, Metadata(Stat(*stat)), size, offset, size)
             raise AssertionError("unreachable: it was refused")
         try:
-            item = _packer_of_file(length)(
-                c.FILENAME, length + 17, name, c.ENTRY, 56, *stat, 0, c.PAYLOAD_REF, 32, offset, size
-            )
+            head, pack = _packer_of_file(length)
+            item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
         except struct.error as error:
             raise _out_of_range(Metadata(Stat(*stat))) from error
         self._write(item)
@@ -239,9 +242,8 @@ class Encoder:
         if plain and stat[0] >> 12 == c.REGULAR and stat[5] < 10**9 and c.valid_name(name):
             length = len(name)
             try:
-                item = _packer_of_file(length)(
-                    c.FILENAME, length + 17, name, c.ENTRY, 56, *stat, 0, c.PAYLOAD_REF, 32, offset, size
-                )
+                head, pack = _packer_of_file(length)
+                item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
             except struct.error as error:
                 raise _out_of_range(metadata) from error
         else:
@@ -371,9 +373,9 @@ def encode_hardlink(name: bytes, target_path: bytes, distance: int) -> bytes:
 
 
 @cache
-def _packer_of_file(length: int) -> Callable[..., bytes]:
-    """Packs FILENAME (a name of ``length`` bytes), ENTRY and PAYLOAD_REF."""
-    return struct.Struct(f"<QQ{length}sxQQQQIIqIIQQQQ").pack
+def _packer_of_file(length: int) -> tuple[bytes, Callable[..., bytes]]:
+    """Header of FILENAME (a name of ``length`` bytes), and what packs that with ENTRY and PAYLOAD_REF."""
+    return c.HEADER.pack(c.FILENAME, c.HEADER_SIZE + length + 1), struct.Struct(f"<16s{length}s17sQQIIqI20sQQ").pack
 
 
 def _item(kind: int, content: bytes) -> bytes:

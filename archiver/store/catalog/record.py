@@ -57,6 +57,10 @@ _LEAF_EVERY = 1024  # names, on average
 _DERIVED = 1 << 63  # set in keys that are hashes; inode numbers do not have it
 _OFFSET_FROM_END = 16  # of a file's items: u64 offset, u64 size
 _U64 = struct.Struct("<Q")
+_REFERENCE = struct.Struct("<qq")  # offset and size
+_NO_OFFSET = bytes(8)
+_FILE = ord("f")
+_NUMPY_FROM = 32  # entries
 
 
 def path_key(path: bytes) -> int:
@@ -274,12 +278,36 @@ def _relative(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, Layout]:
     """Items without the offsets of payload references, and these."""
     if b"f" not in kinds:
         return b"".join(parts), NOWHERE
+    if len(parts) < _NUMPY_FROM:
+        return _relative_few(parts, kinds)
     joined = bytearray().join(parts)
     places = reference_places(np.fromiter(map(len, parts), np.int64, len(parts)), kinds)
     references = read_references(joined, places)
     offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
     write_offsets(joined, places, np.zeros(len(places), np.int64))
     return bytes(joined), Layout.of(offsets, sizes)
+
+
+def _relative_few(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, Layout]:
+    """The same without numpy, each call of which costs as much as some files."""
+    items: list[bytes] = []
+    jumps: list[tuple[int, int]] = []
+    base = number = end = 0
+    is_ordered = True
+    for kind, part in zip(kinds, parts, strict=True):
+        if kind == _FILE:
+            offset, size = _REFERENCE.unpack_from(part, len(part) - _OFFSET_FROM_END)
+            if not number:
+                base = offset
+                is_ordered = offset > 0
+            elif offset != end:
+                jumps.append((number, offset - end))
+                is_ordered = is_ordered and offset > end
+            number += 1
+            end = offset + size + HEADER_SIZE
+            part = b"".join((part[:-_OFFSET_FROM_END], _NO_OFFSET, part[-len(_NO_OFFSET) :]))
+        items.append(part)
+    return b"".join(items), Layout(base, tuple(jumps)) if is_ordered else NOWHERE
 
 
 def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:
