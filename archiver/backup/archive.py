@@ -21,6 +21,7 @@ from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, 
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Moved, Segment, Span
 from archiver.backup.journal import Interrupted, Journal
 from archiver.backup.reference import Reference
+from archiver.backup.small_files import SmallFiles
 from archiver.backup.streams import Stream
 from archiver.core.events import FileProblem, Listener, Progress
 from archiver.core.row import ROW, file_row, signed
@@ -128,6 +129,7 @@ class TreeArchiver:
         self._audit = unchanged.audit if unchanged is not None else None
         self._takes_over = unchanged is not None and unchanged.has_previous
         self._holding: Holding | None = None
+        self._small: SmallFiles | None = None  # where nothing is held
         self._levels: list[Level] = []
         self._met: Level
         self._next_key = 0
@@ -153,6 +155,8 @@ class TreeArchiver:
         self._contents = Contents(
             self.encoder, self._archive, payload, read=self._has_read, torn=self._torn, cannot=self._cannot
         )
+        if self._unchanged is None and payload is not None:
+            self._small = SmallFiles(self.encoder, payload)
         if self._unchanged is not None and payload is not None:
             self._holding = Holding(self._unchanged.reference, self.encoder, payload, self._unchanged.average)
         self._walk.open_root()
@@ -333,28 +337,32 @@ class TreeArchiver:
     def _each(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> Iterator[_Child]:
         """Archive entries one by one."""
         rows = iter(looked.rows)
-        directory = level.source
+        directory, small = level.source, self._small
+        read: list[bytes] = []  # rows of the files that ``small`` has
         for name, stat in zip(names, looked.stats, strict=True):
             if stat is None:
                 continue
             row, mode = next(rows), stat[0]
-            if st.S_ISREG(mode) and stat[3] == 1 and self._holding is None:
-                self._add_regular(level, leaf, name, stat, row)
-                self._count(1)
+            if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
+                read.append(row if level.stable else self._row(level, stat))
+                if small.are_many:
+                    self._add_small(small, level, leaf, read)
                 continue
+            if read and small is not None:
+                self._add_small(small, level, leaf, read)
             entry = SourceEntry(name, stat)
             if st.S_ISDIR(mode):
                 yield self._child(leaf, entry, row, -1)
                 continue
             if st.S_ISREG(mode):
-                if stat[3] > 1:  # whose name it is may have changed while the entries before it were read
+                if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
                     try:
                         entry = directory.look(name)
                     except OSError as error:
                         self._walk.report_unseen(directory, name, error)
                         continue
                 if self._holding is None:
-                    self._add_regular(level, leaf, name, entry.stat, None)
+                    self._add_regular(level, leaf, entry)
                 else:
                     self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
@@ -373,6 +381,8 @@ class TreeArchiver:
                 add = partial(self.encoder.add_special, name, plain(stat))
                 self._put(partial(self._other, level, leaf, b"p" if st.S_ISFIFO(mode) else b"s", entry, add))
             self._count(1)
+        if read and small is not None:
+            self._add_small(small, level, leaf, read)
 
     def _other(self, level: Level, leaf: Leaf, kind: bytes, entry: SourceEntry, add: Callable[[], object]) -> None:
         """An entry without contents."""
@@ -383,41 +393,53 @@ class TreeArchiver:
     def _row(self, level: Level, stat: os.stat_result) -> bytes:
         return row_of(stat, level.source.features, stable=level.stable)
 
-    def _add_regular(self, level: Level, leaf: Leaf, name: bytes, stat: os.stat_result, row: bytes | None) -> None:
-        """``row``: what stands for ``stat`` on a stable file system, where it is at hand."""
-        first = self._links.get(_link_key(stat)) if stat.st_nlink > 1 else None
+    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: list[bytes]) -> None:
+        """Put the small files that were read into the archive; ``rows`` are theirs, and cleared."""
+        files, offset = small.files, self.encoder.payload_position
+        items = small.add()
+        proven = leaf.add_files([name for name, _, _ in files], rows, items)
+        total = 0
+        for (name, stat, size), row, is_proven in zip(files, rows, proven, strict=True):
+            if is_proven and self._journal is not None:
+                self._journal.add(row, level.source.features, size, offset + total)
+            total += HEADER_SIZE + size
+            if self._listing is not None:
+                self._listing.add_file(name, size, stat[4])
+        count = len(files)
+        self._counters.total += count
+        self._counters.reencoded += count
+        self._has_read(total - count * HEADER_SIZE)
+        self._count(count)
+        rows.clear()
+
+    def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        name = entry.name
+        first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
         if first is not None:
             (position,) = _LINK_POSITION.unpack_from(first)
             target = first[_LINK_POSITION.size :]
             self.encoder.add_hardlink(name, target, position)
-            leaf.add(b"h", name, self._row(level, stat), encode_hardlink(name, target, 0))
+            leaf.add(b"h", name, self._row(level, entry.stat), encode_hardlink(name, target, 0))
             self._list(b"h", name)
             self._counters.total += 1
             return
         self._problems = 0
-        position = self._contents.add_quickly(level.source, name, stat)
-        if position is None:
-            added = self._contents.add(level.source, SourceEntry(name, stat))
-            if added is None:
-                return
-            position, stat = added
-            row = None
-        if row is None or not level.stable:
-            row = self._row(level, stat)
-        if self._problems:
-            row = without_times(row)
+        added = self._contents.add(level.source, entry)
+        if added is None:
+            return
+        position, stat = added
+        row = self._row(level, stat)
         size, item = stat.st_size, self.encoder.last
+        if self._journal is not None and leaf.proves(row) and not self._problems:
+            self._journal.add(row, level.source.features, size, int.from_bytes(item[-16:-8], "little"))
         if self._payload is None:
             item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, size)
-        is_proven = leaf.add(b"f", name, row, item)
-        if is_proven and self._journal is not None:
-            self._journal.add(row, level.source.features, size, int.from_bytes(item[-16:-8], "little"))
+        leaf.add(b"f", name, without_times(row) if self._problems else row, item)
         if self._listing is not None:
             self._listing.add_file(name, size, stat.st_mtime_ns // 10**9)
         self._counters.total += 1
         self._counters.reencoded += 1
-        if stat.st_nlink > 1:
-            self.may_be_linked(level.source, name, stat, position)
+        self.may_be_linked(level.source, name, stat, position)
 
     def may_be_linked(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, position: int) -> None:
         if stat.st_nlink > 1:
@@ -526,7 +548,7 @@ class TreeArchiver:
         """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
         try:
             with self._walk.revisit(level.source):
-                self._add_regular(level, leaf, *entry, None)
+                self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, entry.name, error)
 
@@ -537,7 +559,7 @@ class TreeArchiver:
                 entry = level.source.look(name)
                 if not st.S_ISREG(entry.stat.st_mode):
                     raise Replaced
-                self._add_regular(level, leaf, *entry, None)
+                self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, name, error)
 

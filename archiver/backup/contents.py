@@ -14,18 +14,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from archiver.backup.streams import Stream
-from archiver.core.linux import open_noatime
 from archiver.source.content import OpenFile, Replaced, data_extents, may_have_holes, open_file, read_into, unchanged
-from archiver.source.metadata import plain_flags
 from archiver.source.problem import explain
 from archiver.source.walk import SourceDirectory, SourceEntry
-from formats.pxar.constants import HEADER, HEADER_SIZE, MAX_FILE_SIZE, PAYLOAD
+from formats.pxar.constants import HEADER_SIZE, MAX_FILE_SIZE
 from formats.pxar.encoder import Encoder
 
 _ATTEMPTS = 3  # to read a file that keeps changing
 _PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
 _READ_AT_ONCE = 4 << 20
-_QUICK_AT_MOST = 256 << 10  # bytes; with larger files the time goes into reading them
 
 
 class Added(NamedTuple):
@@ -58,42 +55,6 @@ class Contents:
         self._torn = torn
         self._cannot = cannot
         self.padding = 0  # bytes of the payload stream that failed attempts left
-
-    def add_quickly(self, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> int | None:
-        """The hot path, good for nearly all files: small, without odd attributes, still as ``stat`` has listed them.
-
-        Gives the position of its FILENAME item. None: not done, and no trace of it left, for whatever reason; ``add``
-        is to find out. What is in a stream's memory and was not committed does not count.
-
-        One fstat is enough, behind everything else: a file of which it says the same as lstat did before it was opened
-        is the listed one, and has not changed in between.
-        """
-        stream, features, size = self._payload, directory.features, stat[6]
-        if stream is None or size > _QUICK_AT_MOST or stat[2] != features.device or may_have_holes(stat):
-            return None
-        room, end = stream.reserve(), HEADER_SIZE + size
-        if end > len(room):
-            return None
-        try:
-            fd = open_noatime(name, os.O_NONBLOCK, directory.fd)
-            try:
-                flags = plain_flags(fd, features)
-                if flags is None or (size and os.preadv(fd, [room[HEADER_SIZE:end]], 0) < size):
-                    return None
-                now = os.fstat(fd)
-            finally:
-                os.close(fd)
-        except OSError:
-            return None
-        if now[:7] != stat[:7] or now.st_mtime_ns != stat.st_mtime_ns or now.st_ctime_ns != stat.st_ctime_ns:
-            return None
-        HEADER.pack_into(room, 0, PAYLOAD, end)
-        stream.suggest(self._encoder.payload_position)
-        seconds, nanoseconds = divmod(stat.st_mtime_ns, 1_000_000_000)
-        position = self._encoder.add_plain_file(name, (stat[0], flags, stat[4], stat[5], seconds, nanoseconds), size)
-        stream.commit(end)
-        self._read(size)
-        return position
 
     def add(self, directory: SourceDirectory, entry: SourceEntry) -> Added | None:
         """Read a listed file into the archive; None when that cannot be done."""

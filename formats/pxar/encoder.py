@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 from siphashc import siphash
@@ -30,6 +30,7 @@ from formats.pxar.items import Entry
 from formats.pxar.metadata import NO_ACL, Acl, Metadata, Stat
 
 _Write = Callable[[bytes], object]
+PlainFile = tuple[bytes, tuple[int, int, int, int, int, int], int]  # name, fields of a Stat, size
 
 # Between the parts of a regular file's items: the end of one item and the header of the next.
 _ENTRY_HEAD = b"\0" + c.HEADER.pack(c.ENTRY, c.ENTRY_SIZE)
@@ -163,30 +164,38 @@ class Encoder:
             raise ValueError("the file's contents are not complete")
         return self._refer(name, metadata, size, payload_offset, size)
 
-    def add_plain_file(self, name: bytes, stat: tuple[int, int, int, int, int, int], size: int) -> int:
-        """A regular file without further attributes, whose PAYLOAD item, header and contents, the caller puts
-        into the payload stream in one go. ``stat``: the fields of a Stat.
+    def add_plain_files(self, files: Sequence[PlainFile]) -> list[bytes]:
+        """Regular files without further attributes, whose PAYLOAD items (header, contents) the caller puts into the
+        payload stream one behind the other. Returns the items of each.
 
-        Does what ``start_payload``, ``advance`` and ``add_file`` do, with as few calls as can be: it is the hot path of
-        a first backup. Returns the position of its FILENAME item.
+        Does what ``start_payload``, ``advance`` and ``add_file`` do: the hot path of a first backup.
         """
-        children, start, offset, length = self._children, self.position, self.payload_position, len(name)
-        is_usual = stat[0] >> 12 == c.REGULAR and stat[5] < 10**9 and 0 <= size <= c.MAX_FILE_SIZE
-        if children is None or self._left or self._write_payload is None or not is_usual or not c.valid_name(name):
+        children = self._open_directory()
+        self._split_stream()
+        start, offset = self.position, self.payload_position
+        if offset < self._references_end:
+            raise ValueError(f"payload reference {offset} lies before {self._references_end}")
+        items: list[bytes] = []
+        rows: list[int] = []
+        for name, stat, size in files:
+            if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name):
+                _entry(name, Metadata(Stat(*stat)), (c.REGULAR,))  # tells what is wrong
             _check_size(size)
-            self._refer(name, Metadata(Stat(*stat)), size, offset, size)
-            raise AssertionError("unreachable: it was refused")
-        try:
-            head, pack = _packer_of_file(length)
-            item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
-        except struct.error as error:
-            raise _out_of_range(Metadata(Stat(*stat))) from error
-        self._write(item)
-        self.last = item
-        self.position = end = start + len(item)
-        self.payload_position = self._references_end = offset + c.HEADER_SIZE + size
-        children.extend((siphash(HASH_KEY, name), start, end - start + size))
-        return start
+            head, pack = _packer_of_file(len(name))
+            try:
+                item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
+            except struct.error as error:
+                raise _out_of_range(Metadata(Stat(*stat))) from error
+            items.append(item)
+            length = len(item)
+            rows += (siphash(HASH_KEY, name), start, length + size)
+            start += length
+            offset += c.HEADER_SIZE + size
+        self._write(b"".join(items))
+        children.extend(rows)
+        self.position = start
+        self.payload_position = self._references_end = offset
+        return items
 
     def add_reference(self, name: bytes, metadata: Metadata, size: int, payload_offset: int) -> int:
         """Like ``add_file`` for contents inside reused chunks, which may be injected later but before ``finish``.

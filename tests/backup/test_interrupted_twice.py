@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.backup.contents import Contents
+from archiver.backup.small_files import SmallFiles
 from archiver.core.clock import Clock
 from archiver.errors import ArchiverError
 from archiver.source.walk import SourceDirectory
@@ -33,15 +33,15 @@ class Later(Ahead):
 
 def interrupt(store: Path, source: Path, last: str, clock: Clock, crypt: CryptConfig | None) -> None:
     """A run that ends when it comes to the file ``last``."""
-    real = Contents.add_quickly
+    real = SmallFiles.take
 
-    def add(self: Contents, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> int | None:
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
         if name == os.fsencode(last):
             raise ArchiverError("interrupted")
         return real(self, directory, name, stat)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ArchiverError, match="interrupted"):
-        patch.setattr(Contents, "add_quickly", add)
+        patch.setattr(SmallFiles, "take", take)
         save(store, source, mode="metadata", clock=clock, crypt=crypt)
 
 

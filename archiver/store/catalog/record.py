@@ -245,6 +245,13 @@ class Draft:
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
 
+    def add_files(self, names: Sequence[bytes], rows: Sequence[bytes], items: Sequence[bytes]) -> None:
+        """Regular files, each as by ``add``."""
+        self.kinds += b"f" * len(names)
+        self.names += names
+        self.rows += rows
+        self.items += items
+
     def encode(self, table: bytes = b"") -> tuple[bytes, Layout]:
         """The record, and where the contents of its files lie."""
         items, layout = _relative(self.items, bytes(self.kinds))
