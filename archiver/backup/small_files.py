@@ -43,8 +43,8 @@ class SmallFiles:
         features, size, start = directory.features, stat[6], self._end
         if not start:
             self._room = self._stream.reserve()
-        contents, end = start + HEADER_SIZE, start + HEADER_SIZE + size
-        room = self._room
+        room, contents = self._room, start + HEADER_SIZE
+        end = contents + size
         if size > _LARGEST or end > len(room) or stat[2] != features.device or may_have_holes(stat):
             return False
         try:

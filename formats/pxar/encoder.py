@@ -178,9 +178,9 @@ class Encoder:
         items: list[bytes] = []
         rows: list[int] = []
         for name, stat, size in files:
-            if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name):
-                _entry(name, Metadata(Stat(*stat)), (c.REGULAR,))  # tells what is wrong
-            _check_size(size)
+            if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name) or size > c.MAX_FILE_SIZE:
+                _entry(name, Metadata(Stat(*stat)), (c.REGULAR,))  # says what is wrong
+                _check_size(size)
             head, pack = _packer_of_file(len(name))
             try:
                 item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
