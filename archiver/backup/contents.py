@@ -19,7 +19,6 @@ from archiver.source.problem import explain
 from archiver.source.walk import SourceDirectory, SourceEntry
 from formats.pxar.constants import HEADER_SIZE, MAX_FILE_SIZE
 from formats.pxar.encoder import Encoder
-from formats.pxar.metadata import Metadata
 
 _ATTEMPTS = 3  # to read a file that keeps changing
 _PADDING_AT_MOST = 256 << 20  # bytes of failed attempts of one file; beyond that it is torn
@@ -31,8 +30,6 @@ class Added(NamedTuple):
 
     position: int
     stat: os.stat_result
-    metadata: Metadata
-    size: int
 
 
 class Contents:
@@ -92,7 +89,7 @@ class Contents:
                     if torn:
                         self._torn(directory, name, failure)
                     position = encoder.add_file(name, metadata, size, offset)
-                    return Added(position, file.stat, metadata, size)
+                    return Added(position, file.stat)
             except Replaced:
                 try:
                     entry = directory.look(name)
@@ -121,7 +118,7 @@ class Contents:
                     encoder.advance(size - read)
                 if failure is not None or read < size or not unchanged(file.stat, file.fd):
                     self._torn(directory, name, failure)
-                return Added(position, file.stat, metadata, size)
+                return Added(position, file.stat)
         except OSError as error:
             self._cannot(directory, name, error)
             return None

@@ -268,6 +268,16 @@ class Leaf:
         is_settled = (ctime or mtime) <= self._racy
         self.begin_draft().add(kind, name, row if is_settled else without_times(row), item)
 
+    def add_files(self, names: list[bytes], rows: list[bytes], items: list[bytes]) -> list[bool]:
+        """Files, each as by ``add``; which of them are proven to be the same by their rows (``proves``)."""
+        times = [(mtime, ctime) for _, _, mtime, ctime in ROW.iter_unpack(b"".join(rows))]
+        racy = self._racy
+        settled = [(ctime or mtime) <= racy for mtime, ctime in times]
+        if not all(settled):
+            rows = [row if is_settled else without_times(row) for row, is_settled in zip(rows, settled, strict=True)]
+        self.begin_draft().add_files(names, rows, items)
+        return [is_settled and ctime != 0 for is_settled, (_, ctime) in zip(settled, times, strict=True)]
+
     def proves(self, row: bytes) -> bool:
         """Whether a file with this row will be the same: its change time is known, and not of just now."""
         time: int = ROW.unpack(row)[3]

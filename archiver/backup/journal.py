@@ -70,12 +70,12 @@ class Journal:
         self._bytes = 0
         self._has_failed = False
 
-    def add(self, row: bytes, features: Features, offset: int) -> None:
-        """A file that ``row`` proves is stored, with its PAYLOAD header at ``offset``."""
+    def add(self, row: bytes, features: Features, size: int, offset: int) -> None:
+        """A file of ``size`` bytes that ``row`` proves is stored, with its PAYLOAD header at ``offset``."""
         if self._has_failed:
             return
         self._entries.append(_ENTRY.pack(features.identity, row, offset))
-        self._bytes += ROW.unpack(row)[1]
+        self._bytes += size
         if len(self._entries) >= _ENTRIES_AT_ONCE or self._bytes >= _BYTES_AT_ONCE:
             self._flush()
 

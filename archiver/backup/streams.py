@@ -32,6 +32,10 @@ _QUEUED_CHUNKS = 4
 _ZEROS = 1 << 20
 
 
+def _ignore(offset: int) -> None:
+    """Where files begin does not matter to a stream of another kind."""
+
+
 class _Chunk(NamedTuple):
     stream: Stream
     position: int  # number of the chunk in its stream
@@ -90,12 +94,16 @@ class Machinery:
 
 
 class Stream:
-    """One stream of a snapshot. ``write``/``reserve``/``commit`` are called by one thread, the archiver's."""
+    """One stream of a snapshot. ``write``/``reserve``/``commit`` are called by one thread, the archiver's.
+
+    ``suggest(offset)``: a file starts at this offset of the stream, which is its current end.
+    """
 
     def __init__(self, machinery: Machinery, filename: str, chunker: Chunker | PayloadChunker, slabs: SlabPool) -> None:
         self.filename = filename
         self._machinery = machinery
         self._chunker = chunker
+        self.suggest = chunker.suggest if isinstance(chunker, PayloadChunker) else _ignore
         self._slabs = slabs
         self._slab = slabs.acquire()
         self._view = self._slab.view
@@ -159,11 +167,6 @@ class Stream:
             self._slab.array[self._pos : self._pos + count] = 0
             self.commit(count)
             length -= count
-
-    def suggest(self, offset: int) -> None:
-        """A file starts at stream offset ``offset``, which is the current end of the stream."""
-        if isinstance(self._chunker, PayloadChunker):
-            self._chunker.suggest(offset)
 
     def _cut(self, *, last: bool) -> None:
         """Hand out the chunks whose ends are decided by the bytes written so far."""

@@ -110,6 +110,7 @@ VIRTUAL = {
 
 _UNSUPPORTED = {errno.ENOTTY, errno.ENOSYS, errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL}
 _PROJECT_AT = slice(12, 16)  # in struct fsxattr
+_FSXATTR = struct.Struct("=12xI12x")
 _U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number claims
 _TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
@@ -150,7 +151,15 @@ def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
 
 def get_flags(fd: int) -> int | None:
     """The chattr bits (FS_*_FL); None where the file system has none."""
-    return _get_u32(fd, FS_IOC_GETFLAGS)
+    value = bytearray(_U32.size)  # with immutable bytes each call would make an exception first, and forget it
+    try:
+        ioctl(fd, FS_IOC_GETFLAGS, value)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    flags: int = _U32.unpack(value)[0]
+    return flags
 
 
 def set_flags(fd: int, flags: int) -> None:
@@ -159,34 +168,32 @@ def set_flags(fd: int, flags: int) -> None:
 
 def get_fat_attributes(fd: int) -> int | None:
     """The DOS attribute bits; None where the file system has none."""
-    return _get_u32(fd, FAT_IOCTL_GET_ATTRIBUTES)
+    value = bytearray(_U32.size)
+    try:
+        ioctl(fd, FAT_IOCTL_GET_ATTRIBUTES, value)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    attributes: int = _U32.unpack(value)[0]
+    return attributes
 
 
 def set_fat_attributes(fd: int, attributes: int) -> None:
     ioctl(fd, FAT_IOCTL_SET_ATTRIBUTES, _U32.pack(attributes))
 
 
-def _get_u32(fd: int, request: int) -> int | None:
-    value = bytearray(8)
-    try:
-        ioctl(fd, request, value)
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return None
-        raise
-    return int.from_bytes(value[:4], sys.byteorder)
-
-
 def get_project_id(fd: int) -> int:
     """The quota project id; 0 when there is none or the file system has no such thing."""
-    attributes = bytearray(28)
+    attributes = bytearray(_FSXATTR.size)
     try:
         ioctl(fd, FS_IOC_FSGETXATTR, attributes)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
             return 0
         raise
-    return int.from_bytes(attributes[_PROJECT_AT], sys.byteorder)
+    project: int = _FSXATTR.unpack(attributes)[0]
+    return project
 
 
 def set_project_id(fd: int, project_id: int) -> None:

@@ -123,6 +123,19 @@ def collect(fd: int, stat: os.stat_result, features: Features, *, skip_e2big: bo
     )
 
 
+def plain_flags(fd: int, features: Features) -> int | None:
+    """The attribute bits of an open regular file that has nothing else to be kept, as nearly all; None: ask
+    ``collect``. Raises OSError."""
+    if features.fat or (features.quota and linux.get_project_id(fd)):
+        return None
+    if features.xattrs:
+        for name in os.listxattr(fd):
+            if _is_stored(name, features):
+                return None
+    chattr = linux.get_flags(fd)
+    return linux.archive_flags(chattr) if chattr and chattr & linux.KEPT_CHATTR else 0
+
+
 def _stat(stat: os.stat_result, flags: int) -> Stat:
     seconds, nanoseconds = divmod(stat.st_mtime_ns, 1_000_000_000)
     return Stat(stat.st_mode, flags, stat.st_uid, stat.st_gid, seconds, nanoseconds)

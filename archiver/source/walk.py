@@ -393,16 +393,17 @@ class Walk:
 
     def list(self, directory: SourceDirectory) -> tuple[list[bytes], PatternList]:
         """The selected names of an open directory, and the patterns in effect below it."""
-        names: list[bytes] = []
+        listed: list[str] = []
         try:
             with os.scandir(directory.fd) as found:
                 for entry in found:
-                    names.append(os.fsencode(entry.name))
+                    listed.append(entry.name)
         except OSError as error:
             kind, reason = explain(error)
             reason = reason if kind == "vanished" else f"not all of its entries could be listed: {reason}"
             self.report(Problem(directory.path, reason, kind))
             directory.decided = True
+        names = os.fsencode("\0".join(listed)).split(b"\0") if listed else []
         names.sort()
         if self._selection.decides_below(names):
             directory.decided = True

@@ -91,7 +91,7 @@ def item_name(number: int) -> str:
 
 def valid_name(name: bytes) -> bool:
     """Whether ``name`` may stand in a directory: 1 to 4096 bytes, no slash, no NUL, neither ``.`` nor ``..``."""
-    return 0 < len(name) <= MAX_NAME and 47 not in name and 0 not in name and name != b"." and name != b".."
+    return 0 < len(name) <= MAX_NAME and b"/" not in name and b"\0" not in name and name != b"." and name != b".."
 
 
 def valid_link_path(path: bytes) -> bool:

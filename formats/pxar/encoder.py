@@ -27,10 +27,15 @@ from formats.errors import FormatError
 from formats.pxar import constants as c
 from formats.pxar.goodbye import HASH_KEY, build
 from formats.pxar.items import Entry
-from formats.pxar.metadata import NO_ACL, Acl, Metadata
+from formats.pxar.metadata import NO_ACL, Acl, Metadata, Stat
 from formats.wire import Buffer
 
 _Write = Callable[[Buffer], object]
+PlainFile = tuple[bytes, tuple[int, int, int, int, int, int], int]  # name, fields of a Stat, size
+
+# Between the parts of a regular file's items: the end of one item and the header of the next.
+_ENTRY_HEAD = b"\0" + c.HEADER.pack(c.ENTRY, c.ENTRY_SIZE)
+_REF_HEAD = bytes(4) + c.HEADER.pack(c.PAYLOAD_REF, c.REF_SIZE)
 
 
 class EncodeError(FormatError):
@@ -160,6 +165,39 @@ class Encoder:
             raise ValueError("the file's contents are not complete")
         return self._refer(name, metadata, size, payload_offset, size)
 
+    def add_plain_files(self, files: Sequence[PlainFile]) -> list[bytes]:
+        """Regular files without further attributes, whose PAYLOAD items (header, contents) the caller puts into the
+        payload stream one behind the other. Returns the items of each.
+
+        Does what ``start_payload``, ``advance`` and ``add_file`` do: the hot path of a first backup.
+        """
+        children = self._open_directory()
+        self._split_stream()
+        start, offset = self.position, self.payload_position
+        if offset < self._references_end:
+            raise ValueError(f"payload reference {offset} lies before {self._references_end}")
+        items: list[bytes] = []
+        rows: list[int] = []
+        for name, stat, size in files:
+            if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name) or size > c.MAX_FILE_SIZE:
+                _entry(name, Metadata(Stat(*stat)), (c.REGULAR,))  # says what is wrong
+                _check_size(size)
+            head, pack = _packer_of_file(len(name))
+            try:
+                item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
+            except struct.error as error:
+                raise _out_of_range(Metadata(Stat(*stat))) from error
+            items.append(item)
+            length = len(item)
+            rows += (siphash(HASH_KEY, name), start, length + size)
+            start += length
+            offset += c.HEADER_SIZE + size
+        self._write(b"".join(items))
+        children.extend(rows)
+        self.position = start
+        self.payload_position = self._references_end = offset
+        return items
+
     def add_reference(self, name: bytes, metadata: Metadata, size: int, payload_offset: int) -> int:
         """Like ``add_file`` for contents inside reused chunks, which may be injected later but before ``finish``.
 
@@ -184,6 +222,22 @@ class Encoder:
             at += length
         self._emit(items)
         return start
+
+    def add_encoded_files(
+        self, items: Buffer, names: Sequence[bytes], lengths: Sequence[int], sizes: Sequence[int]
+    ) -> None:
+        """Regular files that were encoded before; as for ``add_plain_files`` the caller puts their PAYLOAD items into
+        the payload stream, contents of these ``sizes``, and has made ``items`` refer to that."""
+        children = self._open_directory()
+        self._split_stream()
+        end = self.payload_position + sum(sizes) + c.HEADER_SIZE * len(sizes)
+        self._refer_to((self.payload_position, end))
+        at = self.position
+        for name, length, size in zip(names, lengths, sizes, strict=True):
+            children.extend((siphash(HASH_KEY, name), at, length + size))
+            at += length
+        self._emit(items)
+        self.payload_position = end
 
     def add_directory(
         self, name: bytes, attributes: bytes, items: Buffer, table: bytes, references: tuple[int, int] | None
@@ -227,9 +281,8 @@ class Encoder:
         if plain and stat[0] >> 12 == c.REGULAR and stat[5] < 10**9 and c.valid_name(name):
             length = len(name)
             try:
-                item = _packer_of_file(length)(
-                    c.FILENAME, length + 17, name, c.ENTRY, 56, *stat, 0, c.PAYLOAD_REF, 32, offset, size
-                )
+                head, pack = _packer_of_file(length)
+                item = pack(head, name, _ENTRY_HEAD, *stat, _REF_HEAD, offset, size)
             except struct.error as error:
                 raise _out_of_range(metadata) from error
         else:
@@ -359,9 +412,9 @@ def encode_hardlink(name: bytes, target_path: bytes, distance: int) -> bytes:
 
 
 @cache
-def _packer_of_file(length: int) -> Callable[..., bytes]:
-    """Packs FILENAME (a name of ``length`` bytes), ENTRY and PAYLOAD_REF."""
-    return struct.Struct(f"<QQ{length}sxQQQQIIqIIQQQQ").pack
+def _packer_of_file(length: int) -> tuple[bytes, Callable[..., bytes]]:
+    """Header of FILENAME (a name of ``length`` bytes), and what packs that with ENTRY and PAYLOAD_REF."""
+    return c.HEADER.pack(c.FILENAME, c.HEADER_SIZE + length + 1), struct.Struct(f"<16s{length}s17sQQIIqI20sQQ").pack
 
 
 def _item(kind: int, content: bytes) -> bytes:

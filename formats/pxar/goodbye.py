@@ -85,14 +85,12 @@ def build(children: array[int], goodbye_start: int, directory_start: int) -> byt
     count = len(children) // 3
     length = table_size(count)
     if count < _BUILT_BY_NUMPY_FROM:
-        rows = sorted(zip(children[0::3], children[1::3], children[2::3], strict=True))
-        flat: list[int] = []
-        for rank in _small_order(count):
-            name, start, size = rows[rank]
-            flat += (name, goodbye_start - start, size)
-        return struct.pack(
-            f"<{3 * count + 5}Q", GOODBYE, length, *flat, TAIL_MARKER, goodbye_start - directory_start, length
-        )
+        rows = [
+            RECORD.pack(name, goodbye_start - start, size)
+            for name, start, size in sorted(zip(children[0::3], children[1::3], children[2::3], strict=True))
+        ]
+        head, tail = HEADER.pack(GOODBYE, length), RECORD.pack(TAIL_MARKER, goodbye_start - directory_start, length)
+        return b"".join((head, *map(rows.__getitem__, _small_order(count)), tail))
     records = _records(children)
     order = _known_order(count) if count < _NUMPY_FROM else tree_order(count)
     table = records[records[:, 0].argsort(kind="stable")[order]].astype("<u8", copy=False)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from archiver.backup.contents import Added, Contents
+from archiver.backup.small_files import SmallFiles
 from archiver.core.clock import Clock
 from archiver.errors import ArchiverError
-from archiver.source.walk import SourceDirectory, SourceEntry
+from archiver.source.walk import SourceDirectory
 from formats.crypt import CryptConfig
 from tests.random_trees import noise
 from tests.stores import KEY, Ahead, make_store, restored_differences, save
@@ -31,17 +31,17 @@ class Later(Ahead):
         return super().now_ns() + self.seconds * 10**9
 
 
-def interrupt(store: Path, source: Path, name: str, clock: Clock, crypt: CryptConfig | None) -> None:
-    """A run that ends when it comes to the file ``name``."""
-    real = Contents.add
+def interrupt(store: Path, source: Path, last: str, clock: Clock, crypt: CryptConfig | None) -> None:
+    """A run that ends when it comes to the file ``last``."""
+    real = SmallFiles.take
 
-    def add(self: Contents, directory: SourceDirectory, entry: SourceEntry) -> Added | None:
-        if entry.name == os.fsencode(name):
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
+        if name == os.fsencode(last):
             raise ArchiverError("interrupted")
-        return real(self, directory, entry)
+        return real(self, directory, name, stat)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ArchiverError, match="interrupted"):
-        patch.setattr(Contents, "add", add)
+        patch.setattr(SmallFiles, "take", take)
         save(store, source, mode="metadata", clock=clock, crypt=crypt)
 
 

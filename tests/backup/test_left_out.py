@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from archiver.backup import contents as contents_module
 from archiver.backup.archive import Compare
 from archiver.core.clock import Clock
 from archiver.source.metadata import Features
@@ -56,7 +55,7 @@ def test_unreadable_once(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         if what == "file":
             (source / "directory" / "file").write_bytes(noise(9, 6000))
-            fail_for(patch, contents_module, "open_file", lambda directory, entry: entry.name == b"file")
+            fail_for(patch, os, "open", lambda path, *_: path == b"file")
         elif what == "link":
             (source / "directory" / "link").unlink()
             (source / "directory" / "link").symlink_to("z")
@@ -79,7 +78,7 @@ def test_contents_that_could_not_be_read_to_their_end(
     store, file = make_store(tmp_path / "store"), source / "directory" / "file"
     with monkeypatch.context() as patch:
         status = file.stat()
-        fail_for(patch, contents_module, "read_into", lambda fd, *_: os.fstat(fd).st_ino == status.st_ino)
+        fail_for(patch, os, "preadv", lambda fd, *_: os.fstat(fd).st_ino == status.st_ino)
         first = save(store, source, mode="metadata", compare=compare)
         assert [problem.kind for problem in first.problems] == ["torn"]
     again = save(store, source, mode="metadata", compare=compare)

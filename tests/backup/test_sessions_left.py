@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from archiver.backup import journal
-from archiver.backup.contents import Added, Contents
+from archiver.backup.small_files import SmallFiles
 from archiver.core.clock import Clock
 from archiver.errors import ArchiverError
-from archiver.source.walk import SourceDirectory, SourceEntry
+from archiver.source.walk import SourceDirectory
 from tests.random_trees import noise
 from tests.stores import Ahead, damage, make_store, restored_differences, save
 
@@ -38,12 +38,12 @@ class Later(Ahead):
 
 def interrupted(store: Path, source: Path, seed: int, clock: Clock) -> Path:
     """A run over files of their own, which ends when it comes to the last of them; the directory of its session."""
-    real = Contents.add
+    real = SmallFiles.take
 
-    def add(self: Contents, directory: SourceDirectory, entry: SourceEntry) -> Added | None:
-        if entry.name == b"last":
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
+        if name == b"last":
             raise ArchiverError("interrupted")
-        return real(self, directory, entry)
+        return real(self, directory, name, stat)
 
     for number in range(20):
         (source / f"{number:02}").write_bytes(noise(seed + number, SIZE))
@@ -51,7 +51,7 @@ def interrupted(store: Path, source: Path, seed: int, clock: Clock) -> Path:
     sessions = store / ".archiver" / "sessions"
     before = set(sessions.iterdir()) if sessions.exists() else set()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ArchiverError, match="interrupted"):
-        patch.setattr(Contents, "add", add)
+        patch.setattr(SmallFiles, "take", take)
         save(store, source, mode="metadata", clock=clock)
     (session,) = set(sessions.iterdir()) - before
     return session
