@@ -9,6 +9,7 @@ that it does not know may be what a power cut left of an interrupted run, so it 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from blake3 import blake3
@@ -27,6 +28,7 @@ from formats.wire import Buffer
 _RECHECK_AFTER = 90 * 86400  # seconds
 _ROWS_AT_ONCE = 1 << 16
 _BYTES_AT_ONCE = 8 << 30  # stored before they are made durable and told: what a run after a crash need not check
+_LOOKED_UP_AT_ONCE = 4096
 _IV_SIZE = 16
 
 
@@ -50,7 +52,7 @@ class Deduplicator:
         with self._lock:
             if digest in self._claimed or self._unnumbered.get(digest) is not None:
                 return False
-            known = self._known(digest, size)
+            (known,) = self._known([digest], [size])
             if known is not None:
                 number, row = known
                 if number < len(self._seen) and self._seen[number]:
@@ -63,21 +65,28 @@ class Deduplicator:
             self._claimed.discard(digest)
         return False
 
-    def reuse(self, digest: bytes, size: int) -> bool:
-        """Whether a chunk may be referred to without its data at hand: it is there, is sound as far as one can see, and
-        was touched."""
-        with self._lock:
-            known = self._known(digest, size)
-        if known is None or not self._trusted(known[1]):
-            return False
-        with self._lock:
-            self._mark_seen(known[0])
-        return True
+    def reuse(self, digests: Sequence[bytes], sizes: Sequence[int]) -> list[bool]:
+        """Whether chunks may be referred to without their data at hand: each is there, is sound as far as one can see,
+        and was touched."""
+        found: list[bool] = []
+        for first in range(0, len(digests), _LOOKED_UP_AT_ONCE):
+            part = slice(first, first + _LOOKED_UP_AT_ONCE)
+            for known in self._known(digests[part], sizes[part]):
+                found.append(known is not None and self._trusted(known[1]))
+                if known is not None and found[-1]:
+                    with self._lock:
+                        self._mark_seen(known[0])
+        return found
 
-    def recover(self, digest: bytes, size: int) -> bool:
-        """The same for a chunk of which an interrupted run may not have told the database: it is read and checked."""
-        if self.reuse(digest, size):
-            return True
+    def recover(self, digests: Sequence[bytes], sizes: Sequence[int]) -> list[bool]:
+        """The same for chunks that an interrupted run may not have told the database of: these are read and checked."""
+        usable = self.reuse(digests, sizes)
+        return [
+            is_usable or self._recover(digest, size)
+            for is_usable, digest, size in zip(usable, digests, sizes, strict=True)
+        ]
+
+    def _recover(self, digest: bytes, size: int) -> bool:
         row = self._found(digest, size)
         if row is None:
             return False
@@ -97,13 +106,15 @@ class Deduplicator:
             if known[0] < len(self._seen):
                 self._seen[known[0]] = False
 
-    def _known(self, digest: bytes, size: int) -> tuple[int, ChunkRow] | None:
-        """Number and row of a chunk that the database holds to be stored, and does not contradict itself about."""
-        found = self._database.lookup(digest) if self._database is not None else None
-        row = self._database.chunk(found[0]) if self._database is not None and found is not None else None
-        if found is None or row is None or (row.digest, row.size) != (digest, size):
-            return None
-        return found[0], row
+    def _known(self, digests: Sequence[bytes], sizes: Sequence[int]) -> list[tuple[int, ChunkRow] | None]:
+        """Number and row of each chunk that the database holds to be stored, and does not contradict itself about."""
+        if self._database is None:
+            return [None] * len(digests)
+        found = self._database.find_chunks(digests)
+        return [
+            known if known is not None and (known[1].digest, known[1].size) == (digest, size) else None
+            for known, digest, size in zip(found, digests, sizes, strict=True)
+        ]
 
     def _mark_seen(self, number: int) -> None:
         if number >= len(self._seen):

@@ -38,13 +38,13 @@ class PreviousArchive(NamedTuple):
     csum: bytes
 
 
-Usable = Callable[[bytes, int], bool]
+Usable = Callable[[Sequence[bytes], Sequence[int]], list[bool]]
 
 
 class Reference:
     """Streams that contents can be taken from, one behind the other: offsets in the second one begin at ``origins[1]``.
 
-    ``usable`` says of a digest and size whether that chunk may be put into a new index (it is seen and touched).
+    ``usable`` says of digests and sizes which of the chunks may be put into a new index (they are seen and touched).
     """
 
     def __init__(self, streams: Sequence[tuple[Index, Usable]]) -> None:
@@ -55,12 +55,13 @@ class Reference:
         digests = np.ascontiguousarray(np.concatenate([index.digests for index in self._indexes])).view("V32").ravel()
         _, first, numbers = np.unique(digests, return_index=True, return_inverse=True)
         self._firsts = np.cumsum([0, *(len(index) for index in self._indexes)]).tolist()
-        found = []
-        for at in first.tolist():
-            usable = streams[bisect_right(self._firsts, at) - 1][1]
-            found.append(usable(digests[at].tobytes(), int(sizes[at])))
-        self.payload = Previous(starts, numbers.astype(np.uint32), np.array(found, np.bool_)[numbers])
-        self.origins = [int(starts[first]) for first in self._firsts[:-1]]
+        found = np.zeros(len(first), np.bool_)
+        for (_, usable), start, stop in zip(streams, self._firsts[:-1], self._firsts[1:], strict=True):
+            here = np.flatnonzero((first >= start) & (first < stop))
+            at = first[here]
+            found[here] = usable([digest.tobytes() for digest in digests[at]], sizes[at].tolist())
+        self.payload = Previous(starts, numbers.astype(np.uint32), found[numbers])
+        self.origins = [int(starts[entry]) for entry in self._firsts[:-1]]
 
     def give_up(self, start: int, end: int) -> None:
         """No chunk with bytes of [start, end) is taken over any more."""

@@ -172,6 +172,19 @@ class Database:
 
         return self._ask(look, None)
 
+    def find_chunks(self, digests: Sequence[bytes]) -> list[tuple[int, ChunkRow] | None]:
+        """Chunk number and row of each chunk that is known to be durable in the store, else None."""
+
+        def find(txn: Any, digest: bytes) -> tuple[int, ChunkRow] | None:
+            value = txn.get(digest, db=self._env.table(records.DIGEST))
+            if value is None or len(value) != records.DIGEST_VALUE.size:
+                return None
+            number, stored = records.DIGEST_VALUE.unpack(value)
+            row = self._chunk(txn, number) if stored else None
+            return None if row is None else (number, row)
+
+        return self._ask(lambda txn: [find(txn, digest) for digest in digests], [None] * len(digests))
+
     def chunk(self, number: int) -> ChunkRow | None:
         def look(txn: Any) -> ChunkRow | None:
             return self._chunk(txn, number)
