@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
-from archiver.backup.directory import Before, Leaf, Level, PreviousRun, row_of, without_times
-from archiver.backup.holding import TO_BE_READ, Action, Holding, Moved, Segment, Span
+from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, Run, key_of, row_of, without_times
+from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment
 from archiver.backup.journal import Interrupted, Journal
+from archiver.backup.owners import One, Part, Whole, held
 from archiver.backup.reference import Reference
 from archiver.backup.small_files import SmallFiles
 from archiver.backup.streams import Stream
@@ -30,7 +33,7 @@ from archiver.source.content import Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Problem, explain
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
-from archiver.store.catalog.record import HAS_DIRECTORIES, inode_key, path_key
+from archiver.store.catalog.record import HAS_DIRECTORIES, Layout, inode_key, path_key
 from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
 from formats.pxar.constants import FOUR, HEADER_SIZE, MAX_NAME, PAYLOAD_REF, REF_SIZE
@@ -46,7 +49,6 @@ _PROGRESS_EVERY = 512  # entries
 _PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
 _FILE, _DIRECTORY = ord("f"), ord("d")
-_KEY_MASK = (1 << 64) - 1
 _NO_ROW = ROW.pack(0, 0, 0, 0)
 
 
@@ -128,11 +130,12 @@ class TreeArchiver:
         self._compare = compare
         self._audit = unchanged.audit if unchanged is not None else None
         self._takes_over = unchanged is not None and unchanged.has_previous
+        self._believes_rows = self._takes_over and previous is not None and previous.trusted
         self._holding: Holding | None = None
         self._small: SmallFiles | None = None  # where nothing is held
         self._levels: list[Level] = []
         self._met: Level
-        self._next_key = 0
+        self._next: Child
         self._problems = 0
         self.root = 0  # the key of the root's record
         self.padding = 0  # bytes of the payload stream that no entry refers to
@@ -172,12 +175,15 @@ class TreeArchiver:
                 visits.pop()
             elif self._walk.enter(entry.entry) is not None:
                 child = self._met
-                self._put(partial(self._start, child, entry))
+                self._count(1)
+                if self._hold_whole(child, entry):
+                    self._walk.leave()
+                    continue
+                self._put(partial(self.start, child, entry))
                 if self._listing is not None:
                     self._listing.start_directory(entry.entry.name)
                 self._levels.append(child)
                 visits.append(self._visit(child))
-                self._count(1)
         self.encoder.finish()
         self.padding = self._contents.padding
         if self._holding is not None:
@@ -201,7 +207,7 @@ class TreeArchiver:
             self._home = source.features.identity
             key = inode_key(self._home, source.stat.st_ino, True) if stable else path_key(b"")
         else:
-            key = self._next_key
+            key = self._next.key
         level = self._met = Level(source, key, stable=stable, now_ns=now_ns)
         if self._previous is not None:
             self._compare_directory(level, self._previous, above)
@@ -220,12 +226,11 @@ class TreeArchiver:
         if found is None:
             return
         level.before = before = found
-        level.is_moved = above is not None and not self._was_there(previous, above, source.name, before)
+        level.is_moved = above is not None and not self._was_there(previous, above, before)
         record = before.record
         if (
-            self._takes_over
+            self._believes_rows
             and level.stable
-            and previous.trusted
             and record.ctime
             and (record.inode, record.mtime, record.ctime)
             == (source.stat.st_ino, signed(source.stat.st_mtime_ns), signed(source.stat.st_ctime_ns))
@@ -237,23 +242,39 @@ class TreeArchiver:
                 level.is_same = not record.is_split
                 source.adopt(names)
 
-    @staticmethod
-    def _was_there(previous: PreviousRun, above: Level, name: bytes, before: Before) -> bool:
-        """Whether the directory had this path before."""
+    def _was_there(self, previous: PreviousRun, above: Level, before: Before) -> bool:
+        """Whether the directory that is entered had this path before."""
         if above.is_moved or above.before is None:
             return False
-        found = above.leaf.find(name)
+        if self._next.number >= 0:
+            return True  # the row that was the same has its key
+        found = above.leaf.find(self._next.entry.name)
         if found is None:
             return False
         part, number = found
-        return before.number == previous.number(ROW.unpack(part.record.row(number))[2] & _KEY_MASK)
+        return before.number == previous.number(key_of(part.record.row(number)))
 
-    def _visit(self, level: Level) -> Iterator[_Child]:
+    def _hold_whole(self, level: Level, child: Child) -> bool:
+        """Hold a directory that was entered as a whole: nothing in it has changed, and no directories are in it."""
+        before = level.before
+        if self._holding is None or before is None or level.is_moved or not level.is_same:
+            return False
+        if not level.copies_table or not before.is_placed:
+            return False
+        record = before.record
+        level.looked = looked = level.source.look_at(record.names, partial(self._child_key, level))
+        if not self._is_same(level, before, looked):
+            return False
+        self._holding.hold(held(Whole(self, level, child), before, 0, record.count))
+        self._count(record.count)
+        return True
+
+    def _visit(self, level: Level) -> Iterator[Child]:
         """Archive what is in a directory; gives the directories in it, to be entered."""
         for leaf, names in level.split(self._previous):
             level.leaf = leaf
-            looked = level.source.look_at(names, partial(self._child_key, level))
-            if self._is_same(level, leaf, looked):
+            looked = level.looked or level.source.look_at(names, partial(self._child_key, level))
+            if self._is_same(level, leaf.same, looked):
                 yield from self._copy(level, leaf, looked)
             else:
                 leaf.begin_draft()
@@ -270,46 +291,44 @@ class TreeArchiver:
             key = path_key(level.source.path_of(name).lstrip(b"/"))
         return signed(key)
 
-    def _is_same(self, level: Level, leaf: Leaf, looked: Looked) -> bool:
-        """Whether no entry of the leaf has changed. The cost of a quiet night."""
+    def _is_same(self, level: Level, before: Before | None, looked: Looked) -> bool:
+        """Whether no entry of a directory, or a leaf, has changed. The cost of a quiet night."""
         return (
-            leaf.same is not None
-            and leaf.same.is_placed
-            and self._takes_over
-            and self._previous is not None
-            and self._previous.trusted
+            before is not None
+            and before.is_placed
+            and self._believes_rows
             and level.stable
             and looked.usual
-            and b"".join(looked.rows) == leaf.same.record.rows
-            and (
-                self._unchanged is None
-                or self._unchanged.audit is None
-                or not self._unchanged.audit.chooses(leaf.same.record.rows)
-            )
+            and b"".join(looked.rows) == before.record.rows
+            and (self._audit is None or not self._audit.chooses(before.record.rows))
         )
 
-    def _copy(self, level: Level, leaf: Leaf, looked: Looked) -> Iterator[_Child]:
+    def _copy(self, level: Level, leaf: Leaf, looked: Looked) -> Iterator[Child]:
         """Take over entries as they were."""
-        assert self._holding is not None and leaf.same is not None
+        assert leaf.same is not None
         same, record = leaf.same, leaf.same.record
         start, kinds = 0, record.kinds
         places = [n for n, kind in enumerate(kinds) if kind == _DIRECTORY] if record.flags & HAS_DIRECTORIES else []
         for number in (*places, record.count):
-            if start < number:
-                owner, part = _Part(self, level, leaf, start, number), record.part(start, number)
-                self._holding.hold(Segment(owner, *part, same.base(start, number), same.shifts(start, number)))
-                self._count(number - start)
+            self._hold_part(level, leaf, same, start, number)
             if number < record.count:
                 stat = looked.stats[number]
                 assert stat is not None
                 yield self._child(leaf, SourceEntry(record.names[number], stat), looked.rows[number], number)
             start = number + 1
 
-    def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> _Child:
-        self._next_key = ROW.unpack(row)[2] & _KEY_MASK
-        return _Child(entry, leaf, row, number)
+    def _hold_part(self, level: Level, leaf: Leaf, part: Before, start: int, stop: int) -> None:
+        """Hold the entries [start, stop) of a part of a leaf, which are as they were."""
+        if start < stop:
+            assert self._holding is not None
+            self._holding.hold(held(Part(self, level, leaf, part, start), part, start, stop))
+            self._count(stop - start)
 
-    def _start(self, level: Level, child: _Child) -> None:
+    def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> Child:
+        self._next = Child(entry, leaf, row, number)
+        return self._next
+
+    def start(self, level: Level, child: Child) -> None:
         self.encoder.start_directory(child.entry.name, level.own)
         child.leaf.directory(child.entry.name, child.row, child.number)
 
@@ -320,31 +339,54 @@ class TreeArchiver:
             self._add_cli_excludes(level)
         if is_root and self._holding is not None:
             self._holding.flush()  # while the walk can still go back
-        self._put(partial(self._end, level, None if level.is_split else level.leaf))
+        self._put(partial(self.end, level, None if level.is_split else level.leaf))
         self._levels.pop()
         if not is_root:
             self._walk.leave()
             if self._listing is not None:
                 self._listing.end_directory()
 
-    def _end(self, level: Level, leaf: Leaf | None) -> None:
+    def end(self, level: Level, leaf: Leaf | None) -> None:
         self.encoder.end_directory(level.table)
         if self._writer is not None:
             level.end(leaf, self._writer)
 
     # -- entries -----------------------------------------------------------------------------------------------------
 
-    def _each(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> Iterator[_Child]:
-        """Archive entries one by one."""
-        rows = iter(looked.rows)
+    def _each(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> Iterator[Child]:
+        """Archive entries one by one, but for those that are as they were."""
+        at = 0
+        for start, stop, part, first in self._unchanged_runs(level, leaf, names, looked):
+            yield from self._changed(level, leaf, names[at:start], looked, at)
+            self._hold_part(level, leaf, part, first, first + stop - start)
+            at = stop
+        yield from self._changed(level, leaf, names[at:], looked, at)
+
+    def _unchanged_runs(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked) -> list[Run]:
+        """The entries whose rows prove that they are as they were."""
+        if not self._believes_rows or not level.stable or not leaf.parts:
+            return []
+        eligible = None
+        if not looked.usual:
+            device = level.source.features.device
+            usual = [stat is not None and stat.st_nlink == 1 and stat.st_dev == device for stat in looked.stats]
+            eligible = np.array(usual, np.bool_)
+        if self._audit is not None:
+            chosen = self._audit.choices(b"".join(looked.rows))
+            eligible = ~chosen if eligible is None else eligible & ~chosen
+        return leaf.runs(names, looked.rows, eligible)
+
+    def _changed(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked, first: int) -> Iterator[Child]:
+        """Archive entries that are not known; ``first``: number of the first one among all that were looked at."""
         directory, small = level.source, self._small
-        read: list[bytes] = []  # rows of the files that ``small`` has
-        for name, stat in zip(names, looked.stats, strict=True):
+        read = bytearray()  # rows of the files that ``small`` has
+        for number, name in enumerate(names, first):
+            stat = looked.stats[number]
             if stat is None:
                 continue
-            row, mode = next(rows), stat[0]
+            mode = stat[0]
             if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
-                read.append(row if level.stable else self._row(level, stat))
+                read += looked.rows[number] if level.stable else self._row(level, stat)
                 if small.are_many:
                     self._add_small(small, level, leaf, read)
                 continue
@@ -352,8 +394,9 @@ class TreeArchiver:
                 self._add_small(small, level, leaf, read)
             entry = SourceEntry(name, stat)
             if st.S_ISDIR(mode):
-                yield self._child(leaf, entry, row, -1)
+                yield self._child(leaf, entry, looked.rows[number], -1)
                 continue
+            self._count(1)
             if st.S_ISREG(mode):
                 if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
                     try:
@@ -380,7 +423,6 @@ class TreeArchiver:
             else:
                 add = partial(self.encoder.add_special, name, plain(stat))
                 self._put(partial(self._other, level, leaf, b"p" if st.S_ISFIFO(mode) else b"s", entry, add))
-            self._count(1)
         if read and small is not None:
             self._add_small(small, level, leaf, read)
 
@@ -393,14 +435,15 @@ class TreeArchiver:
     def _row(self, level: Level, stat: os.stat_result) -> bytes:
         return row_of(stat, level.source.features, stable=level.stable)
 
-    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: list[bytes]) -> None:
+    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: bytearray) -> None:
         """Put the small files that were read into the archive; ``rows`` are theirs, and cleared."""
         files, offset = small.files, self.encoder.payload_position
-        items = small.add()
-        proven = leaf.add_files([name for name, _, _ in files], rows, items)
+        items, lengths = small.add()
+        proven = leaf.add_files([name for name, _, _ in files], lengths, rows, items)
         total = 0
-        for (name, stat, size), row, is_proven in zip(files, rows, proven, strict=True):
-            if is_proven and self._journal is not None:
+        for number, (name, stat, size) in enumerate(files):
+            if proven[number] and self._journal is not None:
+                row = bytes(rows[32 * number : 32 * number + 32])
                 self._journal.add(row, level.source.features, size, offset + total)
             total += HEADER_SIZE + size
             if self._listing is not None:
@@ -460,7 +503,7 @@ class TreeArchiver:
         segment = self._as_before(level, leaf, entry) or self._as_interrupted(level, leaf, entry)
         if segment is None:
             items = FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, entry.stat.st_size)
-            segment = Segment(_One(self, level, leaf, entry, _NO_ROW), items, _LENGTH.pack(REF_SIZE), b"f", TO_BE_READ)
+            segment = Segment(One(self, level, leaf, entry, _NO_ROW), items, _LENGTH.pack(REF_SIZE), b"f", TO_BE_READ)
         holding.hold(segment, link)
 
     def _as_before(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
@@ -484,7 +527,7 @@ class TreeArchiver:
         offset = int(part.offsets(number, number + 1)[0])
         if not self._passes_audit(level, entry, offset):
             return None
-        return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", offset)
+        return Segment(One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", offset)
 
     def _passes_audit(self, level: Level, entry: SourceEntry, offset: int) -> bool:
         """False when the contents of an unchanged file were looked at, and are to be stored again."""
@@ -524,7 +567,7 @@ class TreeArchiver:
                 return None  # reading it will tell
             row = without_times(row) if self._problems else row
             item = encode_file(entry.name, metadata, 0, entry.stat.st_size)
-            return Segment(_One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", origin + offset)
+            return Segment(One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", origin + offset)
         return None
 
     def _has_metadata(self, level: Level, entry: SourceEntry, item: bytes) -> bool:
@@ -539,6 +582,11 @@ class TreeArchiver:
         except (OSError, Replaced):
             return False  # reading it will tell
 
+    def keep(self, number: int, layout: Layout) -> None:
+        """The directory ``number`` of the run before is as it was; its contents lie there now."""
+        if self._writer is not None:
+            self._writer.keep(number, layout)
+
     def took_over(self, count: int) -> None:
         """So many files were not read."""
         self._counters.total += count
@@ -547,19 +595,19 @@ class TreeArchiver:
     def read_again(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
         try:
-            with self._walk.revisit(level.source):
-                self._add_regular(level, leaf, entry)
+            self._walk.revisit(level.source)
+            self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, entry.name, error)
 
     def read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
         """The same for a file of which no more is at hand than its name."""
         try:
-            with self._walk.revisit(level.source):
-                entry = level.source.look(name)
-                if not st.S_ISREG(entry.stat.st_mode):
-                    raise Replaced
-                self._add_regular(level, leaf, entry)
+            self._walk.revisit(level.source)
+            entry = level.source.look(name)
+            if not st.S_ISREG(entry.stat.st_mode):
+                raise Replaced
+            self._add_regular(level, leaf, entry)
         except OSError as error:
             self._cannot(level.source, name, error)
 
@@ -626,70 +674,3 @@ class TreeArchiver:
     def _say(self) -> None:
         self._said_bytes = self._counters.bytes_read
         self._listener(Progress("backup", self._said, self._counters.bytes_read))
-
-
-class _Child(NamedTuple):
-    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied."""
-
-    entry: SourceEntry
-    leaf: Leaf
-    row: bytes
-    number: int
-
-
-class _Part(NamedTuple):
-    """Unchanged entries [start, stop) of a leaf, held."""
-
-    archiver: TreeArchiver
-    level: Level
-    leaf: Leaf
-    start: int
-    stop: int
-
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
-        assert self.leaf.same is not None
-        record = self.leaf.same.record
-        if self.leaf.draft is None and self.level.copies_table:
-            self.level.table = record.table
-            self.archiver.encoder.add_encoded(items, (), span)
-        else:
-            names, lengths = record.names[self.start : self.stop], record.lengths[self.start : self.stop].tolist()
-            self.archiver.encoder.add_encoded(items, zip(names, lengths, strict=True), span)
-        self.leaf.copied(self.start, self.stop, items, moved)
-        self.archiver.took_over(record.kinds.count(_FILE, self.start, self.stop))
-
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
-        assert self.leaf.same is not None
-        record, place = self.leaf.same.record, self.start + number
-        self.leaf.begin_draft()
-        self.archiver.encoder.add_encoded(items, ((record.names[place], len(items)),), span)
-        self.leaf.copied(place, place + 1, items, 0)
-        self.archiver.took_over(int(span is not None))
-
-    def read(self, number: int) -> None:
-        assert self.leaf.same is not None
-        self.leaf.begin_draft()
-        self.archiver.read_named(self.level, self.leaf, self.leaf.same.record.names[self.start + number])
-
-
-class _One(NamedTuple):
-    """An unchanged file, held."""
-
-    archiver: TreeArchiver
-    level: Level
-    leaf: Leaf
-    entry: SourceEntry
-    row: bytes
-
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
-        archiver, name = self.archiver, self.entry.name
-        position = archiver.encoder.add_encoded(items, ((name, len(items)),), span)
-        self.leaf.add(b"f", name, self.row, items)
-        archiver.took_over(1)
-        archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
-
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
-        self.all_kept(items, 0, span)
-
-    def read(self, number: int) -> None:
-        self.archiver.read_again(self.level, self.leaf, self.entry)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.backup.reference import Reference
 from archiver.browse.stream import ChunkStream
@@ -45,9 +46,14 @@ class Audit:
 
     def chooses(self, rows: bytes) -> bool:
         """Whether a file with one of these rows is to be read."""
+        return bool(self.choices(rows).any())
+
+    def choices(self, rows: bytes) -> NDArray[np.bool_]:
+        """(n,): whether the file with each of these rows is to be read."""
         numbers = np.frombuffer(rows, "<u8").reshape(-1, 4)
         shares = (numbers[:, 0] * np.uint64(_SPREAD) >> np.uint64(40)) % np.uint64(self._shares)
-        return bool(np.any((shares == self._share) & (numbers[:, 1] < 1 << 63)))
+        chosen: NDArray[np.bool_] = (shares == self._share) & (numbers[:, 1] < 1 << 63)
+        return chosen
 
     def compare(self, file: OpenFile, offset: int, size: int) -> str | None:
         """What is wrong with the contents that were stored at ``offset``; None when they are those of the file."""

@@ -7,19 +7,22 @@ what came before taken from the old record. All of this happens in the order in 
 from __future__ import annotations
 
 import os
+import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from siphashc import siphash
 
 from archiver.backup.holding import Moved
+from archiver.backup.reuse import Bools
 from archiver.core.row import ROW, file_row, signed
 from archiver.source.metadata import Features
-from archiver.source.walk import SourceDirectory
+from archiver.source.walk import Looked, SourceDirectory, SourceEntry
 from archiver.store.catalog.catalog import Catalog, Newest
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
@@ -37,9 +40,13 @@ from archiver.store.catalog.record import (
 )
 from archiver.store.catalog.writer import RunWriter
 from formats.pxar.goodbye import HASH_KEY, build
+from formats.wire import Buffer
 
 _RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
 _LEAST_SPLIT = SPLIT_FROM // 2
+_FILE = ord("f")
+_KEY = struct.Struct("<Q")
+_DIRECTORY, _HARDLINK = ord("d"), ord("h")
 
 
 class Before:
@@ -53,7 +60,7 @@ class Before:
     @property
     def is_placed(self) -> bool:
         """Whether it is known where its contents are."""
-        return self.layout.base > 0 or b"f" not in self.record.kinds
+        return self.layout.base > 0 or _FILE not in self.record.kinds
 
     @cached_property
     def _offsets(self) -> NDArray[np.int64]:
@@ -62,11 +69,24 @@ class Before:
         places = reference_places(record.lengths.astype(np.int64), record.kinds)
         return self.layout.offsets(read_references(record.items, places)[:, 1])
 
+    def count_files(self, start: int, stop: int) -> int:
+        """Among the entries [start, stop)."""
+        return self.record.kinds.count(_FILE, start, stop)
+
+    def moved(self, moved: Moved) -> Layout:
+        """Where the contents are when all of them were moved by so much, or are at these offsets now."""
+        if not self.layout.base:
+            return NOWHERE
+        if isinstance(moved, int):
+            return Layout(self.layout.base + moved, self.layout.jumps)
+        places = reference_places(self.record.lengths.astype(np.int64), self.record.kinds)
+        return Layout.of(moved, read_references(self.record.items, places)[:, 1])
+
     def files(self, start: int, stop: int) -> slice:
         """The numbers among all files of those among the entries [start, stop)."""
         kinds = self.record.kinds
-        first = kinds.count(b"f", 0, start)
-        return slice(first, first + kinds.count(b"f", start, stop))
+        first = kinds.count(_FILE, 0, start)
+        return slice(first, first + kinds.count(_FILE, start, stop))
 
     def offsets(self, start: int, stop: int) -> NDArray[np.int64]:
         """Of the files among the entries [start, stop)."""
@@ -124,7 +144,7 @@ class PreviousRun:
 
     def is_at(self, number: int, key: int) -> bool:
         """Whether the record ``number`` is that of ``key``."""
-        return int(self._newest.keys[number]) == key
+        return self._newest.key(number) == key
 
 
 def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
@@ -134,10 +154,38 @@ def row_of(stat: os.stat_result, features: Features, *, stable: bool) -> bytes:
     return file_row(stat)
 
 
+def key_of(row: bytes) -> int:
+    """The key of the record of a directory with this row."""
+    key: int = _KEY.unpack_from(row, 16)[0]
+    return key
+
+
 def without_times(row: bytes) -> bytes:
     """A row that no file will be equal to."""
     inode, size, _, _ = ROW.unpack(row)
     return ROW.pack(inode, size, NO_TIME, 0)
+
+
+class Run(NamedTuple):
+    """The names [start, stop) of a leaf are the entries of ``part`` from ``first`` on."""
+
+    start: int
+    stop: int
+    part: Before
+    first: int
+
+
+class Child(NamedTuple):
+    """A directory to be entered; ``number``: of its entry in the old leaf where that is copied, else -1."""
+
+    entry: SourceEntry
+    leaf: Leaf
+    row: bytes
+    number: int
+
+    @property
+    def key(self) -> int:
+        return key_of(self.row)
 
 
 class Leaf:
@@ -172,12 +220,40 @@ class Leaf:
                 return part, number
         return None
 
-    def copied(self, start: int, stop: int, items: bytes, moved: Moved) -> None:
-        """The entries [start, stop) of ``same`` are in the archive, as ``items``."""
-        if self.draft is None:
+    def runs(self, names: list[bytes], rows: Sequence[bytes], eligible: Bools | None) -> list[Run]:
+        """The entries that have the rows they had, in order; those that follow each other in one part as here together.
+
+        No directories, nor names of a file that had several. ``eligible`` (n,): which ones to take, None: all of them.
+        """
+        here = np.frombuffer(b"".join(rows), "<i8").reshape(-1, 4)
+        source = np.full(len(names), -1)  # which part an entry is in
+        numbers = np.full(len(names), -1)  # its number there
+        for place, part in enumerate(self.parts):
+            if not part.is_placed or not part.record.count:
+                continue
+            record = part.record
+            found = np.array([record.place.get(name, -1) for name in names], np.int64)
+            was = np.frombuffer(record.rows, "<i8").reshape(-1, 4)[found]
+            kinds = np.frombuffer(record.kinds, np.uint8)[found]
+            is_same = (found >= 0) & (was == here).all(axis=1) & (kinds != _DIRECTORY) & (kinds != _HARDLINK)
+            source[is_same], numbers[is_same] = place, found[is_same]
+        if eligible is not None:
+            source[~eligible] = -1
+        taken = np.flatnonzero(source >= 0)
+        begins = np.ones(len(taken), np.bool_)
+        follows = (np.diff(taken) == 1) & (np.diff(numbers[taken]) == 1) & (np.diff(source[taken]) == 0)
+        begins[1:] = ~follows
+        starts = taken[begins]
+        lengths = np.diff(np.flatnonzero(begins), append=len(taken))
+        columns = (column.tolist() for column in (starts, starts + lengths, source[starts], numbers[starts]))
+        return [Run(start, stop, self.parts[part], first) for start, stop, part, first in zip(*columns, strict=True)]
+
+    def copied(self, part: Before, start: int, stop: int, items: Buffer, moved: Moved) -> None:
+        """The entries [start, stop) of one of its parts are in the archive, as ``items``."""
+        if self.draft is None and part is self.same:
             self._done.append((start, stop, moved))
         else:
-            self._add_all(start, stop, items)
+            self.begin_draft().add_all(part.record, start, stop, items)
 
     def directory(self, name: bytes, row: bytes, number: int) -> None:
         """A directory was entered; ``number``: of its entry in ``same``."""
@@ -186,20 +262,22 @@ class Leaf:
         else:
             self.draft.add(b"d", name, row, b"")
 
-    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+    def add(self, kind: bytes, name: bytes, row: bytes, item: Buffer) -> None:
         """Another entry. Its times are kept unless it changed just now: then it may change again without a trace."""
         _, _, mtime, ctime = ROW.unpack(row)
         is_settled = (ctime or mtime) <= self._racy
         self.begin_draft().add(kind, name, row if is_settled else without_times(row), item)
 
-    def add_files(self, names: list[bytes], rows: list[bytes], items: list[bytes]) -> list[bool]:
-        """Files, each as by ``add``; which of them are proven to be the same by their rows (``proves``)."""
-        times = [(mtime, ctime) for _, _, mtime, ctime in ROW.iter_unpack(b"".join(rows))]
+    def add_files(self, names: list[bytes], lengths: list[int], rows: Buffer, items: Buffer) -> list[bool]:
+        """Files, each as by ``add``; the arguments as of Draft.add_files. Which of them are proven to be the same by
+        their rows (``proves``)."""
+        times = [(mtime, ctime) for _, _, mtime, ctime in ROW.iter_unpack(rows)]
         racy = self._racy
         settled = [(ctime or mtime) <= racy for mtime, ctime in times]
         if not all(settled):
-            rows = [row if is_settled else without_times(row) for row, is_settled in zip(rows, settled, strict=True)]
-        self.begin_draft().add_files(names, rows, items)
+            each = zip(ROW.iter_unpack(rows), settled, strict=True)
+            rows = b"".join(ROW.pack(*row) if is_settled else without_times(ROW.pack(*row)) for row, is_settled in each)
+        self.begin_draft().add_files(names, lengths, rows, items)
         return [is_settled and ctime != 0 for is_settled, (_, ctime) in zip(settled, times, strict=True)]
 
     def proves(self, row: bytes) -> bool:
@@ -213,7 +291,8 @@ class Leaf:
             self.draft = Draft()
             done, self._done = self._done, []
             for start, stop, moved in done:
-                self._add_all(start, stop, self._placed(start, stop, moved))
+                assert self.same is not None
+                self.draft.add_all(self.same.record, start, stop, self._placed(start, stop, moved))
         return self.draft
 
     def _new_offsets(self, start: int, stop: int, moved: Moved) -> NDArray[np.int64]:
@@ -229,16 +308,6 @@ class Leaf:
         write_offsets(placed, places, self._new_offsets(start, stop, moved))
         return bytes(placed)
 
-    def _add_all(self, start: int, stop: int, items: bytes) -> None:
-        """Entries of ``same``."""
-        assert self.same is not None
-        record = self.same.record
-        draft, at = self.begin_draft(), 0
-        for number, size in enumerate(record.lengths[start:stop].tolist(), start):
-            kind = record.kinds[number : number + 1]
-            draft.add(kind, record.names[number], record.row(number), items[at : at + size])
-            at += size
-
     def complete(self) -> Layout | None:
         """Where its contents are now, when all of it is as it was; else None, and there is a draft."""
         same = self.same
@@ -248,15 +317,13 @@ class Leaf:
             self.begin_draft()
             return None
         kinds = same.record.kinds
-        moves = [moved for start, stop, moved in self._done if b"f" in kinds[start:stop]]
+        moves = [moved for start, stop, moved in self._done if _FILE in kinds[start:stop]]
         if not moves:
             return NOWHERE
         first = moves[0]
         if isinstance(first, int) and all(isinstance(moved, int) and moved == first for moved in moves):
-            return same.layout._replace(base=same.layout.base + first)
-        offsets = np.concatenate([self._new_offsets(*done) for done in self._done])
-        places = reference_places(same.record.lengths.astype(np.int64), kinds)
-        return Layout.of(offsets, read_references(same.record.items, places)[:, 1])
+            return same.moved(first)
+        return same.moved(np.concatenate([self._new_offsets(*done) for done in self._done]))
 
 
 class Level:
@@ -276,6 +343,7 @@ class Level:
         "is_split",
         "key",
         "leaf",
+        "looked",
         "own",
         "source",
         "stable",
@@ -294,6 +362,7 @@ class Level:
         self.is_split = False
         self.is_doubtful = False  # something about its attributes could not be read
         self.leaf: Leaf  # the one that is visited
+        self.looked: Looked | None = None  # what is in it, if it was looked at already
         self._now_ns = now_ns
         self._finished: list[tuple[int, bytes]] = []  # leaves of a split directory
         self._recorded = 0  # entries of its finished leaves
@@ -319,7 +388,7 @@ class Level:
         if not self.is_split:
             parts = [before] if before is not None and not was_split else _parts(previous, known, names)
             same = before if before is not None and not was_split and before.record.names == names else None
-            yield Leaf(self.key, b"", parts, same, self._now_ns), names
+            yield (self.whole_leaf(same) if same is not None else Leaf(self.key, b"", parts, None, self._now_ns)), names
             return
         for key, start, stop in leaves(self.key, names):
             part = names[start:stop]
@@ -328,6 +397,10 @@ class Level:
             if same is not None and previous is not None and not previous.is_at(same.number, key):
                 same = None
             yield Leaf(key, part[0], parts, same, self._now_ns), part
+
+    def whole_leaf(self, same: Before) -> Leaf:
+        """The leaf of a directory that is not split and has the names it had."""
+        return Leaf(self.key, b"", [same], same, self._now_ns)
 
     # -- its record ----------------------------------------------------------------------------------------------------
 
@@ -397,7 +470,7 @@ def _table(draft: Draft) -> bytes:
         return b""
     children = array("Q")
     at = len(draft.own)
-    for name, item in zip(draft.names, draft.items, strict=True):
-        children.extend((siphash(HASH_KEY, name), at, len(item)))
-        at += len(item)
+    for name, length in zip(draft.names, draft.lengths, strict=True):
+        children.extend((siphash(HASH_KEY, name), at, length))
+        at += length
     return build(children, at, 0)

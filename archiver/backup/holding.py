@@ -10,6 +10,7 @@ references of a window are moved to their new places in one go, and its entries 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from archiver.backup.streams import Stream
 from archiver.store.catalog.record import read_references, reference_places, write_offsets
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.encoder import Encoder
+from formats.wire import Buffer
 
 _AT_MOST = 8192  # entries held, some 1.5 KB each at worst; the plan is nearly the same with larger windows
 _FILE = ord("f")
@@ -35,11 +37,8 @@ Span = tuple[int, int]  # where contents that are referred to begin and end
 class Owner(Protocol):
     """Whom the entries of a segment belong to, numbered from 0."""
 
-    def all_kept(self, items: bytes, moved: Moved, span: Span | None) -> None:
-        """All of them stay: encoded, with their new references."""
-
-    def kept(self, number: int, items: bytes, span: Span | None) -> None:
-        """This one stays."""
+    def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
+        """The entries [start, stop) stay: encoded, with their new references. ``items`` are valid during the call."""
 
     def read(self, number: int) -> None:
         """The contents of this one are to be read again."""
@@ -104,54 +103,70 @@ class Holding:
         queue, self._queue, self._entries = self._queue, [], 0
         self._links.clear()
         segments = [item for item in queue if isinstance(item, Segment)]
+        window: _Window | None = None
         if segments:
             at_end = self._encoder.payload_position == self._injected_to
             window = _Window(segments, self._reference, self._average, self._last[0] if at_end else -1)
-            for item in queue:
-                if isinstance(item, Segment):
-                    self._place(window, item)
-                else:
-                    item()
-        else:
-            for item in queue:
-                assert not isinstance(item, Segment)
+        for item in queue:
+            if isinstance(item, Segment):
+                assert window is not None
+                self._place(window, item)
+            else:
                 item()
 
     def _place(self, window: _Window, segment: Segment) -> None:
-        start, stop = window.next_files(segment)
+        start, stop = window.next_files()
+        count = len(segment.kinds)
         if start == stop:
-            segment.owner.all_kept(window.next_items(len(segment.items)), 0, None)
+            segment.owner.kept(0, count, window.next_items(len(segment.items)), 0, None)
             return
         if window.kept(start, stop):
-            self._make_room(window, start)
+            if not self._has_room(window, start):
+                self._make_room(window, start)
             if window.placed_to >= stop:
-                span = self._refer(window, start, stop)
-                segment.owner.all_kept(window.next_items(len(segment.items)), window.moved(start, stop), span)
+                self._keep(window, segment, (0, count), (start, stop), len(segment.items))
                 return
-        file = start
+        self._place_pieces(window, segment, start)
+
+    def _place_pieces(self, window: _Window, segment: Segment, file: int) -> None:
+        """Place a segment whose files, the first of which is ``file``, do not all stay, or not in one run."""
+        first, first_file, size = 0, file, 0  # of the entries that stay and are not told yet
         for number, length in enumerate(np.frombuffer(segment.lengths, "<u4").tolist()):
-            if segment.kinds[number] != _FILE:
-                segment.owner.kept(number, window.next_items(length), None)
-                continue
-            if window.kept(file, file + 1):
-                self._make_room(window, file)
-                span = self._refer(window, file, file + 1)
-                segment.owner.kept(number, window.next_items(length), span)
-            else:
-                window.next_items(length)
-                segment.owner.read(number)
-            file += 1
+            if segment.kinds[number] == _FILE:
+                stays = window.kept(file, file + 1)
+                if not stays or not self._has_room(window, file):
+                    self._keep(window, segment, (first, number), (first_file, file), size)
+                    first, first_file, size = number, file, 0
+                if not stays:
+                    window.next_items(length)
+                    segment.owner.read(number)
+                    first, first_file, length = number + 1, file + 1, 0
+                elif not self._has_room(window, file):
+                    self._make_room(window, file)
+                file += 1
+            size += length
+        self._keep(window, segment, (first, len(segment.kinds)), (first_file, file), size)
+
+    def _keep(
+        self, window: _Window, segment: Segment, entries: tuple[int, int], files: tuple[int, int], size: int
+    ) -> None:
+        """Some entries of a segment stay, with some files, ``size`` bytes of items."""
+        if entries[0] == entries[1]:
+            return
+        if files[0] == files[1]:
+            segment.owner.kept(*entries, window.next_items(size), 0, None)
+            return
+        self.referenced += window.bytes(*files)
+        segment.owner.kept(*entries, window.next_items(size), window.moved(*files), window.span(*files))
+
+    def _has_room(self, window: _Window, file: int) -> bool:
+        """Whether the chunks of a kept file were put into the stream, and nothing since."""
+        return file < window.placed_to and self._encoder.payload_position == self._injected_to
 
     def _make_room(self, window: _Window, file: int) -> None:
-        """See to it that the chunks of a kept file are in the stream, those of the rest of its run with them."""
-        if file < window.placed_to and self._encoder.payload_position == self._injected_to:
-            return
+        """Put the chunks of a kept file and of the rest of its run into the stream."""
         entries, bases = window.injections(file)
         window.place(file, self._inject(entries.tolist(), int(bases[0])) + bases)
-
-    def _refer(self, window: _Window, start: int, stop: int) -> Span:
-        self.referenced += window.bytes(start, stop)
-        return window.span(start, stop)
 
     def _inject(self, entries: list[int], first: int) -> int:
         """Put chunks of the previous archive into the stream; where the first of them starts. ``first``: how far into
@@ -177,17 +192,20 @@ class _Window:
 
     def __init__(self, segments: list[Segment], reference: Reference, average: int, injected: int) -> None:
         self._previous = reference.payload
-        self._items = bytearray().join(segment.items for segment in segments)
-        lengths = np.frombuffer(b"".join(segment.lengths for segment in segments), "<u4").astype(np.int64)
-        self._places = reference_places(lengths, b"".join(segment.kinds for segment in segments))
-        counts = [segment.kinds.count(b"f") for segment in segments]
+        self._items = bytearray().join([segment.items for segment in segments])
+        self._view = memoryview(self._items)
+        lengths = np.frombuffer(b"".join([segment.lengths for segment in segments]), "<u4").astype(np.int64)
+        self._places = reference_places(lengths, b"".join([segment.kinds for segment in segments]))
+        counts = np.array([segment.kinds.count(_FILE) for segment in segments], np.int64)
+        firsts = np.cumsum(counts) - counts
+        self._ranges = iter(zip(firsts.tolist(), (firsts + counts).tolist(), strict=True))
         self._sizes = read_references(self._items, self._places)[:, 1] + HEADER_SIZE
-        self._total = np.concatenate(([0], np.cumsum(self._sizes))).tolist()
+        behind = np.zeros(len(self._sizes) + 1, np.int64)  # where the files were if all followed each other
+        np.cumsum(self._sizes, out=behind[1:])
+        self._total = behind.tolist()
         bases = np.array([segment.base for segment in segments], np.int64)
-        firsts = np.cumsum([0, *counts[:-1]])
-        behind = np.array(self._total)  # where the files were if all followed each other
         self._offsets = behind[:-1] + np.repeat(bases - behind[firsts], counts)
-        for first, count, segment in zip(firsts.tolist(), counts, segments, strict=True):
+        for first, count, segment in zip(firsts.tolist(), counts.tolist(), segments, strict=True):
             if segment.shifts is not None:
                 self._offsets[first : first + count] += segment.shifts
         reusable = np.repeat(bases != TO_BE_READ, counts)
@@ -197,21 +215,20 @@ class _Window:
         for start, end in runs(keep, self._offsets, self._sizes):
             self._run_ends[start:end] = end
         self._new = np.zeros(len(keep), np.int64)  # new offsets of the files that were placed
-        self._breaks: NDArray[np.intp] = np.empty(0, np.intp)  # files that moved otherwise than the one before
+        self._moved = 0  # by how much those placed last were, if all by the same
+        self._breaks: list[int] = []  # those among them that moved otherwise than the one before
         self.placed_to = 0
-        self._file = 0
         self._at = 0
 
-    def next_files(self, segment: Segment) -> tuple[int, int]:
-        start = self._file
-        self._file += segment.kinds.count(b"f")
-        return start, self._file
+    def next_files(self) -> tuple[int, int]:
+        """The range of the files of the next segment."""
+        return next(self._ranges)
 
-    def next_items(self, length: int) -> bytes:
+    def next_items(self, length: int) -> memoryview:
         """The bytes of the next entries. Must be taken after their references were placed."""
         start = self._at
-        self._at += length
-        return bytes(self._items[start : self._at])
+        self._at = end = start + length
+        return self._view[start:end]
 
     def kept(self, start: int, stop: int) -> bool:
         """Whether all of these files stay."""
@@ -232,14 +249,18 @@ class _Window:
         self._new[file:stop] = offsets
         write_offsets(self._items, self._places[file:stop], offsets)
         moved = offsets - self._offsets[file:stop]
-        self._breaks = file + 1 + np.flatnonzero(moved[1:] != moved[:-1])
+        self._moved = int(moved[0])
+        self._breaks = (file + 1 + np.flatnonzero(moved[1:] != moved[:-1])).tolist()
         self.placed_to = stop
 
     def moved(self, start: int, stop: int) -> Moved:
         """By how much these files were moved, or where they are now if not all of them by the same."""
-        if self._breaks.size and self._breaks.searchsorted(start + 1) != self._breaks.searchsorted(stop):
+        if not self._breaks:
+            return self._moved
+        if bisect_left(self._breaks, start + 1) != bisect_left(self._breaks, stop):
             return self._new[start:stop].copy()
         return int(self._new[start] - self._offsets[start])
 
     def span(self, start: int, stop: int) -> Span:
-        return int(self._new[start]), int(self._new[stop - 1] + self._sizes[stop - 1])
+        last = stop - 1
+        return self._new.item(start), self._new.item(last) + self._total[stop] - self._total[last]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -61,7 +60,7 @@ _ERROR_ITSELF = 200  # of these for each, its path and reason apart
 
 def default_backup_id() -> str:
     """This machine's name without its domain."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", socket.gethostname().split(".")[0]).lstrip(".-") or "localhost"
+    return re.sub(r"[^A-Za-z0-9._-]", "_", os.uname().nodename.split(".")[0]).lstrip(".-") or "localhost"
 
 
 @dataclass(frozen=True, slots=True)

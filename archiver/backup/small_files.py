@@ -72,14 +72,14 @@ class SmallFiles:
         """Whether it is time for ``add``."""
         return self._end >= _BYTES_AT_ONCE or len(self.files) >= _FILES_AT_ONCE
 
-    def add(self) -> list[bytes]:
-        """Put all of ``files`` into the archive, and forget them; the items of each."""
+    def add(self) -> tuple[bytes, list[int]]:
+        """Put all of ``files`` into the archive, and forget them; their items, and the lengths of these for each."""
         files, self.files = self.files, []
         end, self._end = self._end, 0
         offset = self._encoder.payload_position
-        items = self._encoder.add_plain_files(files)
+        encoded = self._encoder.add_plain_files(files)
         for _, _, size in files:
             self._stream.suggest(offset)
             offset += HEADER_SIZE + size
         self._stream.commit(end)
-        return items
+        return encoded

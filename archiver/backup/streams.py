@@ -24,6 +24,7 @@ from formats.blob import BlobEncoder
 from formats.chunker import Chunker, PayloadChunker
 from formats.crypt import CryptConfig, chunk_digest
 from formats.index import DynamicIndexWriter
+from formats.wire import Buffer
 
 _CUT_EVERY = 512 << 10  # bytes written before the chunker looks at them
 _INDEX_ENTRIES_AT_ONCE = 8  # what a run that is interrupted leaves to the next one lacks fewer than that
@@ -128,7 +129,7 @@ class Stream:
 
     # -- the archiver's thread ---------------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Buffer) -> None:
         end = self._pos + len(data)
         if end > self._limit:
             self._write_across(data)
@@ -138,7 +139,7 @@ class Stream:
         if end >= self._cut_at:
             self._cut(last=False)
 
-    def _write_across(self, data: bytes) -> None:
+    def _write_across(self, data: Buffer) -> None:
         rest = memoryview(data)
         while rest:
             room = self.reserve()

@@ -199,11 +199,10 @@ class _Recorder:
     def _split(self, directory: _Directory) -> None:
         """A directory turns out to have very many names: those that came so far go into leaves."""
         whole, directory.draft, directory.is_split = directory.draft, Draft(), True
-        for number, name in enumerate(whole.names):
+        for number, (kind, name, row, items) in enumerate(whole.entries()):
             if number and begins_leaf(name):
                 self._end_leaf(directory)
-            kind = bytes(whole.kinds[number : number + 1])
-            directory.draft.add(kind, name, whole.rows[number], whole.items[number])
+            directory.draft.add(kind, name, row, items)
 
     def _end_leaf(self, directory: _Directory) -> None:
         """Write what a directory has so far as a leaf of it."""

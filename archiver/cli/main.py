@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import importlib
 import json
 import os
@@ -36,7 +35,6 @@ COMMANDS = {
     "debug": ("debug", "debug"),
 }
 _EXIT_BUG = 70
-_OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 class Commands(click.Group):
@@ -65,7 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit the process (DESIGN.md 5 has the exit codes)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)  # a quiet backup of 50,000 files spends 15 % in it otherwise
     _open_streams()
     code = run(arguments, "--json" in arguments)
     _close_streams()

@@ -21,6 +21,8 @@ Buffers = Sequence[bytes | bytearray | memoryview]
 
 # A bad block, or something else than a regular file where one was expected.
 _UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.ELOOP, errno.ENXIO, errno.EISDIR}
+# What file systems without files that have no name say.
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
 
 _WRITE_BACK_FROM = 256 << 10  # bytes
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
@@ -257,3 +259,17 @@ def is_directory(path: str) -> bool:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
+
+
+def nameless_file(directory: str) -> int:
+    """Open a new file that vanishes when it is closed. Raises OSError."""
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    import tempfile
+
+    fd, path = tempfile.mkstemp(dir=directory)
+    os.unlink(path)
+    return fd

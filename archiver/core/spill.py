@@ -6,7 +6,6 @@ What is on disk is encrypted with a key that only this process knows, so a table
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import Any
 
 from archiver.core.disk import explained, nearly_full, no_space
@@ -56,6 +55,8 @@ class SpillTable:
 
 class _Sealed:
     def __init__(self, directory: str) -> None:
+        import tempfile
+
         import lmdb
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 

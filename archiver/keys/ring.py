@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import subprocess
 from collections.abc import Callable, Mapping
 
 from archiver.core.clock import Clock
@@ -96,6 +95,8 @@ def _from_file(value: str) -> bytes:
 def _from_command(value: str) -> bytes:
     """The command has to succeed, and soon. Only its shell is killed when it does not: in a process group of its own a
     command could not ask on the terminal."""
+    import subprocess
+
     deadline = Clock().steady() + _COMMAND_SECONDS
     with subprocess.Popen(value, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

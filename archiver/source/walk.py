@@ -18,7 +18,6 @@ import os
 import stat as st
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -37,7 +36,9 @@ from formats.pxar.metadata import Metadata
 __all__ = ["Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkOptions"]
 
 _CLI_EXCLUDES = b".pxarexclude-cli"  # an archive of version 1 makes a file of this name in its root
-_TYPE = 0o170000
+_TYPE_SHIFT = 12
+_DIRECTORY = st.S_IFDIR >> _TYPE_SHIFT
+_UNSEEN = ROW.pack(0, 0, 0, 0)
 _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's does too
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -63,7 +64,7 @@ class SourceEntry(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """lstat of some names; None for one that cannot be looked at, which was reported. ``rows``: ROW of each other one.
+    """lstat of some names; None for one that cannot be looked at, which was reported. ``rows``: ROW of each.
 
     ``usual``: all of them were there, and none is a further name of a file or lies on another file system.
     """
@@ -190,25 +191,25 @@ class SourceDirectory:
         rows: list[bytes] = []
         usual = True
         fd, device, pack, look = self.fd, self.features.device, ROW.pack, os.stat
-        kind, is_directory = _TYPE, st.S_IFDIR
         for name in names:
             try:
                 stat = look(name, dir_fd=fd, follow_symlinks=False)
+                if stat[0] >> _TYPE_SHIFT == _DIRECTORY:
+                    rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
+                else:
+                    rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
+                    if stat[3] > 1 or stat[2] != device:
+                        usual = False
             except OSError as error:
                 self._walk.report_unseen(self, name, error)
                 stats.append(None)
+                rows.append(_UNSEEN)
                 usual = False
                 continue
-            stats.append(stat)
-            if stat[0] & kind == is_directory:
-                rows.append(pack(signed(stat[1]), -1, key(name, stat), 0))
-                continue
-            try:
-                rows.append(pack(stat[1], stat[6], stat.st_mtime_ns, stat.st_ctime_ns))
             except struct.error:
                 rows.append(file_row(stat))
-            if stat[3] > 1 or stat[2] != device:
                 usual = False
+            stats.append(stat)
         return Looked(stats, rows, usual)
 
     def look(self, name: bytes) -> SourceEntry:
@@ -247,6 +248,7 @@ class Walk:
         self._known = known
         self._root = os.fsencode(root)
         self._options = options
+        self._never_enter = options.never_enter
         self._selection = Selection.of(
             options.excludes, skip_lost_and_found=options.skip_lost_and_found, exclude_caches=options.exclude_caches
         )
@@ -254,6 +256,7 @@ class Walk:
         self._without_patterns = self._selection.digest(PatternList(), bytes)
         self._devices: frozenset[int] | None = None  # st_dev of the file systems to enter; None: all
         self._stack: list[SourceDirectory] = []
+        self._revisited: SourceDirectory | None = None
 
     @property
     def prelude_patterns(self) -> list[Pattern]:
@@ -286,6 +289,7 @@ class Walk:
 
     def enter(self, entry: SourceEntry) -> SourceDirectory | None:
         """Make a listed directory the current one. None: it cannot be read (reported) and is to be left out."""
+        self._end_visit()
         parent = self._stack[-1]
         directory = SourceDirectory(self, parent, entry.name, entry.stat)
         directory.features = parent.features
@@ -308,12 +312,14 @@ class Walk:
 
     def leave(self) -> None:
         """Back to the parent, whose descriptor is valid again."""
+        self._end_visit()
         child = self._stack.pop()
         if self._stack and self._stack[-1].fd < 0:
             self._reopen(self._stack[-1], child)
         child.close()
 
     def close(self) -> None:
+        self._end_visit()
         for directory in self._stack:
             directory.close()
         self._stack.clear()
@@ -378,9 +384,10 @@ class Walk:
 
     def _rule(self, directory: SourceDirectory, parent: SourceDirectory) -> tuple[Kind, str] | None:
         stat = directory.stat
-        if _identity(stat) in self._options.never_enter:
+        device = stat.st_dev
+        if (device, stat.st_ino) in self._never_enter:
             return "skipped", "belongs to the store, never archived"
-        if stat.st_dev != parent.stat.st_dev and self._devices is not None and stat.st_dev not in self._devices:
+        if device != parent.stat.st_dev and self._devices is not None and device not in self._devices:
             return "mount", "mount point, not entered"
         return None
 
@@ -445,26 +452,28 @@ class Walk:
             fd = below
         return fd
 
-    @contextmanager
-    def revisit(self, directory: SourceDirectory) -> Iterator[None]:
-        """Give a directory that the walk may have left its descriptor for a while. OSError when it is gone."""
+    def revisit(self, directory: SourceDirectory) -> None:
+        """Give a directory that the walk may have left its descriptor until the walk goes on, or another one is
+        revisited. Raises OSError when it is gone."""
         if directory.fd >= 0:
-            yield
             return
+        self._end_visit()
         chain = []
         above: SourceDirectory | None = directory
         while above is not None and above.parent is not None:
             chain.append(above)
             above = above.parent
         fd = self._open_chain(chain[::-1])
-        try:
-            if _identity(os.fstat(fd)) != _identity(directory.stat):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            directory.fd = fd
-            yield
-        finally:
-            directory.fd = -1
+        if _identity(os.fstat(fd)) != _identity(directory.stat):
             os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        directory.fd = fd
+        self._revisited = directory
+
+    def _end_visit(self) -> None:
+        if self._revisited is not None:
+            self._revisited.close()
+            self._revisited = None
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from siphashc import siphash
@@ -28,8 +28,9 @@ from formats.pxar import constants as c
 from formats.pxar.goodbye import HASH_KEY, build
 from formats.pxar.items import Entry
 from formats.pxar.metadata import NO_ACL, Acl, Metadata, Stat
+from formats.wire import Buffer
 
-_Write = Callable[[bytes], object]
+_Write = Callable[[Buffer], object]
 PlainFile = tuple[bytes, tuple[int, int, int, int, int, int], int]  # name, fields of a Stat, size
 
 # Between the parts of a regular file's items: the end of one item and the header of the next.
@@ -164,9 +165,10 @@ class Encoder:
             raise ValueError("the file's contents are not complete")
         return self._refer(name, metadata, size, payload_offset, size)
 
-    def add_plain_files(self, files: Sequence[PlainFile]) -> list[bytes]:
+    def add_plain_files(self, files: Sequence[PlainFile]) -> tuple[bytes, list[int]]:
         """Regular files without further attributes, whose PAYLOAD items (header, contents) the caller puts into the
-        payload stream one behind the other. Returns the items of each.
+        payload stream one behind the other. Returns the items of all, and their
+        lengths for each.
 
         Does what ``start_payload``, ``advance`` and ``add_file`` do: the hot path of a first backup.
         """
@@ -176,6 +178,7 @@ class Encoder:
         if offset < self._references_end:
             raise ValueError(f"payload reference {offset} lies before {self._references_end}")
         items: list[bytes] = []
+        lengths: list[int] = []
         rows: list[int] = []
         for name, stat, size in files:
             if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name) or size > c.MAX_FILE_SIZE:
@@ -188,14 +191,16 @@ class Encoder:
                 raise _out_of_range(Metadata(Stat(*stat))) from error
             items.append(item)
             length = len(item)
+            lengths.append(length)
             rows += (siphash(HASH_KEY, name), start, length + size)
             start += length
             offset += c.HEADER_SIZE + size
-        self._write(b"".join(items))
+        joined = b"".join(items)
+        self._write(joined)
         children.extend(rows)
         self.position = start
         self.payload_position = self._references_end = offset
-        return items
+        return joined, lengths
 
     def add_reference(self, name: bytes, metadata: Metadata, size: int, payload_offset: int) -> int:
         """Like ``add_file`` for contents inside reused chunks, which may be injected later but before ``finish``.
@@ -205,28 +210,41 @@ class Encoder:
         return self._refer(name, metadata, size, payload_offset, 0)
 
     def add_encoded(
-        self, items: bytes, entries: Iterable[tuple[bytes, int]], references: tuple[int, int] | None
+        self, items: Buffer, names: Sequence[bytes], lengths: Sequence[int], references: tuple[int, int] | None
     ) -> int:
         """Entries that were encoded before, in this or an earlier archive; no directories, no hard links.
 
-        ``entries``: name and length in ``items`` of each; none when the directory will be closed with its table.
+        ``names``, and ``lengths`` in ``items``: none when the directory will be closed with its table.
         ``references``: where the contents that the files among them refer to begin and end; they may be injected later
         but before ``finish``. Returns the position of the first entry.
         """
         children = self._open_directory()
+        self._refer_to(references)
+        start = at = self.position
+        for name, length in zip(names, lengths, strict=True):
+            children.extend((siphash(HASH_KEY, name), at, length))
+            at += length
+        self._emit(items)
+        return start
+
+    def add_directory(
+        self, name: bytes, attributes: bytes, items: Buffer, table: bytes, references: tuple[int, int] | None
+    ) -> None:
+        """A whole directory that was encoded before: ``items`` of its entries and GOODBYE item. ``references`` and what
+        may be in it as for ``add_encoded``."""
+        children = self._open_directory()
+        data = b"".join((_filename(name), attributes, items, table))
+        self._refer_to(references)
+        start = self.position
+        self._emit(data)
+        children.extend((siphash(HASH_KEY, name), start, len(data)))
+
+    def _refer_to(self, references: tuple[int, int] | None) -> None:
         if references is not None:
             first, end = references
             if first < self._references_end or self._write_payload is None:
                 raise ValueError(f"payload reference {first} lies before {self._references_end}")
             self._references_end = end
-        start = at = self.position
-        for name, length in entries:
-            children.extend((siphash(HASH_KEY, name), at, length))
-            at += length
-        self._write(items)
-        self.position = start + len(items)
-        self.last = items
-        return start
 
     @property
     def references_end(self) -> int:
@@ -343,7 +361,7 @@ class Encoder:
             raise ValueError(f"the file before lacks {self._left} bytes of its contents")
         return children
 
-    def _emit(self, data: bytes) -> None:
+    def _emit(self, data: Buffer) -> None:
         self._write(data)
         self.position += len(data)
 

@@ -17,7 +17,7 @@ has the rank j * 2^(h-d+1) + 2^(h-d) - 1; each leaf that is missing on the right
 behind it by one. Readers here accept any order.
 
 The children of an open directory are kept as a flat ``array("Q")``, three numbers each, so that a directory of a
-million entries takes 24 MB. Big directories go through numpy; for small ones a single call of it would cost more.
+million entries takes 24 MB. All but small directories go through numpy: 33 children 25 -> 17 us, 300 280 -> 30 us.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ RECORD = struct.Struct("<QQQ")
 RECORD_SIZE = RECORD.size
 
 _NUMPY_FROM = 1024  # children
+_BUILT_BY_NUMPY_FROM = 16
 _AT_ONCE = 4096  # records turned into Python numbers at a time
 
 
@@ -58,40 +59,41 @@ def table_size(count: int) -> int:
     return HEADER_SIZE + (count + 1) * RECORD_SIZE
 
 
-def tree_order(count: int) -> Iterator[int]:
-    """For each place of the table the rank of its record among all records sorted by hash."""
+def tree_order(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """For each place of the table the rank of its record among all records sorted by hash; (count,)."""
+    import numpy as np
+
     height = count.bit_length() - 1
-    leaves = count - (1 << height) + 1  # on the last level
-    for level in range(height + 1):
-        step = 1 << (height - level)
-        for rank in range(step - 1, (2 << height) - 1, 2 * step):
-            yield rank - max(0, (rank + 1) // 2 - leaves)
-            count -= 1
-            if not count:
-                return
+    leaves = count - (1 << height) + 1 if count else 0  # on the last level
+    steps = (1 << (height - level) for level in range(height + 1))
+    levels = [np.arange(step - 1, (2 << height) - 1, 2 * step, dtype=np.int64) for step in steps]
+    ranks = np.concatenate([np.zeros(0, np.int64), *levels])[:count]
+    order: np.ndarray[Any, np.dtype[np.int64]] = ranks - np.maximum(0, (ranks + 1) // 2 - leaves)
+    return order
 
 
-@lru_cache(maxsize=128)
+_known_order = lru_cache(maxsize=256)(tree_order)  # of not too large directories
+
+
+@lru_cache(maxsize=_BUILT_BY_NUMPY_FROM)
 def _small_order(count: int) -> tuple[int, ...]:
-    return tuple(tree_order(count)) if count else ()
+    return tuple(tree_order(count).tolist())
 
 
 def build(children: array[int], goodbye_start: int, directory_start: int) -> bytes:
     """The whole GOODBYE item. ``children`` are hash, FILENAME position and size, flat, in any order."""
     count = len(children) // 3
     length = table_size(count)
-    if count < _NUMPY_FROM:
+    if count < _BUILT_BY_NUMPY_FROM:
         rows = [
             RECORD.pack(name, goodbye_start - start, size)
             for name, start, size in sorted(zip(children[0::3], children[1::3], children[2::3], strict=True))
         ]
         head, tail = HEADER.pack(GOODBYE, length), RECORD.pack(TAIL_MARKER, goodbye_start - directory_start, length)
         return b"".join((head, *map(rows.__getitem__, _small_order(count)), tail))
-    import numpy as np
-
     records = _records(children)
-    order = np.argsort(records[:, 0], kind="stable")[np.fromiter(tree_order(count), np.int64, count)]
-    table = records[order].astype("<u8", copy=False)
+    order = _known_order(count) if count < _NUMPY_FROM else tree_order(count)
+    table = records[records[:, 0].argsort(kind="stable")[order]].astype("<u8", copy=False)
     table[:, 1] = goodbye_start - table[:, 1]
     tail = RECORD.pack(TAIL_MARKER, goodbye_start - directory_start, length)
     return b"".join((HEADER.pack(GOODBYE, length), table.data, tail))

@@ -57,6 +57,8 @@ def test_unreadable_once(source: Path, tmp_path: Path, monkeypatch: pytest.Monke
             (source / "directory" / "file").write_bytes(noise(9, 6000))
             fail_for(patch, os, "open", lambda path, *_: path == b"file")
         elif what == "link":
+            (source / "directory" / "link").unlink()
+            (source / "directory" / "link").symlink_to("z")
             fail_for(patch, os, "readlink", lambda path, *_: path == b"link")
         else:
             fail_for(patch, Walk, "_open", lambda walk, directory: directory.name == b"below")

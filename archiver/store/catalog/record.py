@@ -31,6 +31,7 @@ whatever the names around it are.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -57,9 +58,9 @@ _LEAF_EVERY = 1024  # names, on average
 _DERIVED = 1 << 63  # set in keys that are hashes; inode numbers do not have it
 _OFFSET_FROM_END = 16  # of a file's items: u64 offset, u64 size
 _U64 = struct.Struct("<Q")
+_FILE, _DIRECTORY = ord("f"), ord("d")
 _REFERENCE = struct.Struct("<qq")  # offset and size
 _NO_OFFSET = bytes(8)
-_FILE = ord("f")
 _NUMPY_FROM = 32  # entries
 
 
@@ -225,45 +226,67 @@ class Record:
 class Draft:
     """A record in the making. ``items`` are given with absolute payload references; the rest as in the table above."""
 
-    __slots__ = ("ctime", "flags", "inode", "items", "kinds", "mtime", "names", "own", "rows", "selection")
+    __slots__ = ("_items", "_rows", "ctime", "flags", "inode", "kinds", "lengths", "mtime", "names", "own", "selection")
 
     def __init__(
         self, inode: int = 0, mtime: int = 0, ctime: int = 0, selection: bytes = NO_SELECTION, own: bytes = b""
     ) -> None:
         self.inode, self.mtime, self.ctime, self.selection, self.own = inode, mtime, ctime, selection, own
         self.names: list[bytes] = []
-        self.rows: list[bytes] = []
-        self.items: list[bytes] = []
         self.kinds = bytearray()
+        self.lengths = array("I")  # of the items of each entry
         self.flags = 0
+        self._rows = bytearray()
+        self._items = bytearray()
 
-    def add(self, kind: bytes, name: bytes, row: bytes, item: bytes) -> None:
+    def add(self, kind: bytes, name: bytes, row: bytes, item: Buffer) -> None:
         self.kinds += kind
         self.names.append(name)
-        self.rows.append(row)
-        self.items.append(item)
+        self.lengths.append(len(item))
+        self._rows += row
+        self._items += item
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
 
-    def add_files(self, names: Sequence[bytes], rows: Sequence[bytes], items: Sequence[bytes]) -> None:
-        """Regular files, each as by ``add``."""
+    def add_files(self, names: Sequence[bytes], lengths: Sequence[int], rows: Buffer, items: Buffer) -> None:
+        """Regular files: their names, lengths of their items, and these and their rows joined."""
         self.kinds += b"f" * len(names)
         self.names += names
-        self.rows += rows
-        self.items += items
+        self.lengths.extend(lengths)
+        self._rows += rows
+        self._items += items
+
+    def add_all(self, record: Record, start: int, stop: int, items: Buffer) -> None:
+        """The entries [start, stop) of a record, with these items."""
+        kinds = record.kinds[start:stop]
+        self.kinds += kinds
+        self.names += record.names[start:stop]
+        self.lengths.frombytes(record.part(start, stop)[1])
+        self._rows += record.rows[32 * start : 32 * stop]
+        self._items += items
+        if _DIRECTORY in kinds:
+            self.flags |= HAS_DIRECTORIES
+
+    def entries(self) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+        """All of them, as they were added one by one."""
+        at = 0
+        for number, (name, length) in enumerate(zip(self.names, self.lengths, strict=True)):
+            row, item = self._rows[32 * number : 32 * number + 32], self._items[at : at + length]
+            yield bytes(self.kinds[number : number + 1]), name, bytes(row), bytes(item)
+            at += length
 
     def encode(self, table: bytes = b"") -> tuple[bytes, Layout]:
         """The record, and where the contents of its files lie."""
-        items, layout = _relative(self.items, bytes(self.kinds))
-        return self._join(len(self.names), b"".join(self.rows), self.items, items, table), layout
+        items, layout = _relative(self._items, self.lengths, self.kinds)
+        return self._join(len(self.names), items, table), layout
 
     def encode_split(self, leaves: Sequence[tuple[int, bytes]]) -> bytes:
         """The record of a split directory; key and first name of each of its leaves."""
         self.flags |= SPLIT
         self.names = [first for _, first in leaves]
-        return self._join(0, b"", [], np.array([key for key, _ in leaves], "<u8").tobytes(), b"")
+        return self._join(0, np.array([key for key, _ in leaves], "<u8").tobytes(), b"")
 
-    def _join(self, count: int, rows: bytes, parts: Sequence[bytes], items: bytes, table: bytes) -> bytes:
+    def _join(self, count: int, items: Buffer, table: bytes) -> bytes:
         names = b"/".join(self.names)
         head = _HEAD.pack(
             self.flags,
@@ -277,44 +300,43 @@ class Draft:
             self.ctime,
             self.selection,
         )
-        lengths = np.fromiter(map(len, parts), "<u4", len(parts)).tobytes()
-        return b"".join((head, self.own, rows, lengths, self.kinds, names, items, table))
+        return b"".join((head, self.own, self._rows, self.lengths.tobytes(), self.kinds, names, items, table))
 
 
-def _relative(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, Layout]:
+def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:
     """Items without the offsets of payload references, and these."""
-    if b"f" not in kinds:
-        return b"".join(parts), NOWHERE
-    if len(parts) < _NUMPY_FROM:
-        return _relative_few(parts, kinds)
-    joined = bytearray().join(parts)
-    places = reference_places(np.fromiter(map(len, parts), np.int64, len(parts)), kinds)
+    if _FILE not in kinds:
+        return items, NOWHERE
+    if len(lengths) < _NUMPY_FROM:
+        return _relative_few(items, lengths, kinds)
+    joined = bytearray(items)
+    places = reference_places(np.frombuffer(lengths, "<u4").astype(np.int64), kinds)
     references = read_references(joined, places)
     offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
     write_offsets(joined, places, np.zeros(len(places), np.int64))
-    return bytes(joined), Layout.of(offsets, sizes)
+    return joined, Layout.of(offsets, sizes)
 
 
-def _relative_few(parts: Sequence[bytes], kinds: bytes) -> tuple[bytes, Layout]:
+def _relative_few(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:
     """The same without numpy, each call of which costs as much as some files."""
-    items: list[bytes] = []
+    joined = bytearray(items)
     jumps: list[tuple[int, int]] = []
-    base = number = end = 0
+    base = number = end = at = 0
     is_ordered = True
-    for kind, part in zip(kinds, parts, strict=True):
-        if kind == _FILE:
-            offset, size = _REFERENCE.unpack_from(part, len(part) - _OFFSET_FROM_END)
-            if not number:
-                base = offset
-                is_ordered = offset > 0
-            elif offset != end:
-                jumps.append((number, offset - end))
-                is_ordered = is_ordered and offset > end
-            number += 1
-            end = offset + size + HEADER_SIZE
-            part = b"".join((part[:-_OFFSET_FROM_END], _NO_OFFSET, part[-len(_NO_OFFSET) :]))
-        items.append(part)
-    return b"".join(items), Layout(base, tuple(jumps)) if is_ordered else NOWHERE
+    for kind, length in zip(kinds, lengths, strict=True):
+        at += length
+        if kind != _FILE:
+            continue
+        offset, size = _REFERENCE.unpack_from(joined, at - _OFFSET_FROM_END)
+        joined[at - _OFFSET_FROM_END : at - len(_NO_OFFSET)] = _NO_OFFSET
+        if not number:
+            base, is_ordered = offset, offset > 0
+        elif offset != end:
+            jumps.append((number, offset - end))
+            is_ordered = is_ordered and offset > end
+        number += 1
+        end = offset + size + HEADER_SIZE
+    return joined, Layout(base, tuple(jumps)) if is_ordered else NOWHERE
 
 
 def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:

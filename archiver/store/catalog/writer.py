@@ -4,7 +4,6 @@ published."""
 from __future__ import annotations
 
 import os
-import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from archiver.core.disk import explained
+from archiver.core.disk import explained, nameless_file
 from archiver.store.catalog import runs
 from archiver.store.catalog.catalog import (
     CHANGE,
@@ -91,17 +90,19 @@ class RunWriter:
         self.before = before
         self._directory = directory
         with explained("write into", directory):
-            self._file = tempfile.TemporaryFile(dir=directory)
+            self._fd = nameless_file(directory)
         self._times = array("Q")
         self._keys, self._packs = array("Q"), array("Q")
         self._offsets, self._bases = array("Q"), array("Q")
         self._jumps = array("Q")  # three numbers each: of the directory in the order of telling, of the file, bytes
-        self._whole = _Packs(self._file.fileno())
-        self._changed = _Packs(self._file.fileno())
-        self._names = _Packs(self._file.fileno())
+        self._whole = _Packs(self._fd)
+        self._changed = _Packs(self._fd)
+        self._names = _Packs(self._fd)
 
     def close(self) -> None:
-        self._file.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class RunWriter:
         """The directory ``number`` of the run before is as it was; its contents may lie elsewhere."""
         assert self.before is not None
         before = self.before
-        self._add(int(before.keys[number]), before.place(number), layout)
+        self._add(before.key(number), before.place(number), layout)
 
     def put(self, key: int, raw: bytes, layout: Layout) -> bool:
         """The record of a directory. False when it is the same as in the run before."""

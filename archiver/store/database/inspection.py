@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
 import sys
 from contextlib import suppress
 
@@ -87,6 +86,8 @@ def walk_in_child(directory: str) -> bool:
     """Read every page and record in a child process; False when it failed in any way, death included.
 
     Raises OSError when there can be no child: that tells nothing about the file."""
+    import subprocess
+
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _WALK, directory],
