@@ -79,7 +79,8 @@ def test_the_archive_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def before_call(monkeypatch: pytest.MonkeyPatch, name: str, tree: Path, change: Callable[[], object]) -> None:
     """Do ``change`` when ``os.NAME`` is called for ``file`` the first time; after ``preadv`` has read half of it."""
-    real, done = getattr(os, name), []
+    real = getattr(os, name)
+    done: list[bool] = []
 
     def is_meant(what: Any) -> bool:
         if isinstance(what, int):
