@@ -271,14 +271,15 @@ class Leaf:
     def add_files(self, names: list[bytes], lengths: list[int], rows: Buffer, items: Buffer) -> list[bool]:
         """Files, each as by ``add``; the arguments as of Draft.add_files. Which of them are proven to be the same by
         their rows (``proves``)."""
-        times = [(mtime, ctime) for _, _, mtime, ctime in ROW.iter_unpack(rows)]
         racy = self._racy
-        settled = [(ctime or mtime) <= racy for mtime, ctime in times]
-        if not all(settled):
-            each = zip(ROW.iter_unpack(rows), settled, strict=True)
-            rows = b"".join(ROW.pack(*row) if is_settled else without_times(ROW.pack(*row)) for row, is_settled in each)
+        proven = [0 != ctime <= racy for _, _, _, ctime in ROW.iter_unpack(rows)]
+        if not all(proven):
+            settled = [(ctime or mtime) <= racy for _, _, mtime, ctime in ROW.iter_unpack(rows)]
+            each = (bytes(rows[at : at + ROW.size]) for at in range(0, len(rows), ROW.size))
+            pairs = zip(each, settled, strict=True)
+            rows = b"".join(row if is_settled else without_times(row) for row, is_settled in pairs)
         self.begin_draft().add_files(names, lengths, rows, items)
-        return [is_settled and ctime != 0 for is_settled, (_, ctime) in zip(settled, times, strict=True)]
+        return proven
 
     def proves(self, row: bytes) -> bool:
         """Whether a file with this row will be the same: its change time is known, and not of just now."""

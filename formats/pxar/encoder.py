@@ -197,6 +197,8 @@ class Encoder:
             offset += c.HEADER_SIZE + size
         joined = b"".join(items)
         self._write(joined)
+        if items:
+            self.last = items[-1]
         children.extend(rows)
         self.position = start
         self.payload_position = self._references_end = offset
