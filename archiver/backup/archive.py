@@ -440,20 +440,20 @@ class TreeArchiver:
         files, offset = small.files, self.encoder.payload_position
         items, lengths = small.add()
         proven = leaf.add_files([name for name, _, _ in files], lengths, rows, items)
-        total = 0
+        journal, listing, at = self._journal, self._listing, offset
         for number, (name, stat, size) in enumerate(files):
-            if proven[number] and self._journal is not None:
-                row = bytes(rows[32 * number : 32 * number + 32])
-                self._journal.add(row, level.source.features, size, offset + total)
-            total += HEADER_SIZE + size
-            if self._listing is not None:
-                self._listing.add_file(name, size, stat[4])
+            if proven[number] and journal is not None:
+                row = bytes(rows[ROW.size * number : ROW.size * (number + 1)])
+                journal.add(row, level.source.features, size, at)
+            at += HEADER_SIZE + size
+            if listing is not None:
+                listing.add_file(name, size, stat[4])
+        rows.clear()
         count = len(files)
         self._counters.total += count
         self._counters.reencoded += count
-        self._has_read(total - count * HEADER_SIZE)
+        self._has_read(at - offset - count * HEADER_SIZE)
         self._count(count)
-        rows.clear()
 
     def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         name = entry.name

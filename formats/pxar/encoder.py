@@ -167,8 +167,7 @@ class Encoder:
 
     def add_plain_files(self, files: Sequence[PlainFile]) -> tuple[bytes, list[int]]:
         """Regular files without further attributes, whose PAYLOAD items (header, contents) the caller puts into the
-        payload stream one behind the other. Returns the items of all, and their
-        lengths for each.
+        payload stream one behind the other. Returns the items of all, and their lengths for each.
 
         Does what ``start_payload``, ``advance`` and ``add_file`` do: the hot path of a first backup.
         """
