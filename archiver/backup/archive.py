@@ -33,7 +33,16 @@ from archiver.source.content import Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Problem, explain
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
-from archiver.store.catalog.record import HAS_DIRECTORIES, Layout, inode_key, path_key
+from archiver.store.catalog.record import (
+    HAS_DIRECTORIES,
+    REFERENCE_FROM_END,
+    Layout,
+    in_a_row,
+    inode_key,
+    path_key,
+    read_references,
+    write_offsets,
+)
 from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
 from formats.pxar.constants import FOUR, HEADER_SIZE, MAX_NAME, PAYLOAD_REF, REF_SIZE
@@ -132,7 +141,7 @@ class TreeArchiver:
         self._takes_over = unchanged is not None and unchanged.has_previous
         self._believes_rows = self._takes_over and previous is not None and previous.trusted
         self._holding: Holding | None = None
-        self._small: SmallFiles | None = None  # where nothing is held
+        self._small: SmallFiles | None = None
         self._levels: list[Level] = []
         self._met: Level
         self._next: Child
@@ -158,7 +167,7 @@ class TreeArchiver:
         self._contents = Contents(
             self.encoder, self._archive, payload, read=self._has_read, torn=self._torn, cannot=self._cannot
         )
-        if self._unchanged is None and payload is not None:
+        if payload is not None:
             self._small = SmallFiles(self.encoder, payload)
         if self._unchanged is not None and payload is not None:
             self._holding = Holding(self._unchanged.reference, self.encoder, payload, self._unchanged.average)
@@ -378,15 +387,16 @@ class TreeArchiver:
 
     def _changed(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked, first: int) -> Iterator[Child]:
         """Archive entries that are not known; ``first``: number of the first one among all that were looked at."""
-        directory, small = level.source, self._small
-        read = bytearray()  # rows of the files that ``small`` has
+        directory, small = level.source, self._small if self._holding is None else None
+        read: list[bytes] = []  # rows of the files that ``small`` has
         for number, name in enumerate(names, first):
             stat = looked.stats[number]
             if stat is None:
                 continue
             mode = stat[0]
             if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
-                read += looked.rows[number] if level.stable else self._row(level, stat)
+                read.append(looked.rows[number] if level.stable else self._row(level, stat))
+                self._count(1)
                 if small.are_many:
                     self._add_small(small, level, leaf, read)
                 continue
@@ -405,7 +415,7 @@ class TreeArchiver:
                         self._walk.report_unseen(directory, name, error)
                         continue
                 if self._holding is None:
-                    self._add_regular(level, leaf, entry)
+                    self._add_carefully(level, leaf, entry)
                 else:
                     self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
@@ -435,27 +445,33 @@ class TreeArchiver:
     def _row(self, level: Level, stat: os.stat_result) -> bytes:
         return row_of(stat, level.source.features, stable=level.stable)
 
-    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: bytearray) -> None:
+    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: list[bytes]) -> None:
         """Put the small files that were read into the archive; ``rows`` are theirs, and cleared."""
         files, offset = small.files, self.encoder.payload_position
-        items, lengths = small.add()
-        proven = leaf.add_files([name for name, _, _ in files], lengths, rows, items)
-        journal, listing, at = self._journal, self._listing, offset
-        for number, (name, stat, size) in enumerate(files):
-            if proven[number] and journal is not None:
-                row = bytes(rows[ROW.size * number : ROW.size * (number + 1)])
-                journal.add(row, level.source.features, size, at)
-            at += HEADER_SIZE + size
-            if listing is not None:
-                listing.add_file(name, size, stat[4])
-        rows.clear()
+        items = small.add()
+        proven = leaf.add_files([name for name, _, _ in files], rows, items)
+        total = 0
+        for (name, stat, size), row, is_proven in zip(files, rows, proven, strict=True):
+            if is_proven and self._journal is not None:
+                self._journal.add(row, level.source.features, size, offset + total)
+            total += HEADER_SIZE + size
+            if self._listing is not None:
+                self._listing.add_file(name, size, stat[4])
         count = len(files)
         self._counters.total += count
         self._counters.reencoded += count
-        self._has_read(at - offset - count * HEADER_SIZE)
-        self._count(count)
+        self._has_read(total - count * HEADER_SIZE)
+        rows.clear()
 
     def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        small, stat = self._small, entry.stat
+        if small is not None and stat.st_nlink == 1 and small.take(level.source, entry.name, stat):
+            self._add_small(small, level, leaf, [self._row(level, stat)])
+        else:
+            self._add_carefully(level, leaf, entry)
+
+    def _add_carefully(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
+        """Add a file that may be anything: a further name of another, large, changing, with odd attributes."""
         name = entry.name
         first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
         if first is not None:
@@ -600,7 +616,50 @@ class TreeArchiver:
         except OSError as error:
             self._cannot(level.source, entry.name, error)
 
-    def read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
+    def read_known(self, level: Level, leaf: Leaf, before: Before, start: int, stop: int) -> None:
+        """Read files again, which are the entries [start, stop) of ``before``. Their directory may have been left."""
+        names, small = before.record.names, self._small
+        assert small is not None
+        first = start
+        for number in range(start, stop):
+            try:
+                self._walk.revisit(level.source)
+            except OSError:
+                pass  # said below
+            else:
+                if small.take_known(level.source, names[number], before.record.row(number)):
+                    if small.are_many:
+                        self._add_known(small, level, leaf, before, first, number + 1)
+                        first = number + 1
+                    continue
+            self._add_known(small, level, leaf, before, first, number)
+            self._read_named(level, leaf, names[number])
+            first = number + 1
+        self._add_known(small, level, leaf, before, first, stop)
+
+    def _add_known(self, small: SmallFiles, level: Level, leaf: Leaf, before: Before, start: int, stop: int) -> None:
+        """Put files into the archive that were read, the entries [start, stop) of ``before``."""
+        if start == stop:
+            return
+        record, position = before.record, self.encoder.payload_position
+        items = bytearray(record.part(start, stop)[0])
+        lengths, names = record.lengths[start:stop].astype(np.int64), record.names[start:stop]
+        places = np.cumsum(lengths) - REFERENCE_FROM_END
+        sizes = read_references(items, places)[:, 1].copy()
+        offsets = in_a_row(sizes) + position
+        write_offsets(items, places, offsets)
+        size = small.add_known(items, names, lengths.tolist(), sizes.tolist())
+        leaf.copied(before, start, stop, items, offsets)
+        if self._journal is not None:
+            for number, offset in enumerate(offsets.tolist(), start):
+                row = record.row(number)
+                if leaf.proves(row):
+                    self._journal.add(row, level.source.features, ROW.unpack(row)[1], offset)
+        self._counters.total += stop - start
+        self._counters.reencoded += stop - start
+        self._has_read(size)
+
+    def _read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
         """The same for a file of which no more is at hand than its name."""
         try:
             self._walk.revisit(level.source)

@@ -268,17 +268,14 @@ class Leaf:
         is_settled = (ctime or mtime) <= self._racy
         self.begin_draft().add(kind, name, row if is_settled else without_times(row), item)
 
-    def add_files(self, names: list[bytes], lengths: list[int], rows: Buffer, items: Buffer) -> list[bool]:
-        """Files, each as by ``add``; the arguments as of Draft.add_files. Which of them are proven to be the same by
-        their rows (``proves``)."""
-        racy = self._racy
-        proven = [0 != ctime <= racy for _, _, _, ctime in ROW.iter_unpack(rows)]
+    def add_files(self, names: list[bytes], rows: list[bytes], items: list[bytes]) -> list[bool]:
+        """Files, each as by ``add``; which of them are proven to be the same by their rows (``proves``)."""
+        racy, joined = self._racy, b"".join(rows)
+        proven = [0 != ctime <= racy for _, _, _, ctime in ROW.iter_unpack(joined)]
         if not all(proven):
-            settled = [(ctime or mtime) <= racy for _, _, mtime, ctime in ROW.iter_unpack(rows)]
-            each = (bytes(rows[at : at + ROW.size]) for at in range(0, len(rows), ROW.size))
-            pairs = zip(each, settled, strict=True)
-            rows = b"".join(row if is_settled else without_times(row) for row, is_settled in pairs)
-        self.begin_draft().add_files(names, lengths, rows, items)
+            settled = [(ctime or mtime) <= racy for _, _, mtime, ctime in ROW.iter_unpack(joined)]
+            rows = [row if is_settled else without_times(row) for row, is_settled in zip(rows, settled, strict=True)]
+        self.begin_draft().add_files(names, rows, items)
         return proven
 
     def proves(self, row: bytes) -> bool:

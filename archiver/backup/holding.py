@@ -40,8 +40,8 @@ class Owner(Protocol):
     def kept(self, start: int, stop: int, items: Buffer, moved: Moved, span: Span | None) -> None:
         """The entries [start, stop) stay: encoded, with their new references. ``items`` are valid during the call."""
 
-    def read(self, number: int) -> None:
-        """The contents of this one are to be read again."""
+    def read(self, start: int, stop: int) -> None:
+        """The entries [start, stop), files all, are to be read again."""
 
 
 class Segment(NamedTuple):
@@ -130,22 +130,35 @@ class Holding:
 
     def _place_pieces(self, window: _Window, segment: Segment, file: int) -> None:
         """Place a segment whose files, the first of which is ``file``, do not all stay, or not in one run."""
-        first, first_file, size = 0, file, 0  # of the entries that stay and are not told yet
+        # Entries and files from these numbers on are not told yet: ``size`` bytes of ones that stay, or files to read.
+        first, first_file, size, stayed = 0, file, 0, True
         for number, length in enumerate(np.frombuffer(segment.lengths, "<u4").tolist()):
-            if segment.kinds[number] == _FILE:
-                stays = window.kept(file, file + 1)
-                if not stays or not self._has_room(window, file):
-                    self._keep(window, segment, (first, number), (first_file, file), size)
-                    first, first_file, size = number, file, 0
-                if not stays:
-                    window.next_items(length)
-                    segment.owner.read(number)
-                    first, first_file, length = number + 1, file + 1, 0
-                elif not self._has_room(window, file):
+            is_file = segment.kinds[number] == _FILE
+            stays = not is_file or window.kept(file, file + 1)
+            needs_room = is_file and stays and not self._has_room(window, file)
+            if stays != stayed or needs_room:
+                self._tell(window, segment, (first, number), (first_file, file), size, stayed)
+                first, first_file, size, stayed = number, file, 0, stays
+                if needs_room and not self._has_room(window, file):
                     self._make_room(window, file)
-                file += 1
             size += length
-        self._keep(window, segment, (first, len(segment.kinds)), (first_file, file), size)
+            file += is_file
+        self._tell(window, segment, (first, len(segment.kinds)), (first_file, file), size, stayed)
+
+    def _tell(
+        self,
+        window: _Window,
+        segment: Segment,
+        entries: tuple[int, int],
+        files: tuple[int, int],
+        size: int,
+        stayed: bool,
+    ) -> None:
+        if stayed:
+            self._keep(window, segment, entries, files, size)
+        elif entries[0] < entries[1]:
+            window.next_items(size)
+            segment.owner.read(*entries)
 
     def _keep(
         self, window: _Window, segment: Segment, entries: tuple[int, int], files: tuple[int, int], size: int

@@ -39,9 +39,9 @@ class Part(NamedTuple):
         self.leaf.copied(self.before, start, stop, items, moved)
         self.archiver.took_over(self.before.count_files(start, stop))
 
-    def read(self, number: int) -> None:
+    def read(self, start: int, stop: int) -> None:
         self.leaf.begin_draft()
-        self.archiver.read_named(self.level, self.leaf, self.before.record.names[self.first + number])
+        self.archiver.read_known(self.level, self.leaf, self.before, self.first + start, self.first + stop)
 
 
 class Whole(NamedTuple):
@@ -64,9 +64,9 @@ class Whole(NamedTuple):
         archiver.keep(before.number, before.moved(moved))
         archiver.took_over(before.count_files(0, record.count))
 
-    def read(self, number: int) -> None:
-        self._part(number).read(number)
-        self._end_after(number + 1)
+    def read(self, start: int, stop: int) -> None:
+        self._part(start).read(start, stop)
+        self._end_after(stop)
 
     def _part(self, start: int) -> Part:
         """Its entries, once it is known that not all of them stay; ``start`` is the one whose turn it is."""
@@ -99,5 +99,5 @@ class One(NamedTuple):
         archiver.took_over(1)
         archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
 
-    def read(self, number: int) -> None:
+    def read(self, start: int, stop: int) -> None:
         self.archiver.read_again(self.level, self.leaf, self.entry)

@@ -8,9 +8,11 @@ is in a stream's memory and was not committed does not count.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from archiver.backup.streams import Stream
 from archiver.core.linux import open_noatime
+from archiver.core.row import ROW, file_row
 from archiver.source.content import may_have_holes
 from archiver.source.metadata import plain_flags
 from archiver.source.walk import SourceDirectory
@@ -25,7 +27,7 @@ _FILES_AT_ONCE = 256
 class SmallFiles:
     """Files of one directory, in archive order, that are in the memory of the payload stream but not in the stream.
 
-    ``are_many``: it is time for ``add``.
+    ``are_many``: it is time to add them.
     """
 
     __slots__ = ("_encoder", "_end", "_room", "_stream", "are_many", "files")
@@ -72,14 +74,53 @@ class SmallFiles:
         self.are_many = end >= _BYTES_AT_ONCE or len(self.files) >= _FILES_AT_ONCE
         return True
 
-    def add(self) -> tuple[bytes, list[int]]:
-        """Put all of ``files`` into the archive, and forget them; their items, and the lengths of these for each."""
+    def take_known(self, directory: SourceDirectory, name: bytes, row: bytes) -> bool:
+        """Read a file again of which all but its contents is known: it is still the one with that row, and was when its
+        contents had been read. False: it was not done, for whatever reason."""
+        size, start = ROW.unpack(row)[1], self._end
+        if not start:
+            self._room = self._stream.reserve()
+        room, contents = self._room, start + HEADER_SIZE
+        end = contents + size
+        if size > _LARGEST or end > len(room):
+            return False
+        try:
+            fd = open_noatime(name, os.O_NONBLOCK, directory.fd)
+            try:
+                if size and os.preadv(fd, [room[contents:end]], 0) < size:
+                    return False
+                now = os.fstat(fd)
+            finally:
+                os.close(fd)
+        except OSError:
+            return False
+        if now.st_dev != directory.features.device or file_row(now) != row:
+            return False
+        HEADER.pack_into(room, start, PAYLOAD, end - start)
+        self._end = end
+        self.are_many = end >= _BYTES_AT_ONCE
+        return True
+
+    def add_known(self, items: bytearray, names: Sequence[bytes], lengths: Sequence[int], sizes: Sequence[int]) -> int:
+        """Put the files of ``take_known`` into the archive, and forget them: ``items`` of these ``lengths``, which have
+        their references, and contents of these ``sizes``. Returns how many bytes of contents."""
+        end, self._end = self._end, 0
+        offset = self._encoder.payload_position
+        self._encoder.add_encoded_files(items, names, lengths, sizes)
+        for size in sizes:
+            self._stream.suggest(offset)
+            offset += HEADER_SIZE + size
+        self._stream.commit(end)
+        return end - HEADER_SIZE * len(sizes)
+
+    def add(self) -> list[bytes]:
+        """Put all of ``files`` into the archive, and forget them; the items of each."""
         files, self.files = self.files, []
         end, self._end = self._end, 0
         offset = self._encoder.payload_position
-        encoded = self._encoder.add_plain_files(files)
+        items = self._encoder.add_plain_files(files)
         for _, _, size in files:
             self._stream.suggest(offset)
             offset += HEADER_SIZE + size
         self._stream.commit(end)
-        return encoded
+        return items

@@ -165,9 +165,9 @@ class Encoder:
             raise ValueError("the file's contents are not complete")
         return self._refer(name, metadata, size, payload_offset, size)
 
-    def add_plain_files(self, files: Sequence[PlainFile]) -> tuple[bytes, list[int]]:
+    def add_plain_files(self, files: Sequence[PlainFile]) -> list[bytes]:
         """Regular files without further attributes, whose PAYLOAD items (header, contents) the caller puts into the
-        payload stream one behind the other. Returns the items of all, and their lengths for each.
+        payload stream one behind the other. Returns the items of each.
 
         Does what ``start_payload``, ``advance`` and ``add_file`` do: the hot path of a first backup.
         """
@@ -177,7 +177,6 @@ class Encoder:
         if offset < self._references_end:
             raise ValueError(f"payload reference {offset} lies before {self._references_end}")
         items: list[bytes] = []
-        lengths: list[int] = []
         rows: list[int] = []
         for name, stat, size in files:
             if stat[0] >> 12 != c.REGULAR or stat[5] >= 10**9 or not c.valid_name(name) or size > c.MAX_FILE_SIZE:
@@ -190,18 +189,16 @@ class Encoder:
                 raise _out_of_range(Metadata(Stat(*stat))) from error
             items.append(item)
             length = len(item)
-            lengths.append(length)
             rows += (siphash(HASH_KEY, name), start, length + size)
             start += length
             offset += c.HEADER_SIZE + size
-        joined = b"".join(items)
-        self._write(joined)
+        self._write(b"".join(items))
         if items:
             self.last = items[-1]
         children.extend(rows)
         self.position = start
         self.payload_position = self._references_end = offset
-        return joined, lengths
+        return items
 
     def add_reference(self, name: bytes, metadata: Metadata, size: int, payload_offset: int) -> int:
         """Like ``add_file`` for contents inside reused chunks, which may be injected later but before ``finish``.
@@ -227,6 +224,22 @@ class Encoder:
             at += length
         self._emit(items)
         return start
+
+    def add_encoded_files(
+        self, items: Buffer, names: Sequence[bytes], lengths: Sequence[int], sizes: Sequence[int]
+    ) -> None:
+        """Regular files that were encoded before; as for ``add_plain_files`` the caller puts their PAYLOAD items into
+        the payload stream, contents of these ``sizes``, and has made ``items`` refer to that."""
+        children = self._open_directory()
+        self._split_stream()
+        end = self.payload_position + sum(sizes) + c.HEADER_SIZE * len(sizes)
+        self._refer_to((self.payload_position, end))
+        at = self.position
+        for name, length, size in zip(names, lengths, sizes, strict=True):
+            children.extend((siphash(HASH_KEY, name), at, length + size))
+            at += length
+        self._emit(items)
+        self.payload_position = end
 
     def add_directory(
         self, name: bytes, attributes: bytes, items: Buffer, table: bytes, references: tuple[int, int] | None

@@ -52,15 +52,15 @@ UNSORTED = 4  # flag of a split directory: some name does not come where its byt
 NO_SELECTION = bytes(16)
 NO_TIME = -(1 << 63)  # no file has it
 SPLIT_FROM = 2048  # names
+REFERENCE_FROM_END = 16  # of a file's items: u64 offset, u64 size
 
 _HEAD = struct.Struct("<B3xIIIIIQqq16s8x")
 _LEAF_EVERY = 1024  # names, on average
 _DERIVED = 1 << 63  # set in keys that are hashes; inode numbers do not have it
-_OFFSET_FROM_END = 16  # of a file's items: u64 offset, u64 size
 _U64 = struct.Struct("<Q")
-_FILE, _DIRECTORY = ord("f"), ord("d")
 _REFERENCE = struct.Struct("<qq")  # offset and size
 _NO_OFFSET = bytes(8)
+_FILE, _DIRECTORY = ord("f"), ord("d")
 _NUMPY_FROM = 32  # entries
 
 
@@ -248,14 +248,6 @@ class Draft:
         if kind == b"d":
             self.flags |= HAS_DIRECTORIES
 
-    def add_files(self, names: Sequence[bytes], lengths: Sequence[int], rows: Buffer, items: Buffer) -> None:
-        """Regular files: their names, lengths of their items, and these and their rows joined."""
-        self.kinds += b"f" * len(names)
-        self.names += names
-        self.lengths.extend(lengths)
-        self._rows += rows
-        self._items += items
-
     def add_all(self, record: Record, start: int, stop: int, items: Buffer) -> None:
         """The entries [start, stop) of a record, with these items."""
         kinds = record.kinds[start:stop]
@@ -274,6 +266,14 @@ class Draft:
             row, item = self._rows[32 * number : 32 * number + 32], self._items[at : at + length]
             yield bytes(self.kinds[number : number + 1]), name, bytes(row), bytes(item)
             at += length
+
+    def add_files(self, names: Sequence[bytes], rows: Sequence[bytes], items: Sequence[bytes]) -> None:
+        """Regular files, each as by ``add``."""
+        self.kinds += b"f" * len(names)
+        self.names += names
+        self.lengths.extend(map(len, items))
+        self._rows += b"".join(rows)
+        self._items += b"".join(items)
 
     def encode(self, table: bytes = b"") -> tuple[bytes, Layout]:
         """The record, and where the contents of its files lie."""
@@ -307,9 +307,9 @@ def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[byt
     """Items without the offsets of payload references, and these."""
     if _FILE not in kinds:
         return items, NOWHERE
-    if len(lengths) < _NUMPY_FROM:
-        return _relative_few(items, lengths, kinds)
     joined = bytearray(items)
+    if len(kinds) < _NUMPY_FROM:
+        return joined, _take_few(joined, lengths, kinds)
     places = reference_places(np.frombuffer(lengths, "<u4").astype(np.int64), kinds)
     references = read_references(joined, places)
     offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
@@ -317,32 +317,33 @@ def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[byt
     return joined, Layout.of(offsets, sizes)
 
 
-def _relative_few(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:
-    """The same without numpy, each call of which costs as much as some files."""
-    joined = bytearray(items)
+def _take_few(items: bytearray, lengths: Sequence[int], kinds: Buffer) -> Layout:
+    """Take the offsets out of few entries: without numpy, each call of which costs as much as some files."""
     jumps: list[tuple[int, int]] = []
-    base = number = end = at = 0
+    base = number = at = end = 0
     is_ordered = True
     for kind, length in zip(kinds, lengths, strict=True):
         at += length
         if kind != _FILE:
             continue
-        offset, size = _REFERENCE.unpack_from(joined, at - _OFFSET_FROM_END)
-        joined[at - _OFFSET_FROM_END : at - len(_NO_OFFSET)] = _NO_OFFSET
+        place = at - REFERENCE_FROM_END
+        offset, size = _REFERENCE.unpack_from(items, place)
+        items[place : place + len(_NO_OFFSET)] = _NO_OFFSET
         if not number:
-            base, is_ordered = offset, offset > 0
+            base = offset
+            is_ordered = offset > 0
         elif offset != end:
             jumps.append((number, offset - end))
             is_ordered = is_ordered and offset > end
         number += 1
         end = offset + size + HEADER_SIZE
-    return joined, Layout(base, tuple(jumps)) if is_ordered else NOWHERE
+    return Layout(base, tuple(jumps)) if is_ordered else NOWHERE
 
 
 def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:
     """Where in the joined items the payload references of the files are, n entries of the given lengths."""
     ends = np.cumsum(lengths, dtype=np.int64)
-    places: NDArray[np.int64] = ends[np.frombuffer(kinds, np.uint8) == ord("f")] - _OFFSET_FROM_END
+    places: NDArray[np.int64] = ends[np.frombuffer(kinds, np.uint8) == ord("f")] - REFERENCE_FROM_END
     return places
 
 
@@ -360,4 +361,4 @@ def write_offsets(items: bytearray, places: NDArray[np.int64], offsets: NDArray[
 
 _SIXTEEN = np.arange(16)
 _EIGHT = np.arange(8)
-assert REF_SIZE == 2 * _OFFSET_FROM_END
+assert REF_SIZE == 2 * REFERENCE_FROM_END

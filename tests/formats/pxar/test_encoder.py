@@ -250,18 +250,16 @@ def test_plain_files_are_as_others() -> None:
     files = [(b"n" * length, FILE.stat._replace(flags=length, uid=length), 3 * length) for length in (1, 2, 255, 4096)]
     one, other = _Archive(), _Archive()
     offset = one.encoder.payload_position
-    items, lengths = one.encoder.add_plain_files(files)
-    for name, stat, size in files:
+    items = one.encoder.add_plain_files(files)
+    for (name, stat, size), item in zip(files, items, strict=True):
         start = other.encoder.start_payload(size)
         assert start == offset
         other.encoder.advance(size)
         position = other.encoder.add_file(name, Metadata(stat), size, start)
-        assert items[: lengths[0]] == other.encoder.last == bytes(other.archive[position:])
-        items, lengths = items[lengths[0] :], lengths[1:]
+        assert item == other.encoder.last == bytes(other.archive[position:])
         offset += 16 + size
-    assert (items, lengths) == (b"", [])
     assert one.encoder.last == other.encoder.last
-    assert one.encoder.add_plain_files([]) == (b"", [])
+    assert one.encoder.add_plain_files([]) == []
     for it in (one, other):
         it.encoder.end_directory()
         it.encoder.finish()
