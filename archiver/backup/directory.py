@@ -103,9 +103,13 @@ class Before:
         """How far these files are from where they were if they followed the first of them; None: not at all."""
         if not self.layout.jumps:
             return None
-        files = self.files(start, stop)
-        shifts = self.layout.shifts(files.start, files.stop)
+        shifts = self._shifts[self.files(start, stop)]
         return shifts - shifts[0] if len(shifts) else None
+
+    @cached_property
+    def _shifts(self) -> NDArray[np.int64]:
+        """Of each file."""
+        return self.layout.shifts(0, self.record.kinds.count(_FILE))
 
 
 class PreviousRun:

@@ -125,10 +125,11 @@ class Layout(NamedTuple):
 
     def shifts(self, first: int, stop: int) -> NDArray[np.int64]:
         """How far the files [first, stop) lie from where they were without jumps."""
-        found = np.zeros(stop - first, np.int64)
+        found = np.zeros(stop, np.int64)
         for file, size in self.jumps:
-            found[max(file - first, 0) :] += size
-        return found
+            if file < stop:
+                found[file] = size
+        return np.cumsum(found, out=found)[first:]
 
 
 NOWHERE = Layout()
