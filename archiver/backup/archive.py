@@ -396,6 +396,7 @@ class TreeArchiver:
             mode = stat[0]
             if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
                 read.append(looked.rows[number] if level.stable else self._row(level, stat))
+                self._count(1)
                 if small.are_many:
                     self._add_small(small, level, leaf, read)
                 continue
@@ -460,7 +461,6 @@ class TreeArchiver:
         self._counters.total += count
         self._counters.reencoded += count
         self._has_read(total - count * HEADER_SIZE)
-        self._count(count)
         rows.clear()
 
     def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:

@@ -274,13 +274,13 @@ class Leaf:
 
     def add_files(self, names: list[bytes], rows: list[bytes], items: list[bytes]) -> list[bool]:
         """Files, each as by ``add``; which of them are proven to be the same by their rows (``proves``)."""
-        times = [(mtime, ctime) for _, _, mtime, ctime in ROW.iter_unpack(b"".join(rows))]
-        racy = self._racy
-        settled = [(ctime or mtime) <= racy for mtime, ctime in times]
-        if not all(settled):
+        racy, joined = self._racy, b"".join(rows)
+        proven = [0 != ctime <= racy for _, _, _, ctime in ROW.iter_unpack(joined)]
+        if not all(proven):
+            settled = [(ctime or mtime) <= racy for _, _, mtime, ctime in ROW.iter_unpack(joined)]
             rows = [row if is_settled else without_times(row) for row, is_settled in zip(rows, settled, strict=True)]
         self.begin_draft().add_files(names, rows, items)
-        return [is_settled and ctime != 0 for is_settled, (_, ctime) in zip(settled, times, strict=True)]
+        return proven
 
     def proves(self, row: bytes) -> bool:
         """Whether a file with this row will be the same: its change time is known, and not of just now."""

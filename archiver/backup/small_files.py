@@ -25,9 +25,12 @@ _FILES_AT_ONCE = 256
 
 
 class SmallFiles:
-    """Files of one directory, in archive order, that are in the memory of the payload stream but not in the stream."""
+    """Files of one directory, in archive order, that are in the memory of the payload stream but not in the stream.
 
-    __slots__ = ("_encoder", "_end", "_room", "_stream", "files")
+    ``are_many``: it is time to add them.
+    """
+
+    __slots__ = ("_encoder", "_end", "_room", "_stream", "are_many", "files")
 
     def __init__(self, encoder: Encoder, stream: Stream) -> None:
         self._encoder = encoder
@@ -35,6 +38,7 @@ class SmallFiles:
         self._room = memoryview(b"")
         self._end = 0  # bytes of it that are in use
         self.files: list[PlainFile] = []
+        self.are_many = False
 
     def take(self, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
         """Read the file that lstat told of. False: it was not done, for whatever reason.
@@ -67,6 +71,7 @@ class SmallFiles:
         self._end = end
         seconds, nanoseconds = divmod(mtime, 1_000_000_000)
         self.files.append((name, (stat[0], flags, stat[4], stat[5], seconds, nanoseconds), size))
+        self.are_many = end >= _BYTES_AT_ONCE or len(self.files) >= _FILES_AT_ONCE
         return True
 
     def take_known(self, directory: SourceDirectory, name: bytes, row: bytes) -> bool:
@@ -93,6 +98,7 @@ class SmallFiles:
             return False
         HEADER.pack_into(room, start, PAYLOAD, end - start)
         self._end = end
+        self.are_many = end >= _BYTES_AT_ONCE
         return True
 
     def add_known(self, items: bytearray, names: Sequence[bytes], lengths: Sequence[int], sizes: Sequence[int]) -> int:
@@ -106,11 +112,6 @@ class SmallFiles:
             offset += HEADER_SIZE + size
         self._stream.commit(end)
         return end - HEADER_SIZE * len(sizes)
-
-    @property
-    def are_many(self) -> bool:
-        """Whether it is time to add them."""
-        return self._end >= _BYTES_AT_ONCE or len(self.files) >= _FILES_AT_ONCE
 
     def add(self) -> list[bytes]:
         """Put all of ``files`` into the archive, and forget them; the items of each."""

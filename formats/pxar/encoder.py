@@ -193,6 +193,8 @@ class Encoder:
             start += length
             offset += c.HEADER_SIZE + size
         self._write(b"".join(items))
+        if items:
+            self.last = items[-1]
         children.extend(rows)
         self.position = start
         self.payload_position = self._references_end = offset

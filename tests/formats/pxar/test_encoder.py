@@ -175,9 +175,14 @@ def _closed() -> _Archive:
     return it
 
 
-def _dangling() -> _Archive:
+def _referred() -> _Archive:
     it = _Archive()
     it.encoder.add_reference(b"f", FILE, 10, 16)
+    return it
+
+
+def _dangling() -> _Archive:
+    it = _referred()
     it.encoder.end_directory()
     return it
 
@@ -220,6 +225,11 @@ WRONG: dict[str, tuple[Callable[[], _Archive], Callable[[Encoder], Any]]] = {
     "v2 reference overlaps": (_one_file, lambda e: e.add_reference(b"g", FILE, 10, 41)),
     "v2 reference to the marker": (_Archive, lambda e: e.add_reference(b"g", FILE, 10, 0)),
     "v2 reference beyond the end": (_dangling, lambda e: e.finish()),
+    "v1 plain file": (lambda: _Archive(split=False), lambda e: e.add_plain_files([(b"f", FILE.stat, 1)])),
+    "v2 plain file in a payload": (_open_payload, lambda e: e.add_plain_files([(b"f", FILE.stat, 1)])),
+    "plain file without root": (lambda: _Archive(root=False), lambda e: e.add_plain_files([(b"f", FILE.stat, 1)])),
+    "plain file before referred ones": (_referred, lambda e: e.add_plain_files([(b"g", FILE.stat, 1)])),
+    "plain file is a directory": (_Archive, lambda e: e.add_plain_files([(b"f", FILE.stat, 1), (b"d", DIR.stat, 1)])),
     "link forwards": (_one_file, lambda e: e.add_hardlink(b"g", b"f", e.position)),
     "link to nowhere": (_one_file, lambda e: e.add_hardlink(b"g", b"f", -1)),
 }
@@ -234,6 +244,27 @@ def test_wrong_calls(name: str) -> None:
         call(it.encoder)
     assert not isinstance(caught.value, FormatError), "a bug of the caller is no wrong format"
     assert before == (bytes(it.archive), bytes(it.payload), it.encoder.position, it.encoder.payload_position)
+
+
+def test_plain_files_are_as_others() -> None:
+    files = [(b"n" * length, FILE.stat._replace(flags=length, uid=length), 3 * length) for length in (1, 2, 255, 4096)]
+    one, other = _Archive(), _Archive()
+    offset = one.encoder.payload_position
+    items = one.encoder.add_plain_files(files)
+    for (name, stat, size), item in zip(files, items, strict=True):
+        start = other.encoder.start_payload(size)
+        assert start == offset
+        other.encoder.advance(size)
+        position = other.encoder.add_file(name, Metadata(stat), size, start)
+        assert item == other.encoder.last == bytes(other.archive[position:])
+        offset += 16 + size
+    assert one.encoder.last == other.encoder.last
+    assert one.encoder.add_plain_files([]) == []
+    for it in (one, other):
+        it.encoder.end_directory()
+        it.encoder.finish()
+    assert one.archive == other.archive
+    assert one.encoder.payload_position == other.encoder.payload_position == offset + 16
 
 
 def test_prelude_needs_a_payload_stream() -> None:
@@ -269,6 +300,11 @@ BAD: dict[str, Callable[[Encoder], Any]] = {
     "size": lambda e: e.add_reference(b"a", FILE, 2**63, 16),
     "negative size": lambda e: e.start_payload(-1),
     "size of a payload": lambda e: e.start_payload(2**63),
+    "plain file, name": lambda e: e.add_plain_files([(b"a", FILE.stat, 1), (b"a/b", FILE.stat, 1)]),
+    "plain file, uid": lambda e: e.add_plain_files([(b"a", FILE.stat._replace(uid=2**32), 1)]),
+    "plain file, nanoseconds": lambda e: e.add_plain_files([(b"a", FILE.stat._replace(mtime_nanos=10**9), 1)]),
+    "plain file, size": lambda e: e.add_plain_files([(b"a", FILE.stat, 2**63 - 1)]),
+    "plain file, negative size": lambda e: e.add_plain_files([(b"a", FILE.stat, -1)]),
     "xattr without name": lambda e: e.add_reference(b"a", _with(xattrs=((b"", b"x"),)), 1, 16),
     "xattr with NUL": lambda e: e.add_reference(b"a", _with(xattrs=((b"user.\0", b"x"),)), 1, 16),
     "long xattr": lambda e: e.add_reference(b"a", _with(xattrs=((b"u" * 255, bytes(65536)),)), 1, 16),
