@@ -9,8 +9,8 @@ frees the chunk that it was in.
 A *run* is a row of kept files whose old bytes lie in the same order; each of its chunks is injected once, bytes between
 the files do no harm. A *piece* is the part of a run in one entry of the previous index. Files are given up until:
 
-* each piece saves reading LEAST_PIECE of a chunk of small files, or is nearly all of a chunk; this one must not be
-  tiny, unless the files on both sides are kept: then there is nothing to merge it with;
+* each piece saves reading LEAST_PIECE of a chunk of small files, FILE_COST for each file counted in, or is nearly all
+  of a chunk; that one must not be tiny, unless the files on both sides are kept and there is nothing to merge it with;
 * each chunk is live by LEAST_LIVE, all its pieces in all copies of it together. Of a file larger than chunks what lies
   in whole chunks counts for its ends, half each: it is not read again for the few bytes of its tail.
 
@@ -36,6 +36,11 @@ and index entries with other numbers, for 60 nights of 1 %:
     LEAST_LIVE 0.3    2.8 %  3.6   1.36   9100      0.7    4.1 %   3.1   1.12   7900
 
 With chunks of 4 MiB for small files too: 10 %, 12, 1.34, 3000 (see formats/chunker.py).
+
+FILE_COST, on /usr/share, where most files are far smaller than the mean of 12 KB, changed by bench/changes.py: files
+that are read although they have not changed, and the stream, in the tenth night:
+
+    0    6,600  1.7        1/512  3,300  2.1        1/128    900  2.7
 """
 
 from __future__ import annotations
@@ -49,6 +54,7 @@ from numpy.typing import NDArray
 from formats.chunker import small_chunk
 
 LEAST_PIECE = 1 / 16  # of a chunk of small files: what a piece must save from being read
+FILE_COST = 1 / 512  # of a chunk of small files: what could be read while a file is opened
 TINY = 1 / 32  # of a chunk of small files: a chunk below is merged with what is encoded anew beside it
 NEARLY_ALL = 0.9  # of a chunk
 LEAST_LIVE = 0.5  # of a chunk
@@ -128,7 +134,8 @@ class _Window:
         self._inside = np.column_stack(
             (np.minimum(ends, previous.starts[first + 1]) - offsets, np.where(spans, ends - previous.starts[last], 0))
         )
-        self._saved = np.column_stack((sizes, np.where(spans, sizes, 0)))
+        saved = sizes + FILE_COST * self._small
+        self._saved = np.column_stack((saved, np.where(spans, saved, 0)))
         whole_chunks = (sizes - self._inside.sum(axis=1)) / 2
         self._credit = self._inside + np.column_stack((whole_chunks, whole_chunks))
         self._unseen = self._bytes_unseen(int(offsets.min()), int(ends.max()))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archiver.backup import reuse
-from archiver.backup.reuse import Bools, Ints, Previous, injections, plan, runs
+from archiver.backup.reuse import FILE_COST, Bools, Ints, Previous, injections, plan, runs
 from tests.golden_data import GOLDEN
 
 AVERAGE = 256  # of the small worlds here: pieces save at least 16 bytes, chunks below 8 are tiny
@@ -126,7 +126,7 @@ def is_bad(world: World, keep: list[int], i: int) -> bool:
     for entry in ends:
         inside = sum(overlap(world, k, entry) for k in run if entry in entries_of(world, k))
         piece = [k for k in run if entry in (entries_of(world, k)[0], entries_of(world, k)[-1])]
-        saved = sum(int(world.sizes[k]) for k in piece)
+        saved = sum(int(world.sizes[k]) + FILE_COST * AVERAGE for k in piece)
         beside = {min(piece) - 1, max(piece) + 1} & set(range(len(world.offsets)))
         is_whole = inside >= 0.9 * size[entry] and (size[entry] >= AVERAGE / 32 or beside <= set(keep))
         last = len(world.offsets) - 1
