@@ -202,22 +202,22 @@ class _Borders:
 
     def restart(self) -> None:
         """A new chunk begins."""
-        self._scanned = 0  # positions of the chunk below this one are done
-        self._hit = -1  # the last of them where the hash passed
+        self._scanned = 0  # no border before this position of the chunk will do
 
     def accepts(self, chunk: Bytes, border: int) -> bool:
-        """Whether the chunk ends at ``border``, all bytes up to which are there. Borders must not decrease."""
+        """Whether the chunk ends at ``border``, all bytes up to which are there. Borders must not decrease, and after
+        one that was accepted ``restart`` follows.
+
+        One place where the hash passed is enough, so the window is looked at from its end, and nothing is looked at
+        that the border before could not do with.
+        """
         if border < self._minimum:
             return False
-        first = border - self._window
-        at = max(first, self._scanned)
-        if at < border:
+        first = max(border - self._window, self._scanned)
+        if first < border:
             data = np.frombuffer(chunk, dtype=np.uint8)
-            while at < border:
-                stop = min(at + BLOCK, border)
-                hits = self._scanner.candidates(data, at, stop)
-                if hits.size:
-                    self._hit = int(hits[-1])
-                at = stop
+            for stop in range(border, first, -BLOCK):
+                if self._scanner.candidates(data, max(stop - BLOCK, first), stop).size:
+                    return True
             self._scanned = border
-        return self._hit >= first
+        return False
