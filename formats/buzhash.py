@@ -20,11 +20,13 @@ A window of equal bytes has h = 0, which never passes: such blocks (holes of spa
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 64
-BLOCK = 32 * 1024  # positions hashed at a time: all arrays of a block together stay in the L2 cache
+BLOCK = 64 * 1024  # positions hashed at a time: more do not stay in the L2 cache, with fewer the calls take too long
 
 NO_CANDIDATES = np.empty(0, dtype=np.int64)
 _ALL_ONES = np.uint32(0xFFFF_FFFF)
@@ -68,9 +70,23 @@ _CLASSES = np.arange(32, dtype=np.uint32)
 _ROTATED = rotate_right(TABLE, _CLASSES[:, None]).ravel()
 _CLASS_ROWS = np.tile(_CLASSES.astype(np.uint16) * 256, (BLOCK + WINDOW) // 32)
 
+_Words = NDArray[np.uint32]
+
+
+class _Scratch(NamedTuple):
+    """The arrays for one number of positions. ``steps``: (one operand, the other, result) of each doubling."""
+
+    rows: NDArray[np.uint16]
+    places: NDArray[np.intp]
+    words: _Words
+    steps: tuple[tuple[_Words, _Words, _Words], ...]
+    sums: _Words  # the last result
+    ignored: _Words
+    tested: _Words
+
 
 class CandidateScanner:
-    """Finds the positions where the hash lets a chunk end. Each instance has scratch memory of its own (0.7 MB).
+    """Finds the positions where the hash lets a chunk end. Each instance has scratch memory of its own (1.5 MB).
 
     ``average`` is the average chunk size in bytes, a power of two.
     """
@@ -82,9 +98,21 @@ class CandidateScanner:
         classes = np.tile(np.roll(_CLASSES, -(WINDOW - 1)), BLOCK // 32)
         self._classes = classes
         self._ignored = ~rotate_right(np.full(BLOCK, mask & ~3, dtype=np.uint32), classes)
-        self._rows = np.empty(size, dtype=np.uint16)
-        self._index = np.empty(size, dtype=np.intp)
-        self._sums = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
+        self._places = np.empty(size, dtype=np.intp)
+        self._words = np.empty(size, dtype=np.uint32), np.empty(size, dtype=np.uint32)
+        self._whole = self._scratch(BLOCK)  # making these slices takes a tenth as long as hashing a block
+
+    def _scratch(self, count: int) -> _Scratch:
+        size = count + WINDOW - 1
+        rows, places = _CLASS_ROWS[:size], self._places[:size]
+        words, other = self._words
+        first = words[:size]
+        steps = []
+        for terms in (1, 2, 4, 8, 16, 32):
+            size -= terms
+            steps.append((words[:size], words[terms : size + terms], other[:size]))
+            words, other = other, words
+        return _Scratch(rows, places, first, tuple(steps), words[:count], self._ignored[:count], other[:count])
 
     def candidates(self, data: NDArray[np.uint8], lo: int, hi: int) -> NDArray[np.int64]:
         """The positions lo <= i < hi, ascending, where a chunk may end after byte i of ``data``.
@@ -97,20 +125,16 @@ class CandidateScanner:
         data = data[lo - WINDOW + 1 : hi]
         if not count or _is_constant(data):
             return NO_CANDIDATES
-        size = data.size
-        np.add(data, _CLASS_ROWS[:size], out=self._rows[:size])
-        np.copyto(self._index[:size], self._rows[:size])
-        sums, other = self._sums
-        _ROTATED.take(self._index[:size], out=sums[:size], mode="wrap")  # any mode but "raise" saves a pass
-        for terms in (1, 2, 4, 8, 16, 32):
-            size -= terms
-            np.bitwise_xor(sums[:size], sums[terms : size + terms], out=other[:size])
-            sums, other = other, sums
-        np.bitwise_or(sums[:count], self._ignored[:count], out=other[:count])
-        if other[:count].max() != _ALL_ONES:
+        scratch = self._whole if count == BLOCK else self._scratch(count)
+        np.add(data, scratch.rows, out=scratch.places)
+        _ROTATED.take(scratch.places, out=scratch.words, mode="wrap")  # any mode but "raise" saves a pass
+        for one, another, result in scratch.steps:
+            np.bitwise_xor(one, another, out=result)
+        np.bitwise_or(scratch.sums, scratch.ignored, out=scratch.tested)
+        if np.maximum.reduce(scratch.tested) != _ALL_ONES:
             return NO_CANDIDATES
-        hits = np.flatnonzero(other[:count] == _ALL_ONES)
-        hashes = rotate_right(sums[hits], np.uint32(32) - self._classes[hits])
+        hits = np.flatnonzero(scratch.tested == _ALL_ONES)
+        hashes = rotate_right(scratch.sums[hits], np.uint32(32) - self._classes[hits])
         kept: NDArray[np.int64] = hits[hashes & 3 != 0] + lo
         return kept
 

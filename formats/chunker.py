@@ -202,22 +202,23 @@ class _Borders:
 
     def restart(self) -> None:
         """A new chunk begins."""
-        self._scanned = 0  # positions of the chunk below this one are done
-        self._hit = -1  # the last of them where the hash passed
+        self._scanned = 0  # positions of the chunk below this one are done; 0: no border was tested
+        self._hits = NO_CANDIDATES  # where the hash passed, at or after the first border that was tested
 
     def accepts(self, chunk: Bytes, border: int) -> bool:
-        """Whether the chunk ends at ``border``, all bytes up to which are there. Borders must not decrease."""
+        """Whether the chunk ends at ``border``, all bytes up to which are there. Borders must not decrease, and after
+        one that was accepted ``restart`` follows."""
         if border < self._minimum:
             return False
         first = border - self._window
-        at = max(first, self._scanned)
-        if at < border:
-            data = np.frombuffer(chunk, dtype=np.uint8)
-            while at < border:
-                stop = min(at + BLOCK, border)
-                hits = self._scanner.candidates(data, at, stop)
-                if hits.size:
-                    self._hit = int(hits[-1])
-                at = stop
+        data = np.frombuffer(chunk, dtype=np.uint8)
+        if not self._scanned:  # most borders pass: one place is enough, so look from the end
             self._scanned = border
-        return self._hit >= first
+            starts = range(border - BLOCK, first - BLOCK, -BLOCK)
+            return any(self._scanner.candidates(data, max(at, first), at + BLOCK).size for at in starts)
+        while self._scanned < border:  # whole blocks, even beyond the border: the next ones may come soon
+            at = max(self._scanned, first)
+            self._scanned = min(at + BLOCK, len(chunk))
+            self._hits = np.append(self._hits, self._scanner.candidates(data, at, self._scanned))
+        before = self._hits[: np.searchsorted(self._hits, border)]
+        return bool(before.size and before[-1] >= first)

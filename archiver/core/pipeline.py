@@ -39,12 +39,25 @@ def yield_to_main_thread() -> None:
 
 
 class Pipeline:
-    """Owner of the threads. One condition serves all channels: there are few threads and hundreds of items a second."""
+    """Owner of the threads.
+
+    All of it is under one lock, as there are few threads and hundreds of items a second. Each thing to wait for has a
+    condition of its own: a thread woken for nothing takes the interpreter lock from the main thread for nothing.
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._conditions: list[threading.Condition] = []
+        self.changed = self.condition()  # for whatever users of the pipeline wait for
         self.error: BaseException | None = None
         self._threads: list[threading.Thread] = []
+
+    def condition(self) -> threading.Condition:
+        """One more thing to wait for, by ``wait``."""
+        condition = threading.Condition(self._lock)
+        with self._lock:
+            self._conditions.append(condition)
+        return condition
 
     def start(self, work: Callable[[], None], name: str) -> None:
         """Run ``work`` in a thread of its own; an exception in it stops the pipeline."""
@@ -62,16 +75,18 @@ class Pipeline:
         self._threads.append(thread)
 
     def fail(self, error: BaseException) -> None:
-        with self.changed:
+        with self._lock:
             if self.error is None:
                 self.error = error
-            self.changed.notify_all()
+            for condition in self._conditions:
+                condition.notify_all()
 
-    def wait(self) -> None:
-        """Wait for a change; the caller holds ``changed``. Raises Cancelled after a failure."""
+    def wait(self, condition: threading.Condition | None = None) -> None:
+        """Wait for a change, ``changed`` or that of ``condition``; the caller holds it. Raises Cancelled after a
+        failure."""
         if self.error is not None:
             raise Cancelled
-        self.changed.wait()
+        (condition or self.changed).wait()
         if self.error is not None:
             raise Cancelled
 
@@ -102,34 +117,34 @@ class Channel(Generic[T]):
         self._capacity = capacity
         self._items: deque[T] = deque()
         self._closed = False
+        self._filled = pipeline.condition()
+        self._emptied = pipeline.condition()
 
     def put(self, item: T) -> None:
-        changed = self._pipeline.changed
-        with changed:
+        with self._emptied:
             while len(self._items) >= self._capacity:
-                self._pipeline.wait()
+                self._pipeline.wait(self._emptied)
             if self._pipeline.error is not None:
                 raise Cancelled
             self._items.append(item)
-            changed.notify_all()
+            self._filled.notify()
 
     def get(self) -> T | None:
         """The next item; None when the channel was closed and is empty."""
-        changed = self._pipeline.changed
-        with changed:
+        with self._filled:
             while not self._items:
                 if self._closed:
                     return None
-                self._pipeline.wait()
+                self._pipeline.wait(self._filled)
             item = self._items.popleft()
-            changed.notify_all()
+            self._emptied.notify()
             return item
 
     def close(self) -> None:
         """No more items will come."""
-        with self._pipeline.changed:
+        with self._filled:
             self._closed = True
-            self._pipeline.changed.notify_all()
+            self._filled.notify_all()
 
 
 class Pool(Generic[T]):
@@ -138,14 +153,15 @@ class Pool(Generic[T]):
     def __init__(self, pipeline: Pipeline, items: list[T]) -> None:
         self._pipeline = pipeline
         self._free = items
+        self._released = pipeline.condition()
 
     def acquire(self) -> T:
-        with self._pipeline.changed:
+        with self._released:
             while not self._free:
-                self._pipeline.wait()
+                self._pipeline.wait(self._released)
             return self._free.pop()
 
     def release(self, item: T) -> None:
-        with self._pipeline.changed:
+        with self._released:
             self._free.append(item)
-            self._pipeline.changed.notify_all()
+            self._released.notify()
