@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     _open_streams()
     code = run(arguments, "--json" in arguments)
     _close_streams()
-    sys.exit(code)
+    os._exit(code)  # the interpreter would take 60 ms to give back the memory of a quiet backup
 
 
 def _open_streams() -> None:

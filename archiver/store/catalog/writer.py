@@ -268,7 +268,8 @@ class RunWriter:
             assert self.before is not None
             keys, times, packs, offsets = columns
             changed = times == time
-            gone = self.before.keys[~np.isin(self.before.keys, keys)]
+            places = keys.searchsorted(self.before.keys)  # both sorted; np.isin would import numpy.ma, 60 ms
+            gone = self.before.keys[keys.take(places, mode="clip") != self.before.keys]
             columns = [
                 np.concatenate((keys[changed], gone)),
                 np.concatenate((times[changed], np.full(len(gone), time, np.uint64))),
