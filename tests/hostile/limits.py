@@ -18,7 +18,7 @@ class TooSlow(BaseException):
 
 
 @contextmanager
-def bounded(seconds: float = 5, memory: int = 256 << 20) -> Iterator[None]:
+def bounded(seconds: float = 60, memory: int = 256 << 20) -> Iterator[None]:
     """Raise TooSlow after ``seconds`` and MemoryError above ``memory`` bytes of address space more than now."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -258,7 +258,7 @@ def test_slow_output_is_waited_for() -> None:
 )
 def test_command_that_does_not_end(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "_COMMAND_SECONDS", 0.2)
-    with bounded(10, memory=128 << 20), pytest.raises(KeyProblem, match="does not work") as caught:
+    with bounded(60, memory=128 << 20), pytest.raises(KeyProblem, match="does not work") as caught:
         passphrase_from({"ARCHIVER_PASSWORD_COMMAND": command})
     assert "longer than" in str(caught.value.hint)
     assert "secret" not in told(caught.value)
