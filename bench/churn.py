@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.backup.reuse import Bools, Ints, Previous, injections, plan, runs
-from formats.chunker import PAYLOAD_DENSITY, PAYLOAD_MINIMUM, PAYLOAD_REACH, small_chunk
+from formats.chunker import BORDER_SHARE, PAYLOAD_DENSITY, PAYLOAD_MINIMUM, PAYLOAD_REACH, small_chunk
 
 MIB = 1 << 20
 HEADER = 16
@@ -81,7 +81,7 @@ class Contents:
 
     def grow(self, numbers: Ints, old: Ints, new: Ints) -> None:
         """Contents of ``old`` bytes have ``new`` bytes now."""
-        counts = self._rng.poisson((new - old) * 1.5 * PAYLOAD_DENSITY / small_chunk(self._average))
+        counts = self._rng.poisson((new - old) * 1.5 * BORDER_SHARE / small_chunk(self._average))
         for i in np.flatnonzero(counts):
             where = self._rng.integers(old[i], new[i], counts[i])
             self._passes.setdefault(int(numbers[i]), []).extend(np.sort(where).tolist())
@@ -106,12 +106,12 @@ def our_cut(start: int, end: int, average: int, passes: list[int], begins: list[
     small = small_chunk(average)
     maximum = min(start + 4 * average, end)
     i = bisect_left(passes, start + average // 8 * PAYLOAD_MINIMUM)
-    while i < len(passes) and passes[i] < maximum and passes[i] % (average // small):
+    while i < len(passes) and passes[i] < maximum and passes[i] % (BORDER_SHARE * average // small // PAYLOAD_DENSITY):
         i += 1
     plain = min(passes[i] if i < len(passes) else maximum, maximum)
     border = bisect_left(begins, start + small // 8 * PAYLOAD_MINIMUM)
     while small < average and border < len(begins) and begins[border] < plain:
-        i = bisect_left(passes, begins[border] - small // 4)
+        i = bisect_left(passes, begins[border] - small // BORDER_SHARE)
         if i < len(passes) and passes[i] <= begins[border]:
             return begins[border]
         border += 1
@@ -122,7 +122,7 @@ def our_cut(start: int, end: int, average: int, passes: list[int], begins: list[
 
 def pbs_cut(start: int, end: int, average: int, passes: list[int], begins: list[int]) -> int:
     """The same by PBS's rule, for data that arrives byte by byte: where a file begins, or else the hash passes."""
-    rarer = PAYLOAD_DENSITY * average // small_chunk(average)
+    rarer = BORDER_SHARE * average // small_chunk(average)
     maximum = min(start + 4 * average, end)
     smallest = start + average // 4
     i = bisect_left(begins, smallest)

@@ -236,7 +236,10 @@ class Leaf:
             if not part.is_placed or not part.record.count:
                 continue
             record = part.record
-            found = np.array([record.place.get(name, -1) for name in names], np.int64)
+            if part is self.same:
+                found = np.arange(len(names))
+            else:
+                found = np.array([record.place.get(name, -1) for name in names], np.int64)
             was = np.frombuffer(record.rows, "<i8").reshape(-1, 4)[found]
             kinds = np.frombuffer(record.kinds, np.uint8)[found]
             is_same = (found >= 0) & (was == here).all(axis=1) & (kinds != _DIRECTORY) & (kinds != _HARDLINK)
