@@ -241,8 +241,9 @@ class TreeArchiver:
             self._believes_rows
             and level.stable
             and record.ctime
-            and (record.inode, record.mtime, record.ctime)
-            == (source.stat.st_ino, signed(source.stat.st_mtime_ns), signed(source.stat.st_ctime_ns))
+            and record.inode == source.stat.st_ino
+            and record.mtime == source.stat.st_mtime_ns
+            and record.ctime == source.stat.st_ctime_ns
         ):
             level.own = record.own
             source.is_known = True

@@ -141,7 +141,7 @@ class Places:
     def __init__(self, time: int, mark: bytes, columns: list[U64s]) -> None:
         self.time = time
         self.mark = mark
-        self.keys = columns[0]
+        self.keys, self.columns = columns[0], columns
         # A number of an array is an object of numpy's, one of a memoryview is an int and made five times faster.
         self._keys, *self._columns = (np.ascontiguousarray(column).data for column in columns)
 

@@ -42,6 +42,8 @@ _WORTH = 12  # a change must be so many times smaller than its record
 _SPOOLED = b"session"  # what a value is sealed for while it is in the file
 _BATCH = 4 << 20  # bytes put into the database at a time
 
+_AS_BEFORE = Place((1 << 64) - 1, 0, 0)  # of a directory told by its number in the run before
+
 _Rows = Iterator[tuple[bytes, bytes, bytes]]  # table, key, value
 
 
@@ -108,9 +110,7 @@ class RunWriter:
 
     def keep(self, number: int, layout: Layout) -> None:
         """The directory ``number`` of the run before is as it was; its contents may lie elsewhere."""
-        assert self.before is not None
-        before = self.before
-        self._add(before.key(number), before.place(number), layout)
+        self._add(number, _AS_BEFORE, layout)
 
     def put(self, key: int, raw: bytes, layout: Layout) -> bool:
         """The record of a directory. False when it is the same as in the run before."""
@@ -179,10 +179,13 @@ class RunWriter:
                 packs.flush(self._pressed)
         database = self._catalog.database
         chain = self._chain()
-        columns = self._columns(time)
+        told = self._told()
+        columns = self._columns(told, time)
         places, firsts = self._places(columns, time, complete=chain == 0)
         newest = dict(enumerate(pack_columns(part) for part in _cut(columns, _NEWEST_PART)))
-        newest |= {part | JUMPS: pack_columns(cut) for part, cut in enumerate(_cut(self._jump_columns(), _NEWEST_PART))}
+        newest |= {
+            part | JUMPS: pack_columns(cut) for part, cut in enumerate(_cut(self._jump_columns(told[0]), _NEWEST_PART))
+        }
         header = RunHeader(
             parent=None if self.before is None else self.before.time,
             chain=chain,
@@ -242,19 +245,29 @@ class RunWriter:
         before = None if self.before is None else self._catalog.run(self.before.time)
         return 0 if before is None else (before.chain + 1) % _COMPLETE_EVERY
 
-    def _columns(self, time: int) -> list[U64s]:
-        """Key, time, pack, offset, base of every directory, sorted by key."""
+    def _told(self) -> list[U64s]:
+        """Key, time (0: of this run), pack, offset, base of every directory in the order of telling."""
         told = (self._keys, self._times, self._packs, self._offsets, self._bases)
-        columns = [np.frombuffer(column, np.uint64) for column in told]
-        order = np.argsort(columns[0], kind="stable")
-        columns = [column[order] for column in columns]
+        columns = [np.array(column, np.uint64) for column in told]
+        if self.before is not None:
+            kept = columns[1] == _AS_BEFORE.time
+            numbers = columns[0][kept].astype(np.intp)
+            for column, before in zip(columns, self.before.columns, strict=False):  # all but ``base``
+                column[kept] = before[numbers]
+        return columns
+
+    @staticmethod
+    def _columns(told: list[U64s], time: int) -> list[U64s]:
+        """The same, sorted by key, with times."""
+        order = np.argsort(told[0], kind="stable")
+        columns = [column[order] for column in told]
         columns[1][columns[1] == 0] = time
         return columns
 
-    def _jump_columns(self) -> list[U64s]:
+    def _jump_columns(self, keys: U64s) -> list[U64s]:
         """Number of the directory in the order of the keys, number of the file in it, bytes; sorted."""
         jumps = np.frombuffer(self._jumps, np.uint64).reshape(-1, 3)
-        order = np.argsort(np.frombuffer(self._keys, np.uint64), kind="stable")
+        order = np.argsort(keys, kind="stable")
         place = np.empty(len(order), np.uint64)
         place[order] = np.arange(len(order), dtype=np.uint64)
         directories = place[jumps[:, 0].astype(np.intp)]
