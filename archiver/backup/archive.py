@@ -275,6 +275,7 @@ class TreeArchiver:
         level.looked = looked = level.source.look_at(record.names, partial(self._child_key, level))
         if not self._is_same(level, before, looked):
             return False
+        level.looked = None
         self._holding.hold(held(Whole(self, level, child), before, 0, record.count))
         self._count(record.count)
         return True
@@ -283,7 +284,9 @@ class TreeArchiver:
         """Archive what is in a directory; gives the directories in it, to be entered."""
         for leaf, names in level.split(self._previous):
             level.leaf = leaf
-            looked = level.looked or level.source.look_at(names, partial(self._child_key, level))
+            looked, level.looked = level.looked, None
+            if looked is None or len(looked.stats) != len(names):
+                looked = level.source.look_at(names, partial(self._child_key, level))
             if self._is_same(level, leaf.same, looked):
                 yield from self._copy(level, leaf, looked)
             else:

@@ -242,7 +242,8 @@ class Leaf:
                 found = np.array([record.place.get(name, -1) for name in names], np.int64)
             was = np.frombuffer(record.rows, "<i8").reshape(-1, 4)[found]
             kinds = np.frombuffer(record.kinds, np.uint8)[found]
-            is_same = (found >= 0) & (was == here).all(axis=1) & (kinds != _DIRECTORY) & (kinds != _HARDLINK)
+            is_same = (found >= 0) & (was == here).all(axis=1) & (here[:, 3] != 0)  # a change time of 0 proves nothing
+            is_same &= (kinds != _DIRECTORY) & (kinds != _HARDLINK)
             source[is_same], numbers[is_same] = place, found[is_same]
         if eligible is not None:
             source[~eligible] = -1

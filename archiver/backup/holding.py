@@ -25,7 +25,7 @@ from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.encoder import Encoder
 from formats.wire import Buffer
 
-_AT_MOST = 8192  # entries held, some 1.5 KB each at worst; the plan is nearly the same with larger windows
+_AT_MOST = 8192  # entries and segments held, some 4 KB each at worst; larger windows give nearly the same plan
 _FILE = ord("f")
 TO_BE_READ = -1
 
@@ -78,7 +78,7 @@ class Holding:
     def hold(self, segment: Segment, link: bytes | None = None) -> None:
         """``link``: what other names of the one file in it are told by."""
         self._queue.append(segment)
-        self._entries += len(segment.kinds)
+        self._entries += 1 + len(segment.kinds)  # also that of an empty directory takes memory
         if link is not None:
             self._links.add(link)
         if self._entries >= _AT_MOST:

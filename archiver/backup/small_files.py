@@ -27,7 +27,8 @@ _FILES_AT_ONCE = 256
 class SmallFiles:
     """Files of one directory, in archive order, that are in the memory of the payload stream but not in the stream.
 
-    ``are_many``: it is time to add them.
+    Those of ``take``, which are ``files`` and go into the archive by ``add``, or those of ``take_known``, which
+    ``add_known`` puts there; not both at a time. ``are_many``: it is time to add them.
     """
 
     __slots__ = ("_encoder", "_end", "_room", "_stream", "are_many", "files")
@@ -104,6 +105,7 @@ class SmallFiles:
     def add_known(self, items: bytearray, names: Sequence[bytes], lengths: Sequence[int], sizes: Sequence[int]) -> int:
         """Put the files of ``take_known`` into the archive, and forget them: ``items`` of these ``lengths``, which have
         their references, and contents of these ``sizes``. Returns how many bytes of contents."""
+        assert not self.files
         end, self._end = self._end, 0
         offset = self._encoder.payload_position
         self._encoder.add_encoded_files(items, names, lengths, sizes)

@@ -96,7 +96,7 @@ class Machinery:
 class Stream:
     """One stream of a snapshot. ``write``/``reserve``/``commit`` are called by one thread, the archiver's.
 
-    ``suggest(offset)``: a file starts at this offset of the stream, which is its current end.
+    ``suggest(offset)``: a file starts at this offset of the stream, told before bytes behind it are committed.
     """
 
     def __init__(self, machinery: Machinery, filename: str, chunker: Chunker | PayloadChunker, slabs: SlabPool) -> None:

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ __all__ = ["Looked", "Problem", "SourceDirectory", "SourceEntry", "Walk", "WalkO
 _CLI_EXCLUDES = b".pxarexclude-cli"  # an archive of version 1 makes a file of this name in its root
 _TYPE_SHIFT = 12
 _DIRECTORY = st.S_IFDIR >> _TYPE_SHIFT
+_NAMES_AT_ONCE = 4096  # decoding them one by one takes three times as long
 _UNSEEN = ROW.pack(0, 0, 0, 0)
 _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's does too
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -393,17 +395,16 @@ class Walk:
 
     def list(self, directory: SourceDirectory) -> tuple[list[bytes], PatternList]:
         """The selected names of an open directory, and the patterns in effect below it."""
-        listed: list[str] = []
+        names: list[bytes] = []
         try:
             with os.scandir(directory.fd) as found:
-                for entry in found:
-                    listed.append(entry.name)
+                while some := [entry.name for entry in islice(found, _NAMES_AT_ONCE)]:
+                    names += os.fsencode("\0".join(some)).split(b"\0")
         except OSError as error:
             kind, reason = explain(error)
             reason = reason if kind == "vanished" else f"not all of its entries could be listed: {reason}"
             self.report(Problem(directory.path, reason, kind))
             directory.decided = True
-        names = os.fsencode("\0".join(listed)).split(b"\0") if listed else []
         names.sort()
         if self._selection.decides_below(names):
             directory.decided = True

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from archiver.backup import holding
 from archiver.backup.contents import Contents
+from archiver.backup.holding import Holding
 from archiver.backup.small_files import SmallFiles
 from archiver.browse.snapshot import Snapshot
 from archiver.store.store import Store
@@ -143,6 +146,69 @@ def test_changed_on_the_way(
     assert saved.result.archives[0].counters.padding_bytes == 0
     found = restored_differences(store, saved.snapshot, tree, tmp_path / "out")
     assert [line for line in found if not line.startswith("'.': mtime")] == []  # the directory was read before
+
+
+def keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on it never pays to take the chunks of unchanged files over: all of them are read again."""
+    monkeypatch.setattr(holding, "plan", lambda offsets, *_: np.zeros(len(offsets), np.bool_))
+
+
+@pytest.mark.parametrize("call", ["open", "preadv", "fstat"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_while_it_is_read_again(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, call: str
+) -> None:
+    """Of a file that was as before when it was looked at, entry and row are known, and true of other contents."""
+    store = make_store(tmp_path / "store")
+    save(store, tree, mode="metadata")
+    with monkeypatch.context() as patch:
+        keep_nothing(patch)
+        before_call(patch, call, tree, lambda: CHANGES[change](tree))
+        saved = save(store, tree, mode="metadata")
+    assert saved.problems == []
+    assert (saved.result.files.total, saved.result.files.unchanged) == (3, 0)
+    assert saved.result.archives[0].counters.padding_bytes == 0
+    found = restored_differences(store, saved.snapshot, tree, tmp_path / "out")
+    assert [line for line in found if not line.startswith("'.': mtime")] == []  # the directory was read before
+    again = save(store, tree, mode="metadata")
+    assert restored_differences(store, again.snapshot, tree, tmp_path / "again") == []
+
+
+def test_all_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries of all kinds between files that are read again, in directories that changed and that did not."""
+    source, store = tmp_path / "source", make_store(tmp_path / "store")
+    build_plain(source, 6, files=400, directories=20)
+    save(store, source, mode="metadata")
+    (source / "new").write_bytes(DATA)
+    with monkeypatch.context() as patch:
+        keep_nothing(patch)
+        second = save(store, source, mode="metadata")
+    assert second.result.files.unchanged == 0
+    assert restored_differences(store, second.snapshot, source, tmp_path / "out") == []
+    third = save(store, source, mode="metadata")
+    assert (third.result.files.bytes_read, third.result.files.unchanged) == (0, third.result.files.total)
+    assert restored_differences(store, third.snapshot, source, tmp_path / "third") == []
+    assert damage(store) == []
+
+
+def test_what_is_held_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty directories have no entries, but take memory all the same."""
+    source, store = tmp_path / "source", make_store(tmp_path / "store")
+    for number in range(300):
+        (source / f"{number}").mkdir(parents=True)
+    save(store, source, mode="metadata")
+    held: list[int] = []
+    real = Holding.flush
+
+    def flush(self: Holding) -> None:
+        held.append(len(self._queue))
+        real(self)
+
+    monkeypatch.setattr(holding, "_AT_MOST", 64)
+    monkeypatch.setattr(Holding, "flush", flush)
+    save(store, source, mode="metadata")
+    assert sum(held) >= 300
+    assert max(held) <= 64
 
 
 @pytest.mark.parametrize(

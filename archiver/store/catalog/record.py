@@ -254,7 +254,7 @@ class Draft:
         kinds = record.kinds[start:stop]
         self.kinds += kinds
         self.names += record.names[start:stop]
-        self.lengths.frombytes(record.part(start, stop)[1])
+        self.lengths.extend(record.lengths[start:stop].tolist())
         self._rows += record.rows[32 * start : 32 * stop]
         self._items += items
         if _DIRECTORY in kinds:
@@ -301,7 +301,8 @@ class Draft:
             self.ctime,
             self.selection,
         )
-        return b"".join((head, self.own, self._rows, self.lengths.tobytes(), self.kinds, names, items, table))
+        lengths = np.array(self.lengths, "<u4").tobytes()
+        return b"".join((head, self.own, self._rows, lengths, self.kinds, names, items, table))
 
 
 def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:
@@ -311,7 +312,7 @@ def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[byt
     joined = bytearray(items)
     if len(kinds) < _NUMPY_FROM:
         return joined, _take_few(joined, lengths, kinds)
-    places = reference_places(np.frombuffer(lengths, "<u4").astype(np.int64), kinds)
+    places = reference_places(np.array(lengths, np.int64), kinds)
     references = read_references(joined, places)
     offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
     write_offsets(joined, places, np.zeros(len(places), np.int64))
