@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from archiver.core import disk as door
-from archiver.core.disk import FSYNC_AT_MOST, Barrier, Disk, explain, write_all
+from archiver.core.disk import FSYNC_AT_MOST, Barrier, Disk, explain, nameless_file, write_all
 from archiver.errors import ArchiverError, NoSpace
 
 
@@ -271,3 +271,25 @@ def test_errors_are_explained(number: int, kind: type[ArchiverError], code: int)
     error = explain(OSError(number, os.strerror(number)), "write", "/some/file")
     assert type(error) is kind and error.exit_code == code
     assert "write /some/file" in str(error)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_nameless_file_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool) -> None:
+    """Also where the file system has no files without a name."""
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, mode, **options)
+
+    if not supported:
+        monkeypatch.setattr(os, "open", refuse)
+    fd = nameless_file(str(tmp_path))
+    try:
+        os.write(fd, b"data")
+        assert os.pread(fd, 10, 0) == b"data"
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+        assert os.listdir(tmp_path) == []
+    finally:
+        os.close(fd)
