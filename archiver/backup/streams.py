@@ -28,7 +28,7 @@ from formats.wire import Buffer
 
 _CUT_EVERY = 512 << 10  # bytes written before the chunker looks at them
 _INDEX_ENTRIES_AT_ONCE = 8  # what a run that is interrupted leaves to the next one lacks fewer than that
-_QUEUED_CHUNKS = 4
+_QUEUED_CHUNKS = 16
 _ZEROS = 1 << 20
 
 
