@@ -23,8 +23,8 @@ rule: 1.5). The numbers are in bench/cuts.py.
 
 Where files are small, chunks are smaller too. Let ``small`` be an eighth of the average, but at least 64 KiB:
 
-    cut at the first suggestion o < c, at least 3/4 of small, where the hash passes between o - small / 32 and o; its
-    test passes as often as that of the plain rule for an average of small / 32: 3 times in 2 such windows.
+    cut at the first suggestion o < c, at least 3/4 of small, where the hash passes between o - small / 128 and o; its
+    test passes as often as that of the plain rule for an average of small / 128: 3 times in 2 such windows.
 
 Between small files nearly every cut is one of these, between large ones none, and next to nothing is hashed for them.
 They are for the next backup: one that takes over the chunks of unchanged files must split a chunk, or read it again,
@@ -49,7 +49,7 @@ PAYLOAD_MINIMUM = 6  # eighths of the average
 PAYLOAD_DENSITY = 4  # how many times as often as by the plain rule the test passes
 PAYLOAD_REACH = 2  # eighths of the average, behind the cut of the hash, in which a suggestion is taken
 SMALL_SHARE = 8  # of the average: one in so many is what chunks of small files have
-BORDER_SHARE = 32  # of a chunk of small files: one in so many of its bytes is looked at before a border
+BORDER_SHARE = 128  # of a chunk of small files: one in so many of its bytes is looked at before a border
 
 Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 

@@ -253,9 +253,9 @@ def reference_payload_cuts(data: bytes, average: int, suggestions: list[int]) ->
     while start < len(data):
         plain = first_payload_cut(data[start:], average)
         limit = start + plain if plain else len(data) + 1
-        passed = hash_passes(data[start:limit], small // 16 - 1)
+        passed = hash_passes(data[start:limit], small // 64 - 1)  # the mask of twice the average small / 128
         for border in suggestions:
-            window = set(range(border - start - small // 32 + 1, border - start + 1))
+            window = set(range(border - start - small // 128 + 1, border - start + 1))
             if start + small // 4 * 3 <= border < limit and window & passed:
                 start = border
                 break
