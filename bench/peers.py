@@ -3,6 +3,7 @@
 | program  | compression | encryption                      | its restore checks what it wrote  |
 |----------|-------------|---------------------------------|-----------------------------------|
 | archiver | zstd        | none                            | unless told ``--no-verify``       |
+| with key | zstd        | AES-256-GCM                     | unless told ``--no-verify``       |
 | restic   | zstd (auto) | always, it cannot be turned off | only when told ``--verify``       |
 | borg     | zstd,1      | none                            | no                                |
 
@@ -21,10 +22,14 @@ import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from formats.crypt import CryptConfig
+from formats.keyfile import KeyFile, KeyTime
+
 Command = list[str]
 
 PROJECT = Path(__file__).resolve().parent.parent
 BACKUP_ID = "bench"
+_THEN = KeyTime(0)
 
 
 class Program(ABC):
@@ -145,6 +150,19 @@ class Archiver(Program):
         return [sys.executable, "-m", "archiver", "--store", str(self.repository(place)), *arguments]
 
 
+class ArchiverWithKey(Archiver):
+    """The same with everything encrypted, by a key file without a passphrase."""
+
+    name = "archiver+key"
+
+    def environment(self, place: Path) -> dict[str, str]:
+        keyfile = place / "key.json"
+        if not keyfile.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            keyfile.write_bytes(KeyFile.wrap(CryptConfig(bytes(range(32))), None, None, None, _THEN, _THEN).encode())
+        return {**super().environment(place), "ARCHIVER_KEYFILE": str(keyfile)}
+
+
 class Restic(Program):
     name = "restic"
     finished = frozenset({0, 3})
@@ -219,7 +237,7 @@ class Borg(Program):
 
 def programs() -> list[Program]:
     """All that are compared, installed or not."""
-    return [Archiver(), Restic(), Borg()]
+    return [Archiver(), ArchiverWithKey(), Restic(), Borg()]
 
 
 def _version_word(program: str, argument: str) -> str | None:

@@ -1,7 +1,8 @@
 """What the runs showed, as a table for people and as a document for scripts.
 
 Times are medians over the rounds. A ratio says how many times as fast this program is as the other (its wall time over
-ours); ``vs faster`` takes the faster of the others, ``vs limit`` is wall time over that of the bare necessary work.
+ours); ``vs faster`` takes the faster of the others. The other way round ``vs plain`` is wall time over that without
+encryption, ``vs limit`` over that of the bare necessary work.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 from bench.datasets import DataSet
 from bench.suite import LIMIT, Row
 
-OURS = "archiver"
+PLAIN = "archiver"
+WITH_KEY = "archiver+key"
 PEERS = ("restic", "borg")
-RATIOS = (*PEERS, "faster", LIMIT)
+RATIOS = (*PEERS, "faster", "plain", LIMIT)
 TITLES = {
     "first": "first backup",
     "unchanged": "nothing changed",
@@ -53,7 +55,7 @@ stored: allocated on disk after the first backup, our database included.
 entries/s: entries of the tree, changed or not; read: file content that was read (only archiver tells).
 db, db file: growth of the pages in use and of the file of archiver's database, KiB.
 limit: the bare necessary work on two threads: read, SHA-256, zstd-1, write.
-restic always encrypts; borg and archiver run without encryption here. archiver's default restore reads back what it
+restic always encrypts, borg does not here, archiver+key is ours with encryption. Our default restore reads back what it
 wrote; restic's and borg's do not, and their default restore is what both of our restore rows are compared with."""
 
 
@@ -67,10 +69,13 @@ def ratios(row: Row, rows: Iterable[Row]) -> dict[str, float]:
         if (other.data, other.workload) == (row.data, row.workload) and other.runs
     }
     found = {}
-    if row.program == OURS:
+    if row.program in (PLAIN, WITH_KEY):
         found = {peer: same[peer] / _wall(row) for peer in PEERS if peer in same}
         if found:
             found["faster"] = min(found.values())
+    plain = row.label.replace(WITH_KEY, PLAIN)
+    if row.program == WITH_KEY and plain in same:
+        found["plain"] = _wall(row) / same[plain]
     if LIMIT in same and row.program != LIMIT:
         found[LIMIT] = _wall(row) / same[LIMIT]
     return found

@@ -23,6 +23,7 @@ from bench.database import DatabaseSize
 from bench.measure import Usage
 from bench.peers import Command, Program
 from bench.suite import WORKLOADS, Row, Suite
+from formats.blob.layout import inspect
 
 
 class Copier(Program):
@@ -208,6 +209,15 @@ def test_ours_tells_what_it_read_and_how_its_database_grew(tree: Path) -> None:
     assert first.bytes_read == [sum(size for _, size in contents)] * 2
     assert len(unchanged.bytes_read) == len(changed.bytes_read) == len(unchanged.growth) == 2
     assert all(0 < growth.used <= growth.length for growth in first.growth)
+
+
+def test_ours_with_a_key_is_compared_with_ours_without(tree: Path) -> None:
+    rows = run_suite(tree, [peers.Archiver(), peers.ArchiverWithKey()], only=["first", "changed", "restore", "verify"])
+    assert [problem for one in rows for problem in one.problems] == []
+    for one in rows:
+        assert ("plain" in report.ratios(one, rows)) == (one.program == "archiver+key")
+    chunks = [path for path in tree.parent.glob("run/archiver+key/repository/.chunks/*/*") if path.is_file()]
+    assert chunks and all(inspect(path.read_bytes()).encrypted for path in chunks)
 
 
 def test_a_failed_preparation_is_told_in_the_row_that_needs_it(tree: Path) -> None:
@@ -533,7 +543,7 @@ def test_reading_and_growth_are_shown_as_medians() -> None:
     rows[0].growth = [DatabaseSize(1024, 0), DatabaseSize(-4096, 0), DatabaseSize(9216, 8192)]
     text = report.table([], {}, rows, Path("/"))
     (line,) = (line.split() for line in text.splitlines() if line.startswith("small"))
-    assert line[-9:-5] == ["2500", "2.0", "+1", "+0"]
+    assert line[-10:-6] == ["2500", "2.0", "+1", "+0"]
 
 
 # The command
