@@ -10,28 +10,26 @@ import json
 import os
 import stat as st
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
-from archiver.backup.audit import Audit
 from archiver.backup.contents import Contents
 from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, Run, key_of, row_of, without_times
+from archiver.backup.hard_links import HardLinks, link_key
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment
-from archiver.backup.journal import Interrupted, Journal
+from archiver.backup.journal import Journal
 from archiver.backup.owners import One, Part, Whole, held
-from archiver.backup.reference import Reference
 from archiver.backup.small_files import SmallFiles
 from archiver.backup.streams import Stream
-from archiver.core.events import FileProblem, Listener, Progress
-from archiver.core.row import ROW, file_row, signed
-from archiver.core.spill import SpillTable
-from archiver.source.content import Replaced, open_file
+from archiver.backup.tally import FileCounters, Tally
+from archiver.backup.unchanged import Found, Recognizer, Unchanged
+from archiver.core.events import Listener
+from archiver.core.row import ROW, signed
+from archiver.source.content import Replaced
 from archiver.source.metadata import plain
-from archiver.source.problem import Problem, explain
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
 from archiver.store.catalog.record import (
     HAS_DIRECTORIES,
@@ -45,57 +43,16 @@ from archiver.store.catalog.record import (
 )
 from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
-from formats.pxar.constants import FOUR, HEADER_SIZE, MAX_NAME, PAYLOAD_REF, REF_SIZE
-from formats.pxar.encoder import Encoder, encode_attributes, encode_file, encode_hardlink
+from formats.pxar.constants import FOUR, HEADER_SIZE, PAYLOAD_REF, REF_SIZE
+from formats.pxar.encoder import Encoder, encode_attributes, encode_hardlink
 from formats.pxar.metadata import Metadata, Stat
 
 Compare = Literal["auto", "inode", "metadata"]
 
-_LINK_KEY = struct.Struct("<QQQqq")
-_LINK_POSITION = struct.Struct("<Q")
 _LENGTH = struct.Struct("<I")
-_PROGRESS_EVERY = 512  # entries
-_PROGRESS_BYTES = 64 << 20
 _CLI_EXCLUDES = b".pxarexclude-cli"
 _FILE, _DIRECTORY = ord("f"), ord("d")
 _NO_ROW = ROW.pack(0, 0, 0, 0)
-
-
-@dataclass(slots=True)
-class FileCounters:
-    """Files of a run. ``problems`` are reported one by one as events and kept here for the result."""
-
-    total: int = 0
-    unchanged: int = 0
-    reencoded: int = 0
-    read_errors: int = 0
-    torn: int = 0
-    vanished: int = 0
-    bytes_read: int = 0
-    audited: int = 0
-
-
-def _link_key(stat: os.stat_result) -> bytes:
-    """What two names of one file have in common. Size and times tell it from a later file that got the same inode.
-
-    The change time is the one that nobody can set. A file that is changed in any way during the run, be it only its
-    mode, is not linked any more: its later names become a file of their own.
-    """
-    return _LINK_KEY.pack(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-class Unchanged(NamedTuple):
-    """How unchanged files are taken over: from the streams of ``reference``, in chunks of ``average`` bytes.
-
-    ``has_previous``: the first of them is that of the archive which the run before recorded; behind come those of
-    ``interrupted`` runs.
-    """
-
-    reference: Reference
-    average: int
-    has_previous: bool
-    interrupted: Sequence[Interrupted]
-    audit: Audit | None = None
 
 
 class TreeArchiver:
@@ -124,13 +81,12 @@ class TreeArchiver:
         previous: PreviousRun | None,
         unchanged: Unchanged | None,
     ) -> None:
-        self._walk = Walk(source, options, self.report, self._meet)
+        self.tally = Tally(counters, listener)
+        self._walk = Walk(source, options, self.tally.report, self._meet)
         self._archive = archive
         self._payload = payload
         self._listing = listing
-        self._counters = counters
-        self._listener = listener
-        self._links = SpillTable(spill_directory)
+        self._links = HardLinks(spill_directory)
         self._now_ns = now_ns
         self._writer = writer
         self._journal = journal
@@ -138,19 +94,16 @@ class TreeArchiver:
         self._unchanged = unchanged
         self._compare = compare
         self._audit = unchanged.audit if unchanged is not None else None
-        self._takes_over = unchanged is not None and unchanged.has_previous
-        self._believes_rows = self._takes_over and previous is not None and previous.trusted
+        is_trusted = previous is not None and previous.trusted
+        self._recognizer = Recognizer(unchanged, self.tally, is_trusted) if unchanged is not None else None
+        self._believes_rows = unchanged is not None and unchanged.has_previous and is_trusted
         self._holding: Holding | None = None
         self._small: SmallFiles | None = None
         self._levels: list[Level] = []
         self._met: Level
         self._next: Child
-        self._problems = 0
         self.root = 0  # the key of the root's record
         self.padding = 0  # bytes of the payload stream that no entry refers to
-        self._said = 0
-        self._say_at = _PROGRESS_EVERY
-        self._said_bytes = 0
 
     def run(self) -> None:
         """Archive the whole tree. Raises ArchiverError when the source itself cannot be read."""
@@ -164,9 +117,7 @@ class TreeArchiver:
         payload = self._payload
         write_payload = payload.write if payload is not None else None
         self.encoder = Encoder(self._archive.write, write_payload, prelude=self._prelude())
-        self._contents = Contents(
-            self.encoder, self._archive, payload, read=self._has_read, torn=self._torn, cannot=self._cannot
-        )
+        self._contents = Contents(self.encoder, self._archive, payload, self.tally)
         if payload is not None:
             self._small = SmallFiles(self.encoder, payload)
         if self._unchanged is not None and payload is not None:
@@ -184,7 +135,7 @@ class TreeArchiver:
                 visits.pop()
             elif self._walk.enter(entry.entry) is not None:
                 child = self._met
-                self._count(1)
+                self.tally.count(1)
                 if self._hold_whole(child, entry):
                     self._walk.leave()
                     continue
@@ -221,10 +172,10 @@ class TreeArchiver:
         if self._previous is not None:
             self._compare_directory(level, self._previous, above)
         if not level.own:
-            self._problems = 0
+            self.tally.problems = 0
             level.own = encode_attributes(source.metadata)
             level.is_same = False
-            if self._problems:
+            if self.tally.problems:
                 level.is_doubtful = True
 
     def _compare_directory(self, level: Level, previous: PreviousRun, above: Level | None) -> None:
@@ -277,7 +228,7 @@ class TreeArchiver:
             return False
         level.looked = None
         self._holding.hold(held(Whole(self, level, child), before, 0, record.count))
-        self._count(record.count)
+        self.tally.count(record.count)
         return True
 
     def _visit(self, level: Level) -> Iterator[Child]:
@@ -335,7 +286,7 @@ class TreeArchiver:
         if start < stop:
             assert self._holding is not None
             self._holding.hold(held(Part(self, level, leaf, part, start), part, start, stop))
-            self._count(stop - start)
+            self.tally.count(stop - start)
 
     def _child(self, leaf: Leaf, entry: SourceEntry, row: bytes, number: int) -> Child:
         self._next = Child(entry, leaf, row, number)
@@ -400,7 +351,7 @@ class TreeArchiver:
             mode = stat[0]
             if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
                 read.append(looked.rows[number] if level.stable else self._row(level, stat))
-                self._count(1)
+                self.tally.count(1)
                 if small.are_many:
                     self._add_small(small, level, leaf, read)
                 continue
@@ -410,7 +361,7 @@ class TreeArchiver:
             if st.S_ISDIR(mode):
                 yield self._child(leaf, entry, looked.rows[number], -1)
                 continue
-            self._count(1)
+            self.tally.count(1)
             if st.S_ISREG(mode):
                 if stat.st_nlink > 1:  # whose name it is may have changed while the entries before it were read
                     try:
@@ -426,7 +377,7 @@ class TreeArchiver:
                 try:
                     target = os.readlink(name, dir_fd=directory.fd)
                 except OSError as error:
-                    self._cannot(directory, name, error)
+                    self.tally.cannot(directory, name, error)
                     continue
                 add = partial(self.encoder.add_symlink, name, plain(stat), target)
                 self._put(partial(self._other, level, leaf, b"l", entry, add))
@@ -462,9 +413,8 @@ class TreeArchiver:
             if self._listing is not None:
                 self._listing.add_file(name, size, stat[4])
         count = len(files)
-        self._counters.total += count
-        self._counters.reencoded += count
-        self._has_read(total - count * HEADER_SIZE)
+        self.tally.encoded(count)
+        self.tally.has_read(total - count * HEADER_SIZE)
         rows.clear()
 
     def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
@@ -477,38 +427,35 @@ class TreeArchiver:
     def _add_carefully(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         """Add a file that may be anything: a further name of another, large, changing, with odd attributes."""
         name = entry.name
-        first = self._links.get(_link_key(entry.stat)) if entry.stat.st_nlink > 1 else None
+        first = self._links.first(entry.stat)
         if first is not None:
-            (position,) = _LINK_POSITION.unpack_from(first)
-            target = first[_LINK_POSITION.size :]
+            position, target = first
             self.encoder.add_hardlink(name, target, position)
             leaf.add(b"h", name, self._row(level, entry.stat), encode_hardlink(name, target, 0))
             self._list(b"h", name)
-            self._counters.total += 1
+            self.tally.counters.total += 1
             return
-        self._problems = 0
+        self.tally.problems = 0
         added = self._contents.add(level.source, entry)
         if added is None:
             return
         position, stat = added
         row = self._row(level, stat)
         size, item = stat.st_size, self.encoder.last
-        if self._journal is not None and leaf.proves(row) and not self._problems:
+        if self._journal is not None and leaf.proves(row) and not self.tally.problems:
             self._journal.add(row, level.source.features, size, int.from_bytes(item[-16:-8], "little"))
         if self._payload is None:
             item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, size)
-        leaf.add(b"f", name, without_times(row) if self._problems else row, item)
+        leaf.add(b"f", name, without_times(row) if self.tally.problems else row, item)
         if self._listing is not None:
             self._listing.add_file(name, size, stat.st_mtime_ns // 10**9)
-        self._counters.total += 1
-        self._counters.reencoded += 1
+        self.tally.encoded(1)
         self.may_be_linked(level.source, name, stat, position)
 
     def may_be_linked(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, position: int) -> None:
+        """A file is in the archive, its item at ``position``: its other names may refer to it."""
         if stat.st_nlink > 1:
-            path = directory.path_of(name).lstrip(b"/")
-            if len(path) <= MAX_NAME:  # else nothing can refer to it: its other names become files of their own
-                self._links.put(_link_key(stat), _LINK_POSITION.pack(position) + path)
+            self._links.put(stat, position, directory.path_of(name).lstrip(b"/"))
 
     # -- unchanged files ---------------------------------------------------------------------------------------------
 
@@ -516,101 +463,22 @@ class TreeArchiver:
         """Hold a file: as one whose contents are there, or one to be read when its turn comes."""
         link = None
         if entry.stat.st_nlink > 1:
-            link = _link_key(entry.stat)
-            if holding.holds(link) or self._links.get(link) is not None:
+            link = link_key(entry.stat)
+            if holding.holds(link) or self._links.first(entry.stat) is not None:
                 holding.then(partial(self.read_again, level, leaf, entry))
                 return
-        segment = self._as_before(level, leaf, entry) or self._as_interrupted(level, leaf, entry)
-        if segment is None:
-            items = FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, entry.stat.st_size)
-            segment = Segment(One(self, level, leaf, entry, _NO_ROW), items, _LENGTH.pack(REF_SIZE), b"f", TO_BE_READ)
+        assert self._recognizer is not None
+        found = self._recognizer.find(level, leaf, entry)
+        if found is None:
+            found = Found(_NO_ROW, FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, entry.stat.st_size), TO_BE_READ)
+        owner = One(self, level, leaf, entry, found.row)
+        segment = Segment(owner, found.item, _LENGTH.pack(len(found.item)), b"f", found.offset)
         holding.hold(segment, link)
-
-    def _as_before(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
-        """A file that is as it was in the run before."""
-        found = leaf.find(entry.name)
-        if found is None or not self._takes_over:
-            return None
-        part, number = found
-        record = part.record
-        if record.kinds[number] != _FILE or not part.is_placed:
-            return None
-        item, row, stored = record.item(number), self._row(level, entry.stat), record.row(number)
-        if row[8:24] != stored[8:24]:  # size and modification time
-            return None
-        is_known = row[24:] != bytes(8) != stored[:8]
-        if is_known and row != stored:
-            return None
-        is_proven = is_known and self._previous is not None and self._previous.trusted
-        if not is_proven and not self._has_metadata(level, entry, item):
-            return None
-        offset = int(part.offsets(number, number + 1)[0])
-        if not self._passes_audit(level, entry, offset):
-            return None
-        return Segment(One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", offset)
-
-    def _passes_audit(self, level: Level, entry: SourceEntry, offset: int) -> bool:
-        """False when the contents of an unchanged file were looked at, and are to be stored again."""
-        audit = self._audit
-        if audit is None or not audit.chooses(file_row(entry.stat)):
-            return True
-        try:
-            with open_file(level.source, entry) as file:
-                reason = audit.compare(file, offset, entry.stat.st_size)
-                if file_row(os.fstat(file.fd)) != file_row(entry.stat):
-                    return False  # it is changing now
-        except (OSError, Replaced):
-            return False  # reading it will tell
-        self._counters.audited += 1
-        self._has_read(entry.stat.st_size)
-        if reason is not None:
-            self._listener(FileProblem(level.source.path_of(entry.name), reason, "audit"))
-        return reason is None
-
-    def _as_interrupted(self, level: Level, leaf: Leaf, entry: SourceEntry) -> Segment | None:
-        """A file that an interrupted run has stored."""
-        row = self._row(level, entry.stat)
-        if self._unchanged is None or not leaf.proves(row):
-            return None
-        origins = self._unchanged.reference.origins[self._takes_over :]
-        for interrupted, origin in zip(self._unchanged.interrupted, origins, strict=True):
-            offset = interrupted.find(row, level.source.features)
-            if offset is None:
-                continue
-            try:
-                with open_file(level.source, entry) as file:
-                    if file_row(file.stat) != file_row(entry.stat):
-                        return None
-                    self._problems = 0
-                    metadata = level.source.metadata_of(entry.name, file)
-            except (OSError, Replaced):
-                return None  # reading it will tell
-            row = without_times(row) if self._problems else row
-            item = encode_file(entry.name, metadata, 0, entry.stat.st_size)
-            return Segment(One(self, level, leaf, entry, row), item, _LENGTH.pack(len(item)), b"f", origin + offset)
-        return None
-
-    def _has_metadata(self, level: Level, entry: SourceEntry, item: bytes) -> bool:
-        """Whether all metadata of a file are as in its old items (spec change-detection.md 5.2)."""
-        if entry.stat.st_size != int.from_bytes(item[-8:], "little"):
-            return False
-        try:
-            with open_file(level.source, entry) as file:
-                metadata = level.source.metadata_of(entry.name, file)
-                attributes = item[HEADER_SIZE + len(entry.name) + 1 : -REF_SIZE]
-                return file_row(file.stat) == file_row(entry.stat) and encode_attributes(metadata) == attributes
-        except (OSError, Replaced):
-            return False  # reading it will tell
 
     def keep(self, number: int, layout: Layout) -> None:
         """The directory ``number`` of the run before is as it was; its contents lie there now."""
         if self._writer is not None:
             self._writer.keep(number, layout)
-
-    def took_over(self, count: int) -> None:
-        """So many files were not read."""
-        self._counters.total += count
-        self._counters.unchanged += count
 
     def read_again(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
@@ -618,7 +486,7 @@ class TreeArchiver:
             self._walk.revisit(level.source)
             self._add_regular(level, leaf, entry)
         except OSError as error:
-            self._cannot(level.source, entry.name, error)
+            self.tally.cannot(level.source, entry.name, error)
 
     def read_known(self, level: Level, leaf: Leaf, before: Before, start: int, stop: int) -> None:
         """Read files again, which are the entries [start, stop) of ``before``. Their directory may have been left."""
@@ -659,9 +527,8 @@ class TreeArchiver:
                 row = record.row(number)
                 if leaf.proves(row):
                     self._journal.add(row, level.source.features, ROW.unpack(row)[1], offset)
-        self._counters.total += stop - start
-        self._counters.reencoded += stop - start
-        self._has_read(size)
+        self.tally.encoded(stop - start)
+        self.tally.has_read(size)
 
     def _read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
         """The same for a file of which no more is at hand than its name."""
@@ -672,7 +539,7 @@ class TreeArchiver:
                 raise Replaced
             self._add_regular(level, leaf, entry)
         except OSError as error:
-            self._cannot(level.source, name, error)
+            self.tally.cannot(level.source, name, error)
 
     # -- the exclude patterns of the command line --------------------------------------------------------------------
 
@@ -703,37 +570,3 @@ class TreeArchiver:
     def _list(self, kind: bytes, name: bytes) -> None:
         if self._listing is not None:
             self._listing.add(kind, name)
-
-    def _cannot(self, directory: SourceDirectory, name: bytes, error: OSError) -> None:
-        kind, reason = explain(error)
-        self.report(Problem(directory.path_of(name), reason, kind))
-
-    def _torn(self, directory: SourceDirectory, name: bytes, failure: OSError | None) -> None:
-        self._counters.torn += 1
-        self._problems += 1
-        reason = "changed while it was read" if failure is None else f"could not be read to its end: {failure.strerror}"
-        self._listener(FileProblem(directory.path_of(name), reason, "torn"))
-
-    def report(self, problem: Problem) -> None:
-        """Receives the walk's problems too."""
-        self._problems += 1
-        if problem.kind == "unreadable":
-            self._counters.read_errors += 1
-        elif problem.kind == "vanished":
-            self._counters.vanished += 1
-        self._listener(FileProblem(problem.path, problem.reason, problem.kind))
-
-    def _has_read(self, length: int) -> None:
-        self._counters.bytes_read += length
-        if self._counters.bytes_read - self._said_bytes >= _PROGRESS_BYTES:
-            self._say()
-
-    def _count(self, entries: int) -> None:
-        self._said += entries
-        if self._said >= self._say_at:
-            self._say_at = (self._said // _PROGRESS_EVERY + 1) * _PROGRESS_EVERY
-            self._say()
-
-    def _say(self) -> None:
-        self._said_bytes = self._counters.bytes_read
-        self._listener(Progress("backup", self._said, self._counters.bytes_read))

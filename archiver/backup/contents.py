@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
-from collections.abc import Callable
 from typing import NamedTuple
 
 from archiver.backup.streams import Stream
+from archiver.backup.tally import Tally
 from archiver.source.content import OpenFile, Replaced, data_extents, may_have_holes, open_file, read_into, unchanged
 from archiver.source.problem import explain
 from archiver.source.walk import SourceDirectory, SourceEntry
@@ -33,27 +33,13 @@ class Added(NamedTuple):
 
 
 class Contents:
-    """Adds regular files to one archive; ``payload`` None: of version 1, with its contents in ``archive``.
+    """Adds regular files to one archive; ``payload`` None: of version 1, with its contents in ``archive``."""
 
-    ``read`` hears of bytes that were read, ``torn`` of files that were torn, ``cannot`` of those that are left out.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        archive: Stream,
-        payload: Stream | None,
-        *,
-        read: Callable[[int], None],
-        torn: Callable[[SourceDirectory, bytes, OSError | None], None],
-        cannot: Callable[[SourceDirectory, bytes, OSError], None],
-    ) -> None:
+    def __init__(self, encoder: Encoder, archive: Stream, payload: Stream | None, tally: Tally) -> None:
         self._encoder = encoder
         self._archive = archive
         self._payload = payload
-        self._read = read
-        self._torn = torn
-        self._cannot = cannot
+        self._tally = tally
         self.padding = 0  # bytes of the payload stream that failed attempts left
 
     def add(self, directory: SourceDirectory, entry: SourceEntry) -> Added | None:
@@ -87,20 +73,20 @@ class Contents:
                         stream.write_zeros(size - read)
                         encoder.advance(size - read)
                     if torn:
-                        self._torn(directory, name, failure)
+                        self._tally.torn(directory, name, failure)
                     position = encoder.add_file(name, metadata, size, offset)
                     return Added(position, file.stat)
             except Replaced:
                 try:
                     entry = directory.look(name)
                 except OSError as error:
-                    self._cannot(directory, name, error)
+                    self._tally.cannot(directory, name, error)
                     return None
                 if not st.S_ISREG(entry.stat.st_mode) or attempt == _ATTEMPTS:
-                    self._cannot(directory, name, Replaced())
+                    self._tally.cannot(directory, name, Replaced())
                     return None
             except OSError as error:
-                self._cannot(directory, name, error)
+                self._tally.cannot(directory, name, error)
                 return None
         return None
 
@@ -117,10 +103,10 @@ class Contents:
                     stream.write_zeros(size - read)
                     encoder.advance(size - read)
                 if failure is not None or read < size or not unchanged(file.stat, file.fd):
-                    self._torn(directory, name, failure)
+                    self._tally.torn(directory, name, failure)
                 return Added(position, file.stat)
         except OSError as error:
-            self._cannot(directory, name, error)
+            self._tally.cannot(directory, name, error)
             return None
 
     def _copy(self, file: OpenFile, size: int, stream: Stream) -> tuple[int, OSError | None]:
@@ -144,7 +130,7 @@ class Contents:
                     stream.commit(got)
                     encoder.advance(got)
                     done += got
-                    self._read(got)
+                    self._tally.has_read(got)
         except OSError as error:
             explain(error)  # running out of descriptors or memory is no property of the file
             return done, error

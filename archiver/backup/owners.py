@@ -37,7 +37,7 @@ class Part(NamedTuple):
             names, lengths = record.names[start:stop], record.lengths[start:stop].tolist()
             self.archiver.encoder.add_encoded(items, names, lengths, span)
         self.leaf.copied(self.before, start, stop, items, moved)
-        self.archiver.took_over(self.before.count_files(start, stop))
+        self.archiver.tally.took_over(self.before.count_files(start, stop))
 
     def read(self, start: int, stop: int) -> None:
         self.leaf.begin_draft()
@@ -62,7 +62,7 @@ class Whole(NamedTuple):
         archiver.encoder.add_directory(child.entry.name, record.own, items, record.table, span)
         child.leaf.directory(child.entry.name, child.row, child.number)
         archiver.keep(before.number, before.moved(moved))
-        archiver.took_over(before.count_files(0, record.count))
+        archiver.tally.took_over(before.count_files(0, record.count))
 
     def read(self, start: int, stop: int) -> None:
         self._part(start).read(start, stop)
@@ -96,7 +96,7 @@ class One(NamedTuple):
         archiver, name = self.archiver, self.entry.name
         position = archiver.encoder.add_encoded(items, (name,), (len(items),), span)
         self.leaf.add(b"f", name, self.row, items)
-        archiver.took_over(1)
+        archiver.tally.took_over(1)
         archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
 
     def read(self, start: int, stop: int) -> None:

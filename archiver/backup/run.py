@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from archiver.backup.archive import Compare, FileCounters, TreeArchiver, Unchanged
+from archiver.backup.archive import Compare, TreeArchiver
 from archiver.backup.audit import Audit, next_turn
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
@@ -19,6 +19,8 @@ from archiver.backup.reference import NoReference, PreviousArchive, Reference, f
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, Stream, StreamResult
+from archiver.backup.tally import FileCounters
+from archiver.backup.unchanged import Unchanged
 from archiver.browse.catalog import ensure, open_catalog
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
