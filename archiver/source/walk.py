@@ -17,7 +17,7 @@ import errno
 import os
 import stat as st
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -171,18 +171,6 @@ class SourceDirectory:
 
     def path_of(self, name: bytes) -> bytes:
         return self.path.rstrip(b"/") + b"/" + name
-
-    @property
-    def entries(self) -> Iterator[SourceEntry]:
-        """The selected entries, sorted by bytes. Each is looked at when it is reached: to be consumed only while this
-        is the current directory of the walk."""
-        for name in self.names:
-            try:
-                stat = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
-            except OSError as error:
-                self._walk.report_unseen(self, name, error)
-                continue
-            yield SourceEntry(name, stat)
 
     def look_at(self, names: Sequence[bytes], key: Callable[[bytes, os.stat_result], int]) -> Looked:
         """Look at several names. ``key`` gives the number that the row of a directory has for its size.

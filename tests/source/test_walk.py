@@ -24,7 +24,7 @@ from formats.patterns import Pattern
 from formats.pxar.metadata import Metadata
 from tests.random_trees import build_plain, mutate
 from tests.source.sandbox import IS_ROOT, as_ordinary_user, mount, with_mounts, world_readable_directory
-from tests.source.visiting import Seen, descriptor_count, descriptors, found, paths_of, visit, walked
+from tests.source.visiting import Seen, descriptor_count, descriptors, entries_of, found, paths_of, visit, walked
 from tests.trees import build_features, remove_tree
 
 MS_BIND = 0x1000
@@ -334,7 +334,7 @@ def test_vanished_before_it_is_looked_at(root: Path, walk: Walk, problems: list[
     top = walk.open_root()
     (root / "b").unlink()
     (root / "c").rmdir()
-    assert [entry.name for entry in top.entries] == [b"a", b"d"]
+    assert [entry.name for entry in entries_of(top)] == [b"a", b"d"]
     assert kinds(problems) == [(b"/b", "vanished"), (b"/c", "vanished")]
 
 
@@ -377,7 +377,7 @@ def test_directory_replaced_before_it_is_entered(
 ) -> None:
     fill(root, "d/inside", "e/inside")
     top = walk.open_root()
-    entries = top.entries
+    entries = entries_of(top)
     listed = next(entries)
     replace(root / "d")
     before = descriptors()
@@ -473,7 +473,7 @@ def test_way_back_after_a_directory_was_moved(root: Path, walk: Walk, problems: 
     assert way[1].fd < 0
     (root / "d/d").rename(root / "elsewhere")
     ascend(walk, way, 1)
-    assert [entry.name for entry in way[1].entries][-1:] == [b"z"]
+    assert [entry.name for entry in entries_of(way[1])][-1:] == [b"z"]
     assert kinds(problems) == [(b"/d/d", "vanished")]  # it was still listed
 
 
@@ -485,7 +485,7 @@ def test_way_back_into_a_directory_that_was_moved(root: Path, walk: Walk, proble
     fill(root, "d/z", "d/wrong")
     ascend(walk, way, 1)
     assert os.fstat(way[1].fd).st_ino == (root / "elsewhere").stat().st_ino
-    assert [entry.name for entry in way[1].entries] == [b"d", b"z"]
+    assert [entry.name for entry in entries_of(way[1])] == [b"d", b"z"]
     assert problems == []
 
 
@@ -500,12 +500,12 @@ def test_no_way_back(root: Path, walk: Walk, problems: list[Problem]) -> None:
     ascend(walk, way, 1)
     os.close(old)
     assert way[1].fd < 0
-    assert list(way[1].entries) == []
+    assert list(entries_of(way[1])) == []
     assert kinds(problems)[0] == (b"/d", "unreadable")
     assert set(kinds(problems)[1:]) == {(b"/d/d", "unreadable"), (b"/d/z", "unreadable")}
     assert all("moved or replaced" in problem.reason for problem in problems)
     ascend(walk, way, 0)  # the root is never lost
-    assert [entry.name for entry in way[0].entries] == [b"d", b"e", b"z"]
+    assert [entry.name for entry in entries_of(way[0])] == [b"d", b"e", b"z"]
     other = walk.enter(way[0].look(b"e"))
     assert other is not None and other.names == [b"inside"]
 
@@ -520,7 +520,7 @@ def test_no_way_back_for_many_levels(root: Path, walk: Walk, problems: list[Prob
     ascend(walk, way, 0)
     assert len(problems) == 29  # levels 1 to 29 are gone, the levels below were only moved
     assert descriptor_count() < before
-    assert [entry.name for entry in way[0].entries] == [b"z"]
+    assert [entry.name for entry in entries_of(way[0])] == [b"z"]
 
 
 # Permissions.
@@ -739,15 +739,15 @@ def test_private_mounts_of_others_are_no_error(root: Path, monkeypatch: pytest.M
     with Walk(os.fsencode(root), WalkOptions(), problems.append) as foreign:
         top = foreign.open_root()
         monkeypatch.setattr(os, "stat", refusing)
-        assert [entry.name for entry in top.entries] == [b"a"]
+        assert [entry.name for entry in entries_of(top)] == [b"a"]
         monkeypatch.setattr(linux, "device_of", lambda name, fd: top.stat.st_dev + 1)
-        assert [entry.name for entry in top.entries] == [b"a"]
+        assert [entry.name for entry in entries_of(top)] == [b"a"]
         monkeypatch.undo()
     assert kinds(problems) == [(b"/private", "unreadable"), (b"/private", "mount")]
 
 
 def test_entries_are_named_tuples_of_name_and_lstat(root: Path, walk: Walk) -> None:
     (root / "link").symlink_to("nowhere")
-    (entry,) = walk.open_root().entries
+    (entry,) = entries_of(walk.open_root())
     assert isinstance(entry, SourceEntry)
     assert (entry.name, st.S_ISLNK(entry.stat.st_mode)) == (b"link", True)

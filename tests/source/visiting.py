@@ -21,10 +21,18 @@ class Seen(NamedTuple):
     entered: SourceDirectory | None
 
 
+def entries_of(directory: SourceDirectory) -> Iterator[SourceEntry]:
+    """The selected entries, sorted by bytes; each is looked at when it is reached."""
+    for name in directory.names:
+        (stat,) = directory.look_at([name], lambda name, stat: 0).stats
+        if stat is not None:
+            yield SourceEntry(name, stat)
+
+
 def visit(walk: Walk) -> Iterator[Seen]:
     """Everything below the root, each directory before what it holds."""
     stack = [walk.open_root()]
-    entries = [iter(stack[0].entries)]
+    entries = [entries_of(stack[0])]
     while stack:
         entry = next(entries[-1], None)
         if entry is None:
@@ -38,7 +46,7 @@ def visit(walk: Walk) -> Iterator[Seen]:
             yield Seen(path, entry, None)
         elif (entered := walk.enter(entry)) is not None:
             stack.append(entered)
-            entries.append(iter(entered.entries))
+            entries.append(entries_of(entered))
             yield Seen(path, entry, entered)
 
 
