@@ -16,20 +16,19 @@ the files do no harm. A *piece* is the part of a run in one entry of the previou
 
 Giving up more leaves fewer reasons to keep the rest, so the result is the largest set of files that meets both.
 
-The numbers, by bench/churn.py with a FILE_COST of 0 (what that does is below) and borders judged by 128 KiB, not 16:
-46,000 files, 407 MB, single files rewritten anywhere for 100 nights, the worst case; read on average, new in the store
-in all, longest stream, most stored for one snapshot (times the tree):
+The numbers, by bench/churn.py: 46,000 files, 407 MB, single files rewritten anywhere for 100 nights, the worst case;
+read on average, new in the store in all, longest stream, most stored for one snapshot (times the tree):
 
     rate a night   ours: read   new  stream  stored   PBS: read   new  stream  stored
-           0.1 %        0.2 %   0.2     3.3    1.14        47 %    24    1.04    1.04
-             1 %          3 %   3.1     3.5    1.23        97 %    72    1.01    1.01
-             5 %         14 %    14     3.5    1.23       100 %    99    1.00    1.00
-    1 %, in directories  1.8 %  1.8     1.9    1.18        52 %    30    1.05    1.04
+           0.1 %        0.3 %   0.2     3.3    1.13        45 %    24    1.04    1.04
+             1 %          3 %   2.9     3.5    1.23        97 %    72    1.01    1.01
+             5 %         13 %    13     3.5    1.22       100 %    98    1.00    1.00
+    1 %, in directories  1.6 %  1.8     1.8    1.17        52 %    29    1.03    1.03
 
 The stream gets long because a chunk is injected again behind each file in it that has changed; it is stored once. After
 100 nights of 1 % the length is back to 1.3: where changes were, chunks are of about the least piece. Trees of large
 files: read and new are the changes themselves, stream and stored 1.01, whatever the numbers are. Read, stream, stored
-and index entries with other numbers, for 60 nights of 1 %:
+and index entries with other numbers (and a FILE_COST of 0, for what that does see below), for 60 nights of 1 %:
 
     1/16, 1/32, 0.5   3.2 %  3.5   1.23   8800
     LEAST_PIECE 1/32  2.3 %  5.0   1.24  11000      1/4    8.8 %   1.5   1.17   4500
