@@ -351,16 +351,18 @@ def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.in
 
 def read_references(items: Buffer, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """(m, 2): offset and size of the payload references at these places."""
-    found: NDArray[np.int64] = np.frombuffer(items, np.uint8)[places[:, None] + _SIXTEEN].view("<i8")
-    return found
+    words = _words(items)
+    return np.column_stack((words[places], words[places + 8]))
 
 
 def write_offsets(items: bytearray, places: NDArray[np.int64], offsets: NDArray[np.int64]) -> None:
     """Put other offsets into the payload references at these places."""
-    data = np.frombuffer(items, np.uint8)
-    data[places[:, None] + _EIGHT] = offsets.astype("<i8").view(np.uint8).reshape(-1, 8)
+    _words(items)[places] = offsets
 
 
-_SIXTEEN = np.arange(16)
-_EIGHT = np.arange(8)
+def _words(items: Buffer) -> NDArray[np.int64]:
+    """The eight bytes from each place of ``items`` on, as a number."""
+    return np.ndarray((max(len(items) - 7, 0),), "<i8", items, strides=(1,))
+
+
 assert REF_SIZE == 2 * REFERENCE_FROM_END
