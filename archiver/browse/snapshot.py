@@ -147,7 +147,7 @@ class Snapshot:
         return open_index(self.store.layout, self.ref, file)
 
     def require_key(self, file: FileInfo) -> None:
-        """Raises KeyProblem without the key that ``file`` is encrypted with, or that proves it; Unsigned (see above)."""
+        """Raises KeyProblem without the key that ``file`` is encrypted with or that proves it, Unsigned (see above)."""
         if file.filename == _WRAPPED_KEY:  # for those who have lost the key, of use to nobody else
             return
         if self.protected and self.crypt is None:
