@@ -68,9 +68,7 @@ def test_memory_is_bounded_whatever_the_length_of_values(tmp_path: Path, length:
         table.close()
 
 
-def test_disk_shows_neither_keys_nor_values(
-    table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_shows_neither_keys_nor_values(table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "_BATCH", 2000)
     for number in range(200):
         table.put(b"inode of %016d" % number, b"value of secret file %d" % number)
