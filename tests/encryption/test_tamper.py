@@ -74,7 +74,7 @@ def test_every_character_of_the_manifest(lab: Lab) -> None:
         if told is None:  # of the same meaning: white space, or what was never signed
             harmless += 1
             if not unsigned[0] <= at < unsigned[1]:
-                assert Manifest.decode(altered).canonical() == Manifest.decode(text).canonical()
+                assert Manifest.decode(bytes(altered)).canonical() == Manifest.decode(text).canonical()
         else:
             assert str(SECOND) in told, (at, told)
     path.write_bytes(good)
