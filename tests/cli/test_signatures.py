@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from formats import blob
+from formats.crypt import CryptConfig
 from tests.cli.command import ask, call
+from tests.cli.stores import SNAPSHOT
+from tests.golden_data import GOLDEN
 from tests.golden_store import write_key
+from tests.stores import listing
 
 TIMES = {"signed": 1700000001, "forged": 1700000002}
 COMMANDS: dict[str, Callable[[str, Path], tuple[str | Path, ...]]] = {
@@ -124,3 +128,34 @@ def test_verify_tells_what_was_not_checked(store: Path, keyfile: Path, mixed: di
     assert "2 snapshots are unsigned" in with_key.out
     again = call("--store", store, "verify").out
     assert "CRC alone" not in again and "CRC and the BLAKE3" in again
+
+
+def test_wrong_passphrase_before_any_work(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a key that has to be unlocked, by every command that takes one; nothing in the store is touched."""
+    monkeypatch.setenv("ARCHIVER_PASSWORD", "not it")
+    before = listing(store)
+    options = ("--store", store, "--keyfile", GOLDEN / "keys" / "key-scrypt.json")
+    for command in (
+        ("backup", source),
+        ("verify",),
+        ("ls", SNAPSHOT),
+        ("cat", SNAPSHOT, "/file"),
+        ("restore", SNAPSHOT),
+    ):
+        arguments = (*command, source / "out") if command[0] == "restore" else command
+        done = call(*options, *arguments)
+        assert (done.code, done.raw) == (12, b"") and "key-scrypt.json" in done.err
+    assert listing(store) == before and not (source / "out").exists()
+
+
+def test_backup_tells_of_a_key_that_its_group_was_not_made_with(
+    store: Path, source: Path, tmp_path: Path, mixed: dict[str, str]
+) -> None:
+    """Keys may be changed, so that is no error; but nobody should do it without noticing."""
+    base = ("--store", store, "backup", f"tree.pxar:{source}", "--id", "signed-group")
+    first, second = (write_key(tmp_path / f"{number}.json", bytes([number]) * 32) for number in range(2))
+    ask(*base, "--keyfile", first)
+    done = call(*base, "--keyfile", second)
+    names = [CryptConfig(bytes([number]) * 32).fingerprint[:8].hex(":") for number in range(2)]
+    assert done.code == 0 and all(name in done.err for name in names)
+    assert "was made with the key" in done.err
