@@ -61,6 +61,12 @@ class Damaged(ArchiverError):
     exit_code = EXIT_DAMAGED
 
 
+class Unsigned(Damaged):
+    """Nobody signed a snapshot of a group that has signed ones: somebody may have put it there."""
+
+    code = "unsigned"
+
+
 class NoSpace(ArchiverError):
     code = "no-space"
     exit_code = 40

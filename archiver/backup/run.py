@@ -260,7 +260,8 @@ class _Run:
             unchanged = Unchanged(reference, options.chunk_size, archived is not None, resumed, audit)
         journal = None
         if payload is not None:
-            journal = Journal(session, spec.name, payload.uuid, seal, self._about)
+            journal = Journal(session, spec.name, payload.uuid, seal, self._about, options.crypt)
+            payload.written = journal.index_written
             self._opened.enter_context(closing(journal))
         archiver = TreeArchiver(
             spec.path,
@@ -284,7 +285,8 @@ class _Run:
         return archiver.padding
 
     def _left_by_interrupted_runs(self, name: str, seal: Seal, session: Session) -> list[Interrupted]:
-        found = (read_interrupted(path, name, seal, session.path) for path in self._interrupted)
+        crypt = self._options.crypt
+        found = (read_interrupted(path, name, seal, session.path, crypt) for path in self._interrupted)
         return [self._opened.enter_context(closing(left)) for left in found if left is not None]
 
     def _audit(self, name: str, archived: PreviousArchive | None, reference: Reference) -> Audit | None:

@@ -118,6 +118,7 @@ class Stream:
         self._next = 0
         self.uuid = machinery.uuid()
         self._index = DynamicIndexWriter(self.uuid, machinery.now)
+        self.written: Callable[[int, bytes], None] | None = None  # told how many entries are in the file, their csum
         self._end = 0
         self._expected: int | None = None
         self._ready = False
@@ -244,6 +245,8 @@ class Stream:
                 if self._next % _INDEX_ENTRIES_AT_ONCE == 0:
                     with explained("write", self._machinery.session.file(self.filename)):
                         self._file.append(self._index.take())
+                    if self.written is not None:
+                        self.written(self._index.count, self._index.csum)
             complete = self._next == self._expected
         if complete:
             self._complete()

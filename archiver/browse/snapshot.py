@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
 from archiver.browse.stream import ChunkStream, Cursor
-from archiver.errors import Damaged, KeyProblem, NotFound, UsageError
+from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, Unsigned, UsageError
 from archiver.store.chunks import ChunkReader
 from archiver.store.indexes import Index, open_index
 from archiver.store.layout import SnapshotRef
-from archiver.store.snapshots import read_small
+from archiver.store.snapshots import made_with_key, read_small
 from archiver.store.store import Store
 from formats import blob
 from formats.crypt import CryptConfig, short_fingerprint
-from formats.errors import FormatError, KeyMissing, WrongKey
+from formats.errors import FormatError, WrongKey
 from formats.manifest import FileInfo, Manifest
 from formats.pxar.accessor import Accessor
 from formats.pxar.decoder import Decoder
@@ -36,43 +37,57 @@ class ArchiveFiles:
 
 
 class Snapshot:
-    """Raises on opening: NotFound, Damaged, KeyProblem (wrong key, or a signature that does not verify)."""
+    """Raises on opening: NotFound; Damaged, also when a signature was altered or taken away; KeyProblem: wrong key.
+
+    Contents, names of files included, are handed out only when they are proven to be what was saved (``require_key``):
+    of a snapshot that was made with a key by its signature, so by nobody without the key. One that nobody signed proves
+    nothing; it is refused when a key is in use and its group has signed snapshots, for it may be forged from one of
+    them. ``allow_unsigned`` hands out both; what is encrypted still needs its key, and what has lost its signature is
+    never handed out.
+    """
 
     def __init__(
-        self, store: Store, ref: SnapshotRef, crypt: CryptConfig | None = None, *, manifest: Manifest | None = None
+        self,
+        store: Store,
+        ref: SnapshotRef,
+        crypt: CryptConfig | None = None,
+        *,
+        manifest: Manifest | None = None,
+        allow_unsigned: bool = False,
     ) -> None:
         """``manifest``: the snapshot's own, read already."""
         self.store = store
         self.ref = ref
         self.manifest: Manifest = store.manifest(ref) if manifest is None else manifest
+        self.allow_unsigned = allow_unsigned
+        self.key_in_use = False  # set it for a key, too, that was not loaded because nothing in here is of it
         self.crypt: CryptConfig | None = None
+        if self.protected and self.manifest.signature is None:
+            raise Damaged(f"the manifest of {ref} has lost its signature", hint="somebody may have altered it")
         if crypt is not None:
             self.unlock(crypt)
 
     @property
     def protected(self) -> bool:
         """Whether it was encrypted or signed."""
-        return self.manifest.fingerprint is not None or any(file.crypt_mode != "none" for file in self.manifest.files)
+        return made_with_key(self.manifest)
 
     def unlock(self, crypt: CryptConfig) -> None:
         """Take the key, which must be the one that the snapshot was made with. Raises KeyProblem, Damaged."""
         fingerprint = self.manifest.fingerprint
-        self.crypt = crypt
+        self.key_in_use = True
         if fingerprint is not None and fingerprint != crypt.fingerprint:
             raise KeyProblem(
                 f"{self.ref} was made with the key {short_fingerprint(fingerprint)},"
                 f" the key given is {short_fingerprint(crypt.fingerprint)}"
             )
-        if not self.protected:
-            return
         try:
-            signed = self.manifest.check_signature(crypt)
+            self.manifest.check_signature(crypt)
         except WrongKey as error:
             raise KeyProblem(f"{self.ref} was made with another key: {error}") from error
         except FormatError as error:
             raise Damaged(f"the manifest of {self.ref} was altered: {error}") from error
-        if not signed:
-            raise Damaged(f"the manifest of {self.ref} has lost its signature", hint="somebody may have altered it")
+        self.crypt = crypt
 
     def archives(self) -> list[ArchiveFiles]:
         """In the order of the manifest; catalogs, which only repeat what the trees say, are left out."""
@@ -132,11 +147,31 @@ class Snapshot:
         return open_index(self.store.layout, self.ref, file)
 
     def require_key(self, file: FileInfo) -> None:
-        """Raises KeyProblem when ``file`` is encrypted and no key was given."""
-        if file.crypt_mode == "encrypt" and self.crypt is None and file.filename != _WRAPPED_KEY:
+        """Raises KeyProblem without the key that ``file`` is encrypted with or that proves it, Unsigned (see above)."""
+        if file.filename == _WRAPPED_KEY:  # for those who have lost the key, of use to nobody else
+            return
+        if self.protected and self.crypt is None:
             fingerprint = self.manifest.fingerprint
             which = f" {short_fingerprint(fingerprint)}" if fingerprint is not None else ""
-            raise KeyProblem(f"{self.ref} is encrypted", hint=f"give its key{which} with --keyfile")
+            hint = f"give its key{which} with --keyfile"
+            if file.crypt_mode == "encrypt":
+                raise KeyProblem(f"{self.ref} is encrypted", hint=hint)
+            if not self.allow_unsigned:
+                text = f"{self.ref} is signed, and whether it was altered cannot be told without its key"
+                raise KeyProblem(text, hint=f"{hint}, or take it as it is with --allow-unsigned")
+        elif not self.protected and self.key_in_use and not self.allow_unsigned and self._group_is_signed():
+            raise Unsigned(
+                f"{self.ref} is unsigned, other snapshots of its group are signed: somebody may have put it there",
+                hint="if you trust it: --allow-unsigned",
+            )
+
+    def _group_is_signed(self) -> bool:
+        """Whether any snapshot of the group claims to be made with a key."""
+        for when in reversed(self.store.times(self.ref.group)):
+            with suppress(ArchiverError):  # unfinished or damaged
+                if made_with_key(self.store.manifest(SnapshotRef(self.ref.group, when))):
+                    return True
+        return False
 
     def stream(self, file: FileInfo, reader: ChunkReader | None = None) -> ChunkStream:
         """The byte stream behind an index file."""
@@ -163,11 +198,7 @@ class Snapshot:
         self.require_key(file)
         data = self.stored_blob(file)
         try:
-            return bytes(blob.decode(data, self.crypt))
-        except KeyMissing as error:
-            raise KeyProblem(
-                f"{file.filename} of {self.ref} is encrypted", hint="give the key with --keyfile"
-            ) from error
+            return bytes(blob.decode(data, self.crypt, encrypted=_is_encrypted(file)))
         except FormatError as error:
             raise Damaged(f"{file.filename} of {self.ref} is damaged: {error}") from error
 
@@ -185,13 +216,19 @@ class Snapshot:
     def check_blob(self, file: FileInfo) -> None:
         """Everything that can be checked of a ``.blob`` file with or without its key. Raises Damaged."""
         data = self.stored_blob(file)
+        encrypted = _is_encrypted(file)
         try:
-            if blob.inspect(data).encrypted and self.crypt is None:
-                blob.BlobDecoder(None).check_stored(data)
-            else:
-                blob.decode(data, self.crypt)
+            if self.crypt is not None or not encrypted:
+                blob.decode(data, self.crypt, encrypted=encrypted)
+            elif not blob.BlobDecoder().check_stored(data).encrypted:
+                raise Damaged(f"{file.filename} of {self.ref} is not encrypted")
         except FormatError as error:
             raise Damaged(f"{file.filename} of {self.ref} is damaged: {error}") from error
+
+
+def _is_encrypted(file: FileInfo) -> bool:
+    """The kind that a ``.blob`` file must have."""
+    return file.crypt_mode == "encrypt" and file.filename != _WRAPPED_KEY
 
 
 class Tree:

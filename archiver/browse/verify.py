@@ -1,4 +1,9 @@
-"""Reading everything back: manifests, index checksums, blobs, every chunk once (spec datastore.md 10)."""
+"""Reading everything back: manifests, index checksums, blobs, every chunk once (spec datastore.md 10).
+
+Without the key an encrypted chunk is checked by its CRC, and by the BLAKE3 of its stored bytes where the database has
+it: rot is found without the key. These sums come from who had the contents at hand, a backup or a verification with the
+key; here none is ever written for what could not be checked otherwise.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +24,9 @@ from archiver.errors import ArchiverError, KeyProblem, NotFound
 from archiver.store.chunks import ChunkDamaged, check_present
 from archiver.store.indexes import Index, is_index
 from archiver.store.layout import MANIFEST, SnapshotRef
+from archiver.store.snapshots import made_with_key
 from archiver.store.store import Store
-from formats.crypt import CryptConfig
+from formats.crypt import CryptConfig, short_fingerprint
 from formats.manifest import FileInfo
 
 _WORKERS = 2
@@ -28,6 +34,7 @@ _QUEUED = 16
 _RECORD_AT_ONCE = 4096
 _ERRORS_KEPT = 10_000
 _NAMES_KEPT = 16 << 20  # characters of the names of damaged files
+_SIGNATURE_STATES = ("valid", "unchecked", "unsigned")
 
 
 class _BadChunk(NamedTuple):
@@ -51,7 +58,9 @@ class VerifyError:
 
 @dataclass(slots=True)
 class VerifyResult:
-    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key.
+    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key, and
+    ``without_sum`` of these by their CRC alone. ``signatures``: names of the snapshots whose signature is "valid",
+    could not be checked without its key ("unchecked"), and of those that are wholly plain and "unsigned".
     ``unfinished`` snapshots, that have no manifest, were passed over. ``errors`` holds the first 10,000 of
     ``error_count``."""
 
@@ -59,6 +68,8 @@ class VerifyResult:
     chunks: int = 0
     bytes: int = 0
     unchecked: int = 0
+    without_sum: int = 0
+    signatures: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in _SIGNATURE_STATES})
     unfinished: int = 0
     error_count: int = 0
     errors: list[VerifyError] = field(default_factory=list)
@@ -75,6 +86,8 @@ class VerifyResult:
             "chunks": self.chunks,
             "bytes": self.bytes,
             "without_key": self.unchecked,
+            "without_sum": self.without_sum,
+            "signatures": self.signatures,
             "unfinished": self.unfinished,
             "error_count": self.error_count,
             "errors": [asdict(error) for error in self.errors],
@@ -85,6 +98,26 @@ def verify(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig | None,
     """Check ``refs``; every chunk is read once however many snapshots use it, and once more for another size that an
     index gives it. Damage is in the result, not raised."""
     return _Verification(store, crypt, listener).run(refs)
+
+
+def require_fitting_key(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig) -> None:
+    """Raises KeyProblem when ``refs`` were made with keys, but none with this one. It looks at manifests only."""
+    other: tuple[SnapshotRef, bytes] | None = None
+    for ref in refs:
+        try:
+            manifest = store.manifest(ref)
+        except ArchiverError:
+            continue
+        fingerprint = manifest.fingerprint
+        if fingerprint == crypt.fingerprint or (fingerprint is None and made_with_key(manifest)):
+            return
+        if fingerprint is not None:
+            other = ref, fingerprint
+    if other is not None:
+        ref, fingerprint = other
+        theirs, ours = short_fingerprint(fingerprint), short_fingerprint(crypt.fingerprint)
+        hint = "without a key everything is checked that can be"
+        raise KeyProblem(f"{ref} was made with the key {theirs}, the key given is {ours}", hint=hint)
 
 
 class _Verification:
@@ -118,12 +151,15 @@ class _Verification:
         return self._result
 
     def _open(self, ref: SnapshotRef) -> Snapshot:
-        manifest = self._store.manifest(ref, from_file=True)
+        snapshot = Snapshot(self._store, ref, manifest=self._store.manifest(ref, from_file=True), allow_unsigned=True)
         try:
-            return Snapshot(self._store, ref, self._crypt, manifest=manifest)
+            if self._crypt is not None and snapshot.protected:
+                snapshot.unlock(self._crypt)
         except KeyProblem as error:
             self._listener(Notice(f"{error}; its chunks are checked without a key", "warning"))
-            return Snapshot(self._store, ref, manifest=manifest)
+        state = "unsigned" if not snapshot.protected else "unchecked" if snapshot.crypt is None else "valid"
+        self._result.signatures[state].append(str(ref))
+        return snapshot
 
     def _fail(self, ref: SnapshotRef, archive: str, reason: str) -> None:
         self._result.add(VerifyError(str(ref), archive, "", reason, []))
@@ -163,6 +199,7 @@ class _Verification:
             digest, size = task
             try:
                 total, stored = reader.verify(digest, size, encrypted=encrypted)
+                has_sum = reader.has_key or not encrypted or self._has_recorded_sum(digest, total)
             except ChunkDamaged as error:
                 with self._lock:
                     self._bad[(digest, size, encrypted)] = error.reason
@@ -175,11 +212,20 @@ class _Verification:
                 self._result.bytes += size
                 if encrypted and not reader.has_key:
                     self._result.unchecked += 1
+                    self._result.without_sum += not has_sum
                 else:
                     self._good.append((digest, total, stored))
                 full = len(self._good) >= _RECORD_AT_ONCE
             if full:
                 self._record()
+
+    def _has_recorded_sum(self, digest: bytes, total: bytes) -> bool:
+        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes; False when none was. Raises
+        ChunkDamaged when they are other bytes."""
+        recorded = self._database.recorded_sum(digest) if self._database is not None else None
+        if recorded is not None and recorded != total:
+            raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
+        return recorded is not None
 
     def _record(self) -> None:
         """Tell the database which chunks were read and found good."""

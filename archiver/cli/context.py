@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from archiver.cli.output import Output
-from archiver.errors import UsageError
+from archiver.errors import KeyProblem, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
@@ -75,22 +75,38 @@ class Context:
 
         return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
 
-    def open_snapshot(self, store: Store, text: str) -> Snapshot:
-        """The snapshot a user names. A key that was not asked for is not needed where nothing is protected."""
+    def open_snapshot(self, store: Store, text: str, *, allow_unsigned: bool = False) -> Snapshot:
+        """The snapshot a user names. A key that was not asked for is not needed where nothing is protected: it is not
+        loaded then, but it counts as one in use."""
         from archiver.browse.snapshot import Snapshot
 
-        snapshot = Snapshot(store, store.find(text, self.namespace))
+        snapshot = Snapshot(store, store.find(text, self.namespace), allow_unsigned=allow_unsigned)
+        snapshot.key_in_use = self.key_path() is not None
         if self.keyfile is not None or snapshot.protected:
             crypt = self.key()
-            if crypt is not None:
-                snapshot.unlock(crypt)
+            try:
+                if crypt is not None:
+                    snapshot.unlock(crypt)
+            except KeyProblem:
+                if self.keyfile is not None or not allow_unsigned:
+                    raise
         return snapshot
 
-    def key(self) -> CryptConfig | None:
-        """The key that was chosen, or the user's own one; None when there is none."""
-        from archiver.keys.ring import default_keyfile, load_key
+    def chosen_keyfile(self) -> str | None:
+        """``--keyfile`` or ``ARCHIVER_KEYFILE``."""
+        return self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or None
 
-        path = self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or default_keyfile(os.environ)
+    def key_path(self) -> str | None:
+        """The key file that was chosen, or the user's own one; None when there is none."""
+        from archiver.keys.ring import default_keyfile
+
+        return self.chosen_keyfile() or default_keyfile(os.environ)
+
+    def key(self) -> CryptConfig | None:
+        """The key in that file; None when there is none."""
+        from archiver.keys.ring import load_key
+
+        path = self.key_path()
         return load_key(path, os.environ, _prompt) if path else None
 
 
@@ -108,6 +124,16 @@ def _prompt(question: str) -> bytes | None:
         return os.fsencode(getpass.getpass(question))
     except EOFError:  # Ctrl-D
         return None
+
+
+def allow_unsigned_option(function: F) -> F:
+    """For commands that hand out contents."""
+    return click.option(
+        "--allow-unsigned",
+        is_flag=True,
+        help="Take what no signature proves: a signed snapshot without its key, or an unsigned one in a group that has"
+        " signed ones.",
+    )(function)
 
 
 def global_options(function: F) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,6 +40,7 @@ def snapshots(context: Context, group: str | None) -> None:
     if output.as_json:
         output.document({"schema": 1, "items": [_snapshot_json(info) for info in infos]})
         return
+    signed = {info.ref.group for info in infos if info.signature == "signed"}
     output.table(
         ("snapshot", ">size", "files", "note"),
         [
@@ -46,7 +48,7 @@ def snapshots(context: Context, group: str | None) -> None:
                 str(info.ref),
                 "" if info.size is None else size_text(info.size),
                 _file_names(info),
-                _note(info).split("\n", 1)[0] + (" [protected]" if info.protected else ""),
+                " ".join(filter(None, (_note(info).split("\n", 1)[0], *_marks(info, info.ref.group in signed)))),
             )
             for info in infos
         ],
@@ -62,6 +64,15 @@ def _file_names(info: SnapshotInfo) -> str:
 def _note(info: SnapshotInfo) -> str:
     note = info.manifest.unprotected.get("notes") if info.manifest is not None else None
     return note if isinstance(note, str) else ""
+
+
+def _marks(info: SnapshotInfo, among_signed: bool) -> Iterator[str]:
+    if info.protected:
+        yield "[protected]"
+    if info.signature == "unsigned" and among_signed:
+        yield "[unsigned]"
+    if info.signature == "lost":
+        yield "[signature lost]"
 
 
 def _snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
@@ -84,6 +95,7 @@ def _snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
         "note": _note(info) or None,
         "verify": info.verify_state,
         "key_fingerprint": None if fingerprint is None else format_fingerprint(fingerprint),
+        "signature": info.signature,
         "finished": info.finished,
         "problem": None if info.problem is None else str(info.problem),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.cli.context import Context, global_options
+from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.output import printable
 from archiver.errors import UsageError
 
@@ -25,16 +25,26 @@ _KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo"
 @click.option("--archive", "archive_name", metavar="NAME", help="Look into this archive, for example home.pxar.")
 @click.option("-l", "--long", "long_format", is_flag=True, help="Mode, owner, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, too.")
+@allow_unsigned_option
 @global_options
 def ls(
-    context: Context, snapshot: str, path: str, archive_name: str | None, long_format: bool, recursive: bool
+    context: Context,
+    snapshot: str,
+    path: str,
+    archive_name: str | None,
+    long_format: bool,
+    recursive: bool,
+    allow_unsigned: bool,
 ) -> None:
-    """List a directory of a SNAPSHOT without restoring it."""
+    """List a directory of a SNAPSHOT without restoring it.
+
+    Signatures are required as by restore.
+    """
     from archiver.browse.files import listing
 
     output = context.output
     with context.open_store(output) as store:
-        opened = context.open_snapshot(store, snapshot)
+        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
         head = {"schema": 1, "snapshot": str(opened.ref)}
         if archive_name is None and path == "/" and len(opened.restorable()) != 1:
             archives = opened.archives()
@@ -86,15 +96,19 @@ def _as_json(found: Found) -> dict[str, Any]:
 @click.argument("snapshot")
 @click.argument("path")
 @click.option("--archive", "archive_name", metavar="NAME", help="Look into this archive, for example home.pxar.")
+@allow_unsigned_option
 @global_options
-def cat(context: Context, snapshot: str, path: str, archive_name: str | None) -> None:
-    """Write the contents of one file of a SNAPSHOT to stdout."""
+def cat(context: Context, snapshot: str, path: str, archive_name: str | None, allow_unsigned: bool) -> None:
+    """Write the contents of one file of a SNAPSHOT to stdout.
+
+    Signatures are required as by restore.
+    """
     from archiver.browse.files import contents
 
     if context.as_json:
         raise UsageError("cat writes a file's contents, it has no JSON form")
     with context.open_store(context.output) as store:
-        opened = context.open_snapshot(store, snapshot)
+        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
         try:
             tree = opened.tree(opened.archive(archive_name))
         except UsageError:

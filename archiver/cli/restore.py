@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from archiver.cli.context import Context, global_options
+from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.output import size_text
 from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL
 
@@ -14,21 +14,30 @@ from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL
 @click.argument("target")
 @click.option("--archive", "archive_name", metavar="NAME", help="Restore this archive only, for example home.pxar.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read everything again and compare.")
+@allow_unsigned_option
 @global_options
 @click.pass_context
 def restore(
-    ctx: click.Context, context: Context, snapshot: str, target: str, archive_name: str | None, verify: bool
+    ctx: click.Context,
+    context: Context,
+    snapshot: str,
+    target: str,
+    archive_name: str | None,
+    verify: bool,
+    allow_unsigned: bool,
 ) -> None:
     """Restore a SNAPSHOT into TARGET, a new or empty directory.
 
     SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
     of several each at TARGET/NAME.
+
+    The signature of a snapshot that was made with a key is checked before anything is restored.
     """
     from archiver.restore.run import restore as run
 
     output = context.output
     with context.open_store(output) as store:
-        opened = context.open_snapshot(store, snapshot)
+        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
         chosen = {archive.name for archive in archives}
         left = [archive.name for archive in opened.archives() if archive.name not in chosen]

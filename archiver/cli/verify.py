@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
 from archiver.errors import EXIT_DAMAGED, EXIT_OK
+
+if TYPE_CHECKING:
+    from archiver.browse.verify import VerifyResult
 
 _FILES_SHOWN = 20
 
@@ -18,8 +24,11 @@ _FILES_SHOWN = 20
 def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
     """Read everything back and check it: the whole store, or one SNAPSHOT.
 
-    With the key encrypted chunks are checked completely, without it their kind and checksum.
+    With the key encrypted chunks are checked completely. Without it their kind and CRC are checked, and the BLAKE3 of
+    their stored bytes where the database has it from the backup or from a verification with the key. What was not
+    checked is told.
     """
+    from archiver.browse.verify import require_fitting_key
     from archiver.browse.verify import verify as run
     from archiver.store.layout import SnapshotRef
 
@@ -34,7 +43,10 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
                 for group in store.groups(namespace)
                 for when in reversed(store.times(group))
             ]
-        result = run(store, refs, context.key(), output.hear)
+        crypt = context.key()
+        if crypt is not None and context.chosen_keyfile() is not None:
+            require_fitting_key(store, refs, crypt)
+        result = run(store, refs, crypt, output.hear)
     if output.as_json:
         output.document(result.as_json())
     else:
@@ -51,8 +63,26 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
             f"{result.snapshots} snapshots, {result.chunks} chunks, {size_text(result.bytes)}:"
             f" {result.error_count} errors"
         )
-        if result.unchecked:
-            output.summary(f"  {result.unchecked} encrypted chunks were checked without their key")
+        for line in _unproven(result):
+            output.summary(f"  {line}")
         if result.unfinished:
             output.summary(f"  {result.unfinished} unfinished snapshots were passed over")
     ctx.exit(EXIT_DAMAGED if result.errors else EXIT_OK)
+
+
+def _unproven(result: VerifyResult) -> Iterator[str]:
+    """What was not checked for lack of the key, and what nobody signed."""
+    by_sum = result.unchecked - result.without_sum
+    if by_sum:
+        yield f"{by_sum} encrypted chunks were checked without their key: CRC and the BLAKE3 of the stored bytes"
+    if result.without_sum:
+        yield f"{result.without_sum} encrypted chunks were checked without their key: CRC alone, no BLAKE3 is recorded"
+    unchecked, unsigned = result.signatures["unchecked"], result.signatures["unsigned"]
+    if unchecked:
+        yield f"{len(unchecked)} signatures were not checked, their key is missing"
+    if unsigned and (unchecked or result.signatures["valid"]):
+        yield f"{len(unsigned)} snapshots are unsigned"
+    signed = {name.rsplit("/", 1)[0] for name in (*unchecked, *result.signatures["valid"])}
+    for name in unsigned:
+        if name.rsplit("/", 1)[0] in signed:
+            yield f"{name} is unsigned, other snapshots of its group are signed"

@@ -1,13 +1,16 @@
 """A table that grows with the input without growing the process: small in memory, beyond a bound on disk, sealed.
 
-What is on disk is encrypted with a key that only this process knows, so a table of file names leaks none of them.
+What is on disk is encrypted with a key that only this process knows, and keys are hashed with another one, so a table
+leaks neither file names nor what it is asked for them by: inode numbers, sizes, times.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
+from blake3 import blake3
+
+from archiver.core.clock import system_random
 from archiver.core.disk import explained, nearly_full, no_space
 from archiver.errors import ArchiverError
 
@@ -20,7 +23,7 @@ _SMALLEST_MAP = 1 << 30
 
 
 class SpillTable:
-    """bytes -> bytes; keys of at most 511 bytes. The spill file is made in ``directory``; ``in_memory`` is in bytes."""
+    """bytes -> bytes. The spill file is made in ``directory``; ``in_memory`` is in bytes."""
 
     def __init__(self, directory: str, in_memory: int = _IN_MEMORY) -> None:
         self._directory = directory
@@ -62,7 +65,8 @@ class _Sealed:
 
         with explained("write into", directory):
             self._folder = tempfile.TemporaryDirectory(prefix="spill-", dir=directory)
-        self._cipher = AESGCM(os.urandom(32))
+        self._cipher = AESGCM(system_random(32))
+        self._secret = system_random(32)
         self._count = 0
         try:
             self._env = _open(self._folder.name)
@@ -77,7 +81,7 @@ class _Sealed:
 
         try:
             with self._env.begin(write=True) as txn:
-                for key, value in sorted(entries.items()):
+                for key, value in sorted((self._hidden(key), value) for key, value in entries.items()):
                     nonce = self._count.to_bytes(_NONCE, "little")
                     self._count += 1
                     txn.put(key, nonce + self._cipher.encrypt(nonce, value, key))
@@ -85,9 +89,13 @@ class _Sealed:
             raise _explain(error, self._folder.name) from error
 
     def get(self, key: bytes) -> bytes | None:
+        key = self._hidden(key)
         with self._env.begin() as txn:
             sealed = txn.get(key)
         return None if sealed is None else self._cipher.decrypt(sealed[:_NONCE], sealed[_NONCE:], key)
+
+    def _hidden(self, key: bytes) -> bytes:
+        return blake3(key, key=self._secret).digest()
 
     def close(self) -> None:
         self._env.close()

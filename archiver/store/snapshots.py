@@ -37,6 +37,16 @@ class SnapshotInfo:
         return self.manifest is not None
 
     @property
+    def signature(self) -> str | None:
+        """What the manifest claims: "signed", "unsigned" (nothing in it was made with a key), "lost" (it should have a
+        signature). Whether a signature is valid is not known here."""
+        if self.manifest is None:
+            return None
+        if self.manifest.signature is not None:
+            return "signed"
+        return "lost" if made_with_key(self.manifest) else "unsigned"
+
+    @property
     def verify_state(self) -> dict[str, object] | None:
         return None if self.manifest is None else _verify_state(self.manifest)
 
@@ -44,6 +54,12 @@ class SnapshotInfo:
     def size(self) -> int | None:
         """Sum of the sizes in the manifest, bytes."""
         return None if self.manifest is None else sum(file.size for file in self.manifest.files)
+
+
+def made_with_key(manifest: Manifest) -> bool:
+    """Whether a snapshot was encrypted or signed, or says anything that only a key has it say."""
+    modes = {file.crypt_mode for file in manifest.files}
+    return manifest.signature is not None or manifest.fingerprint is not None or not modes <= {"none"}
 
 
 def _verify_state(manifest: Manifest) -> dict[str, object] | None:

@@ -119,7 +119,7 @@ def check_directory(catalog: Catalog, tree: Tree, accessor: Accessor, node: Node
 @pytest.mark.parametrize("text", golden_store.TREES)
 def test_what_is_recorded_is_what_the_archive_says(golden: Path, text: str) -> None:
     with Store.open(golden) as store:
-        snapshot = Snapshot(store, store.find(text), golden_store.KEY if "ct/200" in text else None)
+        snapshot = Snapshot(store, store.find(text), golden_store.KEY)
         name = snapshot.restorable()[0].name
         catalog = ensure(snapshot, name)
         assert catalog is not None
@@ -251,7 +251,7 @@ def test_large_directories_are_split_while_they_are_read(
 def test_the_catalog_answers_as_the_archive_does(golden: Path) -> None:
     for text in golden_store.TREES:
         with Store.open(golden) as store:
-            snapshot = Snapshot(store, store.find(text), golden_store.KEY if "ct/200" in text else None)
+            snapshot = Snapshot(store, store.find(text), golden_store.KEY)
             archive = snapshot.restorable()[0]
             histories, missing = open_histories([snapshot], archive.name)
             assert missing == [] and len(histories) == 1

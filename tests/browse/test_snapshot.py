@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
-from archiver.errors import Damaged, KeyProblem, NotFound, UsageError
+from archiver.errors import Damaged, KeyProblem, NotFound, Unsigned, UsageError
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
+from formats import blob
 from formats.crypt import CryptConfig
 from formats.manifest import CryptMode, FileInfo, Manifest
 from tests.browse.small_store import KEY
@@ -142,11 +144,31 @@ def test_altered_manifest(store: Store) -> None:
     with pytest.raises(Damaged, match="was altered"):
         Snapshot(store, REF, KEY, manifest=altered)
     stripped = Manifest("host", "x", REF.time, signed.files, signed.unprotected)
-    with pytest.raises(Damaged, match="lost its signature"):
-        Snapshot(store, REF, KEY, manifest=stripped)
     nameless = Manifest("host", "x", REF.time, signed.files)  # neither signature nor fingerprint: still encrypted
-    with pytest.raises(Damaged, match="lost its signature"):
-        Snapshot(store, REF, KEY, manifest=nameless)
+    plain = Manifest("host", "x", REF.time, manifest("a.pxar.didx").files, signed.unprotected)  # but a fingerprint
+    for bad in (stripped, nameless, plain):
+        for crypt in (KEY, None):  # that it is missing shows without the key too
+            with pytest.raises(Damaged, match="lost its signature"):
+                Snapshot(store, REF, crypt, manifest=bad, allow_unsigned=True)
+
+
+def test_signature_of_plain_archives(store: Store) -> None:
+    """Whatever the manifest says of its archives: what is signed must have been signed so."""
+    signed = manifest("a.pxar.didx").sign(KEY)
+    assert Snapshot(store, REF, KEY, manifest=signed).protected
+    bare = Manifest("host", "x", REF.time, signed.files, {}, signed.signature)
+    assert Snapshot(store, REF, KEY, manifest=bare).protected
+    other = Manifest("host", "x", REF.time, manifest("b.pxar.didx").files, {}, signed.signature)
+    with pytest.raises(Damaged, match="was altered"):
+        Snapshot(store, REF, KEY, manifest=other)
+
+
+def test_refused_key_is_not_taken(store: Store) -> None:
+    signed = manifest("a.pxar.didx", mode="encrypt").sign(KEY)
+    found = Snapshot(store, REF, manifest=signed)
+    with pytest.raises(KeyProblem):
+        found.unlock(CryptConfig(bytes(32)))
+    assert found.crypt is None
 
 
 def test_key_for_what_is_not_protected(store: Store) -> None:
@@ -162,3 +184,74 @@ def test_encrypted_without_a_key(store: Store) -> None:
         assert KEY.fingerprint[:8].hex(":") in str(caught.value.hint)
     with pytest.raises(KeyProblem):
         found.tree(found.archive("a"))
+
+
+def test_signed_without_a_key(store: Store) -> None:
+    """Its contents are there to be read, but nobody can tell whether they are what was saved."""
+    signed = manifest("a.pxar.didx", "rsa-encrypted.key.blob", mode="sign-only").sign(KEY)
+    found = Snapshot(store, REF, manifest=signed)
+    with pytest.raises(KeyProblem, match="whether it was altered cannot be told") as caught:
+        found.require_key(signed.files[0])
+    assert KEY.fingerprint[:8].hex(":") in str(caught.value.hint) and "--allow-unsigned" in str(caught.value.hint)
+    found.require_key(signed.files[1])  # for those who have lost the key
+    Snapshot(store, REF, manifest=signed, allow_unsigned=True).require_key(signed.files[0])
+    Snapshot(store, REF, KEY, manifest=signed).require_key(signed.files[0])
+
+
+def put(store: Store, found: Manifest) -> SnapshotRef:
+    """Put a manifest into the store as that of a snapshot."""
+    ref = SnapshotRef(GroupRef("", found.backup_type, found.backup_id), found.backup_time)
+    directory = Path(store.layout.snapshot(ref))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "index.json.blob").write_bytes(blob.encode(found.encode()))
+    return ref
+
+
+@pytest.mark.parametrize("others", [[], ["plain"], ["signed"], ["plain", "signed", "plain"], ["damaged", "signed"]])
+def test_unsigned_among_signed_ones(store: Store, others: list[str]) -> None:
+    """With a key in use nobody may pass something off as a snapshot of a group that is signed."""
+    plain = manifest("a.pxar.didx")
+    ref = put(store, plain)
+    for number, kind in enumerate(others, -1):
+        other = Manifest("host", "x", REF.time + (number or 9), plain.files)
+        put(store, other.sign(KEY) if kind == "signed" else other)
+        if kind == "damaged":
+            Path(store.layout.manifest(SnapshotRef(REF.group, other.backup_time))).write_bytes(b"nothing")
+    put(store, Manifest("host", "other-group", REF.time, plain.files).sign(KEY))
+    file = plain.files[0]
+    Snapshot(store, ref).require_key(file)  # no key is in use
+    Snapshot(store, ref, KEY, allow_unsigned=True).require_key(file)
+    with_key, announced = Snapshot(store, ref, KEY), Snapshot(store, ref)
+    announced.key_in_use = True
+    for found in (with_key, announced):
+        if "signed" not in others:
+            found.require_key(file)
+            continue
+        with pytest.raises(Unsigned):
+            found.tree(found.archive("a"))
+        with pytest.raises(Unsigned, match="is unsigned, other snapshots of its group are signed") as caught:
+            found.require_key(file)
+        assert "--allow-unsigned" in str(caught.value.hint) and caught.value.exit_code == 20
+
+
+@pytest.mark.parametrize("mode", ["none", "sign-only", "encrypt"])
+@pytest.mark.parametrize("name", ["a.conf.blob", "rsa-encrypted.key.blob"])
+def test_blob_of_the_other_kind(store: Store, mode: CryptMode, name: str) -> None:
+    """Although the manifest has its checksum, and a signature."""
+    directory = Path(store.layout.snapshot(REF))
+    directory.mkdir(parents=True)
+    for encrypted in (False, True):
+        data = blob.encode(b"contents", KEY, bytes(16)) if encrypted else blob.encode(b"contents")
+        (directory / name).write_bytes(data)
+        file = FileInfo(name, mode, len(data), sha256(data).digest())
+        signed = Manifest("host", "x", REF.time, (file,)).sign(KEY)
+        found = Snapshot(store, REF, KEY, manifest=signed)
+        keyless = Snapshot(store, REF, manifest=signed, allow_unsigned=True)
+        if encrypted == (mode == "encrypt" and name == "a.conf.blob"):
+            assert found.blob(file) == b"contents"
+            keyless.check_blob(file)
+            found.check_blob(file)
+        else:
+            for check in (found.blob, found.check_blob, keyless.check_blob):
+                with pytest.raises(Damaged, match=name):
+                    check(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -136,3 +137,101 @@ def test_size_that_a_chunk_does_not_have(tmp_path: Path, sizes: list[int], first
         result = verify_module.verify(store, order, None, ignore)
     assert {error.snapshot for error in result.errors} == {str(refs["bad"])}
     assert len(result.errors) == sum(size != 8 for size in sizes)
+
+
+# -- without the key ---------------------------------------------------------------------------------------------------
+
+KEY = CryptConfig(bytes(range(32)))
+
+
+def with_another_crc(path: Path, at: int) -> None:
+    """Flip a byte and mend the CRC, so that only the key or a sum can tell."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    data[8:12] = zlib.crc32(data[blob.ENCRYPTED_HEADER :]).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def totals(path: Path, crypt: CryptConfig | None = None) -> tuple[int, int, int]:
+    """Errors; chunks checked without the key; of these the ones that no sum is known of."""
+    with Store.open(path) as store:
+        result = verify_module.verify(store, every_snapshot(store), crypt, ignore)
+    return result.error_count, result.unchecked, result.without_sum
+
+
+@pytest.mark.parametrize("at", [-1, 20, 30, 100])
+def test_rot_is_found_without_the_key(tmp_path: Path, at: int) -> None:
+    """In the contents, the IV or the tag, whatever the CRC says."""
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=50, max_size=40_000)
+    first = save(path, source, crypt=KEY)
+    chunks = chunk_files(path)
+    assert totals(path) == (0, len(chunks), 0)
+    bad = chunks[2]
+    good = bad.read_bytes()
+    with_another_crc(bad, at)
+    for _ in range(2):  # also when it is known to be damaged already
+        (error,) = damage(path)
+        assert error.chunk == bad.name and "BLAKE3" in error.reason
+    assert {error.chunk for error in damage(path, KEY)} == {bad.name}
+    assert new_chunks(save(path, source, crypt=KEY)) == 1  # the backup takes its word and stores the chunk again
+    assert bad.read_bytes() != good
+    assert damage(path) == damage(path, KEY) == []
+    assert totals(path) == (0, len(chunks), 0)
+    assert restored_differences(path, first.snapshot, source, tmp_path / "out", KEY) == []
+
+
+def test_sums_are_never_taken_from_what_is_there(tmp_path: Path) -> None:
+    """After a rebuild they come back with the key only: a rebuild or a verification without it must not bless rot."""
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=50, max_size=40_000)
+    save(path, source, crypt=KEY)
+    chunks = chunk_files(path)
+    bad = chunks[2]
+    good = bad.read_bytes()
+    with_another_crc(bad, -1)
+    with Store.open(path) as store:
+        store.rebuild_database()
+    for _ in range(2):
+        assert totals(path) == (0, len(chunks), len(chunks))  # nothing is known of them, and that is told
+    assert {error.chunk for error in damage(path, KEY)} == {bad.name}
+    assert totals(path) == (0, len(chunks), 1)  # the sums of all others are back
+    bad.write_bytes(good)
+    assert totals(path) == (0, len(chunks), 1)
+    assert totals(path, KEY) == (0, 0, 0)
+    assert totals(path) == (0, len(chunks), 0)
+    with_another_crc(bad, -1)
+    assert [error.chunk for error in damage(path)] == [bad.name]
+
+
+def test_sums_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=20, max_size=40_000)
+    save(path, source, crypt=KEY)
+    count = len(chunk_files(path))
+    monkeypatch.setattr(Store, "database", None)
+    assert totals(path) == (0, count, count)
+
+
+def test_signatures_in_a_verification(tmp_path: Path) -> None:
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=3, max_size=4000)
+    names = {
+        "unsigned": str(save(path, source, time=1).snapshot),
+        "encrypted": str(save(path, source, time=2, crypt=KEY).snapshot),
+        "signed": str(save(path, source, time=3, crypt=KEY, crypt_mode="sign-only").snapshot),
+    }
+    with Store.open(path) as store:
+        refs = every_snapshot(store)
+        ours = verify_module.verify(store, refs, KEY, ignore)
+        none = verify_module.verify(store, refs, None, ignore)
+        other = verify_module.verify(store, refs, CryptConfig(bytes(32)), ignore)
+    made_with_key = [names["encrypted"], names["signed"]]
+    assert ours.signatures == {"valid": made_with_key, "unchecked": [], "unsigned": [names["unsigned"]]}
+    assert none.signatures == other.signatures
+    assert none.signatures == {"valid": [], "unchecked": made_with_key, "unsigned": [names["unsigned"]]}
+    assert ours.errors == none.errors == other.errors == []

@@ -299,8 +299,10 @@ def test_key(store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("ARCHIVER_KEYFILE")
     for mode in ("encrypt", "sign-only"):
         assert call("--store", store, "backup", source, "--crypt", mode).code == 2
-    assert call("--store", store, "cat", "host/signed", "/file").raw == b"some contents\n"
-    assert call("--store", store, "cat", "host/sealed", "/file").code == 12
+    for name in ("signed", "sealed"):
+        assert call("--store", store, "cat", f"host/{name}", "/file").code == 12
+    assert call("--store", store, "cat", "host/signed", "/file", "--allow-unsigned").raw == b"some contents\n"
+    assert call("--store", store, "cat", "host/sealed", "/file", "--allow-unsigned").code == 12
 
 
 @pytest.mark.parametrize("contents", [None, b"", b"no key", b"{}", b"\xff\xfe"])

@@ -68,15 +68,16 @@ def test_memory_is_bounded_whatever_the_length_of_values(tmp_path: Path, length:
         table.close()
 
 
-def test_disk_shows_no_values(table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_shows_neither_keys_nor_values(table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "_BATCH", 2000)
     for number in range(200):
-        table.put(b"%016d" % number, b"value of secret file %d" % number)
+        table.put(b"inode of %016d" % number, b"value of secret file %d" % number)
+    assert table.get(b"inode of %016d" % 3) == b"value of secret file 3"
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o077 == 0
     stored = b"".join(path.read_bytes() for path in folder.iterdir())
     assert len(stored) > 4096
-    assert b"secret" not in stored
+    assert b"secret" not in stored and b"inode" not in stored
 
 
 def test_swapped_values_are_found_out(table: SpillTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def test_swapped_values_are_found_out(table: SpillTable, tmp_path: Path, monkeyp
     sealed = table._spilled
     assert sealed is not None
     with sealed._env.begin(write=True) as txn:
-        txn.put(b"03", txn.get(b"04"))
+        txn.put(sealed._hidden(b"03"), txn.get(sealed._hidden(b"04")))
     assert table.get(b"04") == b"value"
     with pytest.raises(InvalidTag):
         table.get(b"03")

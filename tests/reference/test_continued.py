@@ -34,8 +34,7 @@ class Series:
             self.time = self.ref.time
             names = [file.filename for file in opened.manifest(self.ref).files]
         self.archive = next(name for name in names if name.startswith(f"{NAME}.") and "ppxar" not in name)
-        crypt = KEY if snapshot in ENCRYPTED else None
-        bring_back(store, self.ref, self.source, archives=[self.archive], crypt=crypt)
+        bring_back(store, self.ref, self.source, archives=[self.archive], crypt=KEY)
         self.golden = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
         self.heard = Heard()
 

@@ -43,9 +43,13 @@ def test_verify(store: Path, keyfile: Path) -> None:
     encrypted = {
         d for name, index in DATASTORE["indexes"].items() if name.startswith("ns/") for _, d in index["chunks"]
     }
-    assert without["without_key"] == len(encrypted)
+    assert without["without_key"] == without["without_sum"] == len(encrypted)
+    made_with_key = [name for name in (*PLAIN, *ENCRYPTED) if name in ENCRYPTED or "signed" in name]
+    unsigned = [*reversed(PLAIN[:3]), PLAIN[3], PLAIN[5]]  # the newest of a group comes first
+    assert without["signatures"] == {"valid": [], "unchecked": made_with_key, "unsigned": unsigned}
     with_key = ask("--store", store, "verify", "--keyfile", keyfile)
-    assert with_key == without | {"without_key": 0}
+    signatures = {"valid": made_with_key, "unchecked": [], "unsigned": unsigned}
+    assert with_key == without | {"without_key": 0, "without_sum": 0, "signatures": signatures}
     for name in (*PLAIN, *ENCRYPTED):
         one = ask("--store", store, "verify", name, "--keyfile", keyfile)
         assert one["errors"] == [] and one["snapshots"] == 1
@@ -123,7 +127,7 @@ def test_index(store: Path, name: str) -> None:
 def test_tree_in_memory(store: Path, name: str) -> None:
     """Every byte of both streams, read in order and through the goodbye tables."""
     with Store.open(store, read_only=True) as opened:
-        snapshot = Snapshot(opened, opened.find(name), KEY if name in ENCRYPTED else None)
+        snapshot = Snapshot(opened, opened.find(name), KEY)
         tree = snapshot.tree(snapshot.archive(None))
         archive = b"".join(tree.archive.pieces(0, tree.archive.size))
         payload = b"".join(tree.content.pieces(0, tree.content.size)) if tree.split else None
@@ -264,14 +268,27 @@ def test_image_without_key_makes_nothing(store: Path, target: Path) -> None:
     assert not target.exists()
 
 
-def test_verify_with_a_wrong_key(store: Path, tmp_path: Path) -> None:
-    """The chunks are checked as without a key, and that is said."""
+def test_verify_with_a_wrong_key(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here was made with it: told before any work. One that nobody chose is no reason not to check what can be
+    checked without, and so is the right one of other snapshots."""
     other = write_key(tmp_path / "other.json", bytes(32))
-    done = call("--store", store, "verify", "--json", "--keyfile", other)
-    assert done.code == 0 and done.document["without_key"] > 0
-    assert FINGERPRINT[:23] in done.err
-    signed = call("--store", store, "verify", "host/signed", "--keyfile", other)
+    for name in ([], ["host/signed"], [ENCRYPTED[0]]):
+        done = call("--store", store, "verify", *name, "--json", "--keyfile", other)
+        assert done.code == 12 and FINGERPRINT[:23] in done.error["message"]
+    monkeypatch.setenv("ARCHIVER_KEYFILE", str(other))
+    assert call("--store", store, "verify").code == 12
+    monkeypatch.delenv("ARCHIVER_KEYFILE")
+    own = tmp_path / ".xdg/config/archiver"
+    own.mkdir(parents=True)
+    write_key(own / "encryption-key.json", bytes(32))
+    done = call("--store", store, "verify", "--json")
+    assert done.code == 0 and done.document["without_key"] > 0 and FINGERPRINT[:23] in done.err
+    signed = call("--store", store, "verify", "host/signed")
     assert signed.code == 0 and FINGERPRINT[:23] in signed.err
+    ask("--store", store, "backup", f"a.pxar:{own}", "--keyfile", other, "--id", "other")
+    done = call("--store", store, "verify", "--json", "--keyfile", other)
+    assert done.code == 0 and done.document["without_key"] > 0 and FINGERPRINT[:23] in done.err
+    assert len(done.document["signatures"]["valid"]) == 1
 
 
 def test_continued(store: Path, tmp_path: Path, target: Path) -> None:

@@ -58,6 +58,7 @@ RUN_KEY = struct.Struct(">IQ")
 PART_KEY = struct.Struct(">IQI")
 NEWEST_KEY = struct.Struct(">II")
 LENGTH = struct.Struct("<I")
+_TIME = struct.Struct("<Q")
 CHANGE = struct.Struct("<IQII")  # length of what follows, place of the base
 LIVE, FORGOTTEN, CLEARED = range(3)  # the snapshot is there; it is not; and what only it has was removed too
 DROPPED = 1 << 31  # in a record's length: nobody has it any more, zeros are in its place
@@ -199,6 +200,15 @@ class Catalog:
         self._number: int | None = None
         self._decompressor = zstandard.ZstdDecompressor()
 
+    def close(self, value: bytes, key: bytes, time: int = 0) -> bytes:
+        """``value`` sealed for the database key ``key`` of this catalog, and for the run ``time`` where the key does
+        not say of which one it is. So it cannot be put into another place, nor back when another has taken its own."""
+        return self.seal.close(value, self.key + key + _TIME.pack(time))
+
+    def open(self, value: bytes, key: bytes, time: int = 0) -> bytes:
+        """Raises ValueError when it was not sealed so."""
+        return self.seal.open(value, self.key + key + _TIME.pack(time))
+
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     def number(self) -> int | None:
@@ -231,7 +241,7 @@ class Catalog:
     def encode_run(self, key: bytes, header: RunHeader) -> bytes:
         """The value of the ``run`` table."""
         head = RunHead(self.seal.identity, header.parent or 0, header.chain, LIVE)
-        return self._join_run(key, head, self.seal.close(header.encode(), key))
+        return self._join_run(key, head, self.close(header.encode(), key))
 
     def _join_run(self, key: bytes, head: RunHead, sealed: bytes) -> bytes:
         packed = _RUN_HEAD.pack(*head)
@@ -257,7 +267,7 @@ class Catalog:
     def _decode_run(self, key: bytes, value: bytes) -> RunHeader | None:
         if self.decode_head(key, value).identity != self.seal.identity:
             return None
-        return RunHeader.decode(self.seal.open(value[_SEALED_FROM:], key))
+        return RunHeader.decode(self.open(value[_SEALED_FROM:], key))
 
     def forget_kept(self, time: int) -> None:
         """What is kept in memory of a run is no longer true."""
@@ -314,15 +324,16 @@ class Catalog:
         if row is None or self.run(row.newest) is None:
             return None
         value = self._run_value(row.newest)
-        places = self._joined(row.number, range(row.parts), _NEWEST_COLUMNS)
-        jumps = self._joined(row.number, range(JUMPS, JUMPS + row.jumps), _JUMP_COLUMNS)
+        places = self._joined(row, range(row.parts), _NEWEST_COLUMNS)
+        jumps = self._joined(row, range(JUMPS, JUMPS + row.jumps), _JUMP_COLUMNS)
         if places is None or jumps is None or value is None or not row.parts:
             return None
         return Newest(row.newest, self.mark(value), places, jumps)
 
-    def _joined(self, number: int, parts: range, count: int) -> list[U64s] | None:
+    def _joined(self, row: ArchiveRow, parts: range, count: int) -> list[U64s] | None:
         """``count`` columns of the newest run that are in these parts."""
-        found = [self._columns(records.NEWEST, NEWEST_KEY.pack(number, part), count) for part in parts]
+        keys = (NEWEST_KEY.pack(row.number, part) for part in parts)
+        found = [self._columns(records.NEWEST, key, count, row.newest) for key in keys]
         if None in found:
             return None
         columns = [part for part in found if part is not None] or [[np.zeros(0, np.uint64)] * count]
@@ -358,11 +369,11 @@ class Catalog:
         empty = [np.zeros(0, np.uint64)] * _PLACE_COLUMNS
         return [np.concatenate(column) for column in zip(empty, *(part for part in parts if part), strict=True)]
 
-    def _columns(self, table: bytes, key: bytes, count: int) -> list[U64s] | None:
+    def _columns(self, table: bytes, key: bytes, count: int, time: int = 0) -> list[U64s] | None:
         value = self.database.get(table, key)
         if value is None:
             return None
-        columns = self.database.checked(lambda: unpack_columns(self.seal.open(value, key)))
+        columns = self.database.checked(lambda: unpack_columns(self.open(value, key, time)))
         return columns if columns is not None and len(columns) == count else None
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -479,7 +490,7 @@ class Catalog:
 
     def _opened(self, value: bytes, key: bytes) -> bytes:
         try:
-            return self._decompressor.decompress(self.seal.open(value, key), max_output_size=_LARGEST_PACK)
+            return self._decompressor.decompress(self.open(value, key), max_output_size=_LARGEST_PACK)
         except zstandard.ZstdError as error:
             raise ValueError(f"a catalog record is damaged: {error}") from error
 

@@ -391,6 +391,18 @@ class Database:
 
         self._change(work)
 
+    def recorded_sum(self, digest: bytes) -> bytes | None:
+        """The BLAKE3 of the stored bytes of a chunk, also of one that was found damaged since; None: not known."""
+
+        def look(txn: Any) -> bytes | None:
+            value = txn.get(digest, db=self._env.table(records.DIGEST))
+            if value is None:
+                return None
+            row = self._chunk(txn, records.DIGEST_VALUE.unpack(value)[0])
+            return None if row is None or row.digest != digest or row.blake3 == records.UNKNOWN_SUM else row.blake3
+
+        return self._ask(look, None)
+
     # -- care --------------------------------------------------------------------------------------------------------
 
     def check(self) -> list[str]:

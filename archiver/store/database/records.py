@@ -31,7 +31,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-SCHEMA = 7
+SCHEMA = 8
 
 META = b"meta"
 DIGEST = b"digest"
