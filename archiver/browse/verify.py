@@ -220,12 +220,18 @@ class _Verification:
                 self._record()
 
     def _has_recorded_sum(self, digest: bytes, total: bytes) -> bool:
-        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes; False when none was. Raises
-        ChunkDamaged when they are other bytes."""
+        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes. False when none was, or when its
+        file was written since: another program has stored the chunk again, encrypted with another IV. Raises
+        ChunkDamaged when the bytes have changed by themselves."""
         recorded = self._database.recorded_sum(digest) if self._database is not None else None
-        if recorded is not None and recorded != total:
-            raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
-        return recorded is not None
+        if recorded is None:
+            return False
+        if recorded[0] == total:
+            return True
+        status = self._store.chunks.seen(digest)
+        if status is not None and status.st_mtime > recorded[1] + 1:
+            return False
+        raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
 
     def _record(self) -> None:
         """Tell the database which chunks were read and found good."""

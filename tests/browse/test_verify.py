@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import zlib
 from collections.abc import Iterator
 from hashlib import sha256
@@ -145,11 +147,12 @@ KEY = CryptConfig(bytes(range(32)))
 
 
 def with_another_crc(path: Path, at: int) -> None:
-    """Flip a byte and mend the CRC, so that only the key or a sum can tell."""
-    data = bytearray(path.read_bytes())
+    """Flip a byte and mend the CRC, so that only the key or a sum can tell; rot leaves the times as they are."""
+    data, status = bytearray(path.read_bytes()), path.stat()
     data[at] ^= 1
     data[8:12] = zlib.crc32(data[blob.ENCRYPTED_HEADER :]).to_bytes(4, "little")
     path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def totals(path: Path, crypt: CryptConfig | None = None) -> tuple[int, int, int]:
@@ -204,6 +207,23 @@ def test_sums_are_never_taken_from_what_is_there(tmp_path: Path) -> None:
     assert totals(path) == (0, len(chunks), 0)
     with_another_crc(bad, -1)
     assert [error.chunk for error in damage(path)] == [bad.name]
+
+
+def test_a_chunk_that_another_program_stored_again_is_no_damage(tmp_path: Path) -> None:
+    """It has another IV, so other bytes: the sum that is known is of those before."""
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    build_plain(source, 1, files=50, max_size=40_000)
+    save(path, source, crypt=KEY)
+    chunks = chunk_files(path)
+    again = chunks[2]
+    plain = blob.decode(again.read_bytes(), KEY)
+    again.write_bytes(blob.encode(plain, KEY, bytes(16)))
+    later = time.time() + 10
+    os.utime(again, (later, later))
+    assert totals(path) == (0, len(chunks), 1)
+    assert totals(path, KEY) == (0, 0, 0)
+    assert totals(path) == (0, len(chunks), 0)
 
 
 def test_sums_without_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -391,15 +391,18 @@ class Database:
 
         self._change(work)
 
-    def recorded_sum(self, digest: bytes) -> bytes | None:
-        """The BLAKE3 of the stored bytes of a chunk, also of one that was found damaged since; None: not known."""
+    def recorded_sum(self, digest: bytes) -> tuple[bytes, int] | None:
+        """The BLAKE3 of the stored bytes of a chunk, also of one that was found damaged since, and when they were known
+        to be right (Unix seconds); None: not known."""
 
-        def look(txn: Any) -> bytes | None:
+        def look(txn: Any) -> tuple[bytes, int] | None:
             value = txn.get(digest, db=self._env.table(records.DIGEST))
             if value is None:
                 return None
             row = self._chunk(txn, records.DIGEST_VALUE.unpack(value)[0])
-            return None if row is None or row.digest != digest or row.blake3 == records.UNKNOWN_SUM else row.blake3
+            if row is None or row.digest != digest or row.blake3 == records.UNKNOWN_SUM:
+                return None
+            return row.blake3, row.verified
 
         return self._ask(look, None)
 
