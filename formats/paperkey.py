@@ -1,12 +1,12 @@
 """Paper keys: a key file or a PEM private key for the printer, and read back as somebody typed it in (spec
 blob-index-crypto.md 6).
 
-| part     | key file                                                  | PEM private key                                |
-|----------|-----------------------------------------------------------|------------------------------------------------|
-| text     | its JSON with an indent of 2, between BEGIN and END lines | its lines, numbered from 0                     |
-| QR codes | one: the JSON                                             | one for each 20 lines (HTML) or 5 lines (text) |
-| checksum | SHA-256 of the JSON without white space: 16 hex digits    | the same of its lines without their numbers    |
-| check    | SHA-256 of one line without white space: 4 hex digits, so that a wrong line is found                       |
+| part     | key file                                                  | PEM private key                               |
+|----------|-----------------------------------------------------------|-----------------------------------------------|
+| text     | its JSON with an indent of 2, between BEGIN and END lines | its lines, numbered from 0                    |
+| QR codes | one: the JSON                                             | one for 20 lines each (HTML), for 5 (text)    |
+| checksum | SHA-256 of the JSON without white space: 16 hex digits    | the same of its lines without their numbers   |
+| check    | SHA-256 of one line without white space: 4 hex digits, so that a wrong line is found                      |
 
 The checksums stand apart from the text: what is between the BEGIN and END lines is a valid key file. A person can
 compute them with ``tr -d '[:space:]' < FILE | sha256sum``.
@@ -19,7 +19,7 @@ import html
 import json
 import re
 from base64 import b64encode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,8 @@ _WHITE = re.compile(rb"[ \t\n\r\v\f]+")  # what [:space:] is to tr
 _DASHES = "[-\u2013\u2014_]+"
 _KEY_MARK = re.compile(rf"^[ \t]*{_DASHES}[ \t]*(BEGIN|END)[ \t]+PROXMOX[ \t]+BACKUP[ \t]+KEY\b.*$", re.I | re.M)
 _PEM_MARK = re.compile(
-    rf"^[ \t]*(?:\d+[ \t]*:[ \t]*)?{_DASHES}[ \t]*(BEGIN|END)[ \t]+((?:[A-Z]+[ \t]+)?PRIVATE[ \t]+KEY)\b.*$", re.I | re.M
+    rf"^[ \t]*(?:\d+[ \t]*:[ \t]*)?{_DASHES}[ \t]*(BEGIN|END)[ \t]+((?:[A-Z]+[ \t]+)?PRIVATE[ \t]+KEY)\b.*$",
+    re.I | re.M,
 )
 _NUMBER = re.compile(r"[ \t]*\d+[ \t]*:")
 _PEM_HEADER = re.compile(r"(Proc-Type|DEK-Info):")
@@ -57,10 +58,12 @@ _LINE_CHECK = re.compile(r"\b(\d{1,3}):([0-9a-f]{4})\b", re.I)
 
 @dataclass(frozen=True, slots=True)
 class PaperKey:
-    """``lines`` as they are printed, without BEGIN, END and numbers where those are not part of the key."""
+    """``lines`` as they are printed, without BEGIN, END and numbers where those are not part of the key;
+    ``is_checked``: it was typed in, and the checksum beside it is right."""
 
     lines: tuple[str, ...] = field(repr=False)
     is_pem: bool
+    is_checked: bool = False
 
     @staticmethod
     def of(data: bytes) -> PaperKey:
@@ -94,13 +97,13 @@ class PaperKey:
         text = text.replace("\r", "\n").removeprefix("\ufeff")
         paper = _typed_pem(text) if _PEM_MARK.search(text) else _typed_key(text)
         printed = _CHECKSUM.search(text)
-        if printed is not None and _only_digits(printed[1]) != _only_digits(paper.checksum):
-            raise IntegrityError(
-                f"the checksum of the paper key differs: {paper._suspects(text[printed.end() :])}",
-                expected=_grouped(_only_digits(printed[1])),
-                got=paper.checksum,
-            )
-        return paper
+        if printed is None:
+            return paper
+        checksum = _grouped(_only_digits(printed[1]))
+        if checksum != paper.checksum:
+            where = paper._suspects(text[printed.end() :])
+            raise IntegrityError(f"paper key: checksum ({where})", expected=checksum, got=paper.checksum)
+        return replace(paper, is_checked=True)
 
     @property
     def data(self) -> bytes:
@@ -181,7 +184,7 @@ class PaperKey:
         ours = self.line_checks
         if set(printed) != set(range(len(ours))):
             shown = " ".join(f"{at}:{check}" for at, check in enumerate(ours, first))
-            return f"compare the numbers of the lines with those on the paper, here they are {shown}"
+            return f"compare with the numbers of the lines on the paper: {shown}"
         wrong = [str(at + first) for at, check in enumerate(ours) if printed[at] != check]
         return f"look at line {', '.join(wrong)}" if wrong else "the lines are right, is the checksum?"
 

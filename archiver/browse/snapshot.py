@@ -23,7 +23,7 @@ from formats.pxar.decoder import Decoder
 from formats.wire import Buffer
 
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
-_WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
+WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Snapshot:
 
     def require_key(self, file: FileInfo) -> None:
         """Raises KeyProblem when ``file`` is encrypted and no key was given."""
-        if file.crypt_mode == "encrypt" and self.crypt is None and file.filename != _WRAPPED_KEY:
+        if file.crypt_mode == "encrypt" and self.crypt is None and file.filename != WRAPPED_KEY:
             fingerprint = self.manifest.fingerprint
             which = f" {short_fingerprint(fingerprint)}" if fingerprint is not None else ""
             raise KeyProblem(f"{self.ref} is encrypted", hint=f"give its key{which} with --keyfile")

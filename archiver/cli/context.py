@@ -16,6 +16,7 @@ from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
+    from archiver.keys.ring import UnlockedKey
     from archiver.store.store import Store
     from formats.crypt import CryptConfig
 
@@ -75,12 +76,12 @@ class Context:
 
         return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
 
-    def open_snapshot(self, store: Store, text: str) -> Snapshot:
+    def open_snapshot(self, store: Store, text: str, *, with_key: bool = True) -> Snapshot:
         """The snapshot a user names. A key that was not asked for is not needed where nothing is protected."""
         from archiver.browse.snapshot import Snapshot
 
         snapshot = Snapshot(store, store.find(text, self.namespace))
-        if self.keyfile is not None or snapshot.protected:
+        if with_key and (self.keyfile is not None or snapshot.protected):
             crypt = self.key()
             if crypt is not None:
                 snapshot.unlock(crypt)
@@ -88,10 +89,19 @@ class Context:
 
     def key(self) -> CryptConfig | None:
         """The key that was chosen, or the user's own one; None when there is none."""
-        from archiver.keys.ring import default_keyfile, load_key
+        unlocked = self.unlocked()
+        return unlocked.crypt if unlocked is not None else None
 
-        path = self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or default_keyfile(os.environ)
-        return load_key(path, os.environ, _prompt) if path else None
+    def unlocked(self) -> UnlockedKey | None:
+        """The same with its key file."""
+        from archiver.keys.ring import default_keyfile, read_key_file, unlock
+
+        path = self.chosen_keyfile() or default_keyfile(os.environ)
+        return unlock(read_key_file(path), path, os.environ, prompt) if path else None
+
+    def chosen_keyfile(self) -> str | None:
+        """The key file that was asked for, not just found."""
+        return self.keyfile or os.environ.get("ARCHIVER_KEYFILE") or None
 
 
 def default_store() -> str:
@@ -99,7 +109,8 @@ def default_store() -> str:
     return os.path.join(base, "archiver", "store")
 
 
-def _prompt(question: str) -> bytes | None:
+def prompt(question: str) -> bytes | None:
+    """Ask for a passphrase; None when there is nobody to ask."""
     if not sys.stdin.isatty():
         return None
     import getpass

@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "status": ("store", "status"),
     "db": ("db", "db"),
+    "key": ("key", "key"),
     "debug": ("debug", "debug"),
 }
 _EXIT_BUG = 70

@@ -24,14 +24,16 @@ def restore(
     SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
     of several each at TARGET/NAME.
     """
+    from archiver.browse.snapshot import WRAPPED_KEY
     from archiver.restore.run import restore as run
 
     output = context.output
     with context.open_store(output) as store:
-        opened = context.open_snapshot(store, snapshot)
+        is_wrapped_key = archive_name is not None and archive_name.removesuffix(".blob") + ".blob" == WRAPPED_KEY
+        opened = context.open_snapshot(store, snapshot, with_key=not is_wrapped_key)
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
         chosen = {archive.name for archive in archives}
-        left = [archive.name for archive in opened.archives() if archive.name not in chosen]
+        left = [archive.name for archive in opened.archives() if archive.name not in chosen | {WRAPPED_KEY[:-5]}]
         if left and archive_name is None:
             output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
         result = run(opened, archives, target, verify=verify, listener=output.hear)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_DAMAGED, EXIT_OK
+from archiver.errors import EXIT_DAMAGED, EXIT_OK, KeyProblem
+
+if TYPE_CHECKING:
+    from archiver.store.layout import SnapshotRef
+    from archiver.store.store import Store
+    from formats.crypt import CryptConfig
 
 _FILES_SHOWN = 20
 
@@ -34,7 +41,10 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
                 for group in store.groups(namespace)
                 for when in reversed(store.times(group))
             ]
-        result = run(store, refs, context.key(), output.hear)
+        crypt = context.key()
+        if crypt is not None and context.chosen_keyfile():
+            _check_key(store, refs, crypt)
+        result = run(store, refs, crypt, output.hear)
     if output.as_json:
         output.document(result.as_json())
     else:
@@ -56,3 +66,16 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
         if result.unfinished:
             output.summary(f"  {result.unfinished} unfinished snapshots were passed over")
     ctx.exit(EXIT_DAMAGED if result.errors else EXIT_OK)
+
+
+def _check_key(store: Store, refs: list[SnapshotRef], crypt: CryptConfig) -> None:
+    """Raises KeyProblem when the key that was asked for is that of none of the snapshots."""
+    from formats.crypt import short_fingerprint
+
+    manifests = [info.manifest for info in map(store.info, refs) if info.manifest is not None]
+    wanted = {manifest.fingerprint for manifest in manifests if manifest.fingerprint is not None}
+    if wanted and crypt.fingerprint not in wanted:
+        raise KeyProblem(
+            f"no snapshot was made with the key {short_fingerprint(crypt.fingerprint)}",
+            hint="they need: " + ", ".join(sorted(map(short_fingerprint, wanted))),
+        )
