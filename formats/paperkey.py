@@ -51,7 +51,7 @@ _NUMBER = re.compile(r"[ \t]*\d+[ \t]*:")
 _PEM_HEADER = re.compile(r"(Proc-Type|DEK-Info):")
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
 _NOT_HEX = re.compile(r"[^0-9a-fA-F:]")
-_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.S)  # also one that does not end, so that time stays linear
 _CHECKSUM = re.compile(r"^[ \t]*checksum[ \t:]*((?:[0-9a-f][ \t-]*){16})$", re.I | re.M)
 _LINE_CHECK = re.compile(r"\b(\d{1,3}):([0-9a-f]{4})\b", re.I)
 

@@ -71,8 +71,8 @@ def create(context: Context, path: str | None, kdf: str, hint: str | None, force
     output = context.output
     _tell(output, place, made)
     output.message("Without this key the backups made with it are lost. Do now:")
-    output.message("  archiver key paper > key.txt         print it, keep the paper in a safe place, remove the file")
-    output.message("  archiver key create-master-key DIR   another way back, for example on a USB stick in a drawer")
+    output.message(f"  archiver key paper {place} | lpr     and keep the paper in a safe place")
+    output.message("  archiver key create-master-key DIR     another way back, for example on a stick in a drawer")
     if kdf == "none":
         output.message("The key is not protected by a passphrase: whoever reads the file can read the backups.")
 
