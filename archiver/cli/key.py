@@ -10,7 +10,7 @@ import click
 
 from archiver.cli.context import Context, global_options, prompt
 from archiver.cli.master import create_master_key, drill, import_master_pubkey, recover
-from archiver.cli.output import Output
+from archiver.cli.output import Output, printable
 from archiver.errors import KeyProblem, UsageError
 
 if TYPE_CHECKING:
@@ -128,15 +128,14 @@ def paper(context: Context, path: str | None, form: str, subject: str | None) ->
     if context.as_json:
         raise UsageError("paper writes a page, it has no JSON form")
     place = _place(context, path)
+    subject = None if subject is None else printable(subject)
     try:
         page = PaperKey.of(read_file(place, "key file", MAX_KEY_FILE))
         text = page.html(subject) if form == "html" else page.text(subject)
     except FormatError as error:
         raise KeyProblem(f"{place} cannot be printed: {error}") from error
-    except UnicodeEncodeError as error:
-        raise UsageError("--subject is not UTF-8 text") from error
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
 

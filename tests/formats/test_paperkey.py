@@ -55,7 +55,7 @@ def scanned(page: str) -> list[str]:
         ]
         modules = np.pad(np.array(halves[:width]), 4)  # the blank paper around it
         image = np.kron(~modules, np.ones((3, 3))).astype(np.uint8) * 255
-        (code,) = zxingcpp.read_barcodes(image, formats=zxingcpp.BarcodeFormat.QRCode)
+        (code,) = zxingcpp.read_barcodes(image)
         found.append(code.bytes.decode())
     return found
 
