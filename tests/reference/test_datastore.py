@@ -265,12 +265,19 @@ def test_image_without_key_makes_nothing(store: Path, target: Path) -> None:
 
 
 def test_verify_with_a_wrong_key(store: Path, tmp_path: Path) -> None:
-    """The chunks are checked as without a key, and that is said."""
+    """One that was asked for is told at once. With one that is just there chunks are checked as without a key, and that
+    is said."""
     other = write_key(tmp_path / "other.json", bytes(32))
-    done = call("--store", store, "verify", "--json", "--keyfile", other)
+    for snapshot in ((), ("host/signed",)):
+        done = call("--store", store, "verify", *snapshot, "--keyfile", other)
+        assert done.code == 12 and done.raw == b"" and FINGERPRINT[:23] in done.err
+    own = tmp_path / ".xdg/config/archiver/encryption-key.json"
+    own.parent.mkdir(parents=True)
+    other.rename(own)
+    done = call("--store", store, "verify", "--json")
     assert done.code == 0 and done.document["without_key"] > 0
     assert FINGERPRINT[:23] in done.err
-    signed = call("--store", store, "verify", "host/signed", "--keyfile", other)
+    signed = call("--store", store, "verify", "host/signed")
     assert signed.code == 0 and FINGERPRINT[:23] in signed.err
 
 
