@@ -58,7 +58,8 @@ def test_first_command_then_tour(checkout: Path) -> None:
 
 def test_keys(checkout: Path) -> None:
     run("mkdir home && echo a good passphrase > passphrase && .venv/bin/archiver --store ./store init", checkout)
-    output = run(". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n" + block("archiver key create --hint"), checkout)
+    start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
+    output = run(start + block("archiver key create --hint"), checkout)
     assert output.count("compared bit for bit") == 2
     assert "1 of 1 protected snapshots were made with this key" in output
     assert (checkout / "home/.config/archiver/encryption-key.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -66,7 +67,7 @@ def import_master_pubkey(context: Context, file: str, force: bool) -> None:
 @_MASTER
 @_PAPER
 @click.option("--output", "-o", "target", metavar="PATH", help="The key file to write. Default: your own one.")
-@click.option("--kdf", type=click.Choice(["scrypt", "pbkdf2", "none"]), default="scrypt", show_default=True)
+@click.option("--kdf", type=click.Choice(["scrypt", "pbkdf2", "none"]), help="As for create; default: scrypt.")
 @click.option("--hint", metavar="TEXT", help="What helps you remember the new passphrase.")
 @_FORCE
 @global_options
@@ -77,7 +78,7 @@ def recover(
     master_keyfile: str | None,
     paper_file: str | None,
     target: str | None,
-    kdf: str,
+    kdf: str | None,
     hint: str | None,
     force: bool,
 ) -> None:
@@ -96,10 +97,15 @@ def recover(
         raise UsageError("one of --master-keyfile and --paper is needed")
     if snapshot is not None and (encrypted_keyfile is not None or paper_file is not None):
         raise UsageError("the key comes from one place: SNAPSHOT, --encrypted-keyfile or --paper")
+    if paper_file is not None and (kdf or hint):
+        raise UsageError(
+            "a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase"
+        )
     if target == "":
         raise UsageError("the path of the key file is empty")
     output, place = context.output, target or configuration(os.environ, KEY_NAME)
     check_free(place, force)
+    kdf = kdf or "scrypt"
     check_hint(kdf, hint)
     if paper_file is not None:
         typed = _typed(paper_file)
@@ -206,6 +212,7 @@ def _tell_checksum(output: Output, typed: PaperKey) -> None:
 
 
 def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
+    """Raises NotFound; Damaged where a newer one cannot be read: finding that out is what a drill is for."""
     from archiver.store.layout import SnapshotRef
 
     refs = (
@@ -215,9 +222,9 @@ def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
         for when in store.times(group)
     )
     for ref in sorted(refs, key=lambda ref: ref.time, reverse=True):
-        manifest = store.info(ref).manifest
-        if manifest is not None and any(file.crypt_mode == "encrypt" for file in manifest.files):
-            return ref
+        with suppress(NotFound):  # unfinished
+            if any(file.crypt_mode == "encrypt" for file in store.manifest(ref).files):
+                return ref
     raise NotFound("there is no encrypted snapshot in this store", hint="name a signed one, or back up with a key")
 
 

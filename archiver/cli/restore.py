@@ -29,11 +29,11 @@ def restore(
 
     output = context.output
     with context.open_store(output) as store:
-        is_wrapped_key = archive_name is not None and archive_name.removesuffix(".blob") + ".blob" == WRAPPED_KEY
-        opened = context.open_snapshot(store, snapshot, with_key=not is_wrapped_key)
+        wrapped_key = WRAPPED_KEY.removesuffix(".blob")  # for whoever has lost the key
+        opened = context.open_snapshot(store, snapshot, with_key=archive_name not in (WRAPPED_KEY, wrapped_key))
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
         chosen = {archive.name for archive in archives}
-        left = [archive.name for archive in opened.archives() if archive.name not in chosen | {WRAPPED_KEY[:-5]}]
+        left = [archive.name for archive in opened.archives() if archive.name not in chosen | {wrapped_key}]
         if left and archive_name is None:
             output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
         result = run(opened, archives, target, verify=verify, listener=output.hear)

@@ -108,6 +108,8 @@ def test_paper_key_typed_in(material: dict[str, Any], desk: Path, monkeypatch: p
     assert PaperKey.typed(material["page"]).checksum in done.err
     monkeypatch.setenv("ARCHIVER_PASSWORD", KEY_PASSPHRASE)
     assert restored(material, desk / "out") == CONTENTS
+    for option in (("--kdf", "none"), ("--hint", "x")):
+        assert call("key", "recover", "--paper", desk / "typed", "--force", *option).code == 2
 
 
 def test_text_between_the_marks_is_a_key_file(
@@ -278,6 +280,10 @@ def test_drill_takes_the_newest(material: dict[str, Any], desk: Path, monkeypatc
     assert ask("--store", store, "key", "drill", "host/me", "--master-keyfile", pem)["snapshot"] == material["snapshot"]
     assert call("--store", store, "key", "drill", "host/plain", "--master-keyfile", pem).code == 12
     assert call("--store", store, "key", "drill", "host/absent", "--master-keyfile", pem).code == 10
+    (store / again["snapshot"] / "index.json.blob").write_bytes(b"rot")
+    assert call("--store", store, "key", "drill", "--master-keyfile", pem).code == 20
+    (store / again["snapshot"] / "index.json.blob").unlink()  # as one that is unfinished
+    assert call("--store", store, "key", "drill", "--master-keyfile", pem).code == 12  # the one before it
 
 
 def test_drill_with_the_wrong_material(
