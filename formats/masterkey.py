@@ -11,12 +11,14 @@ The key file has 255 bytes and the padding at least 11, so that a modulus has 26
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from typing import TYPE_CHECKING
 
 from formats.crypt import CryptConfig
 from formats.errors import FormatError, KeyMissing, LimitExceeded, WrongKey
-from formats.keyfile import MIN_PASSPHRASE, KeyFile, KeyTime
+from formats.keyfile import MAX_PBKDF2_ITERATIONS, MAX_SCRYPT_MEMORY, MIN_PASSPHRASE, KeyFile, KeyTime
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
@@ -27,6 +29,8 @@ LARGEST_MODULUS = 2048  # bytes, what OpenSSL computes with
 MAX_PEM = 16 << 10  # a private key with the largest modulus has 13,000 bytes
 MAX_MASTER_PASSPHRASE = 1023  # bytes
 
+_SEQUENCE, _INTEGER = 0x30, 0x02
+_SCRYPT = bytes.fromhex("06092b06010401da47040b")  # the OBJECT IDENTIFIER 1.3.6.1.4.1.11591.4.11
 _PEM = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s.*?-----END \1-----", re.DOTALL)
 
 
@@ -65,6 +69,8 @@ def load_private_key(pem: bytes, passphrase: bytes | None) -> RSAPrivateKey:
     is_protected = needs_passphrase(pem)
     if is_protected and passphrase is None:
         raise KeyMissing("the private master key needs its passphrase")
+    if is_protected:
+        _check_kdf(pem)
     try:
         key = load_pem_private_key(pem, passphrase if is_protected else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -75,6 +81,49 @@ def load_private_key(pem: bytes, passphrase: bytes | None) -> RSAPrivateKey:
         raise FormatError("private master key", expected="an RSA private key", got="another kind of key")
     _check_size(key.key_size)
     return key
+
+
+def _check_kdf(pem: bytes) -> None:
+    """Raises LimitExceeded where the passphrase would be worked on for ages, or with all memory: the library does what
+    the file says. The parameters are the INTEGERs of the algorithm, the first item of an EncryptedPrivateKeyInfo."""
+    text = b"".join(line for line in pem.splitlines() if b"-" not in line and b":" not in line)
+    try:
+        (_, info), *_ = _items(base64.b64decode(text))
+        (_, algorithm), *_ = _items(info)
+        numbers = _integers(algorithm)
+    except (ValueError, IndexError, RecursionError):
+        return  # the library says what is wrong
+    if _SCRYPT in algorithm:
+        if 128 * math.prod(numbers[:3]) > MAX_SCRYPT_MEMORY:
+            raise LimitExceeded("private master key: scrypt", expected=f"at most {MAX_SCRYPT_MEMORY >> 20} MiB")
+    elif max(numbers, default=0) > MAX_PBKDF2_ITERATIONS:
+        raise LimitExceeded("private master key: iterations", expected=f"at most {MAX_PBKDF2_ITERATIONS}")
+
+
+def _items(der: bytes) -> list[tuple[int, bytes]]:
+    """(tag, contents) of the DER items in ``der``. Raises IndexError, ValueError."""
+    found, at = [], 0
+    while at < len(der):
+        tag, length, start = der[at], der[at + 1], at + 2
+        if length >= 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(der[at + 2 : start], "big")
+        at = start + length
+        if at > len(der):
+            raise ValueError("an item ends beyond the end")
+        found.append((tag, der[start:at]))
+    return found
+
+
+def _integers(der: bytes) -> list[int]:
+    """All INTEGERs, also in sequences, in their order."""
+    found: list[int] = []
+    for tag, contents in _items(der):
+        if tag == _SEQUENCE:
+            found += _integers(contents)
+        elif tag == _INTEGER:
+            found.append(int.from_bytes(contents, "big"))
+    return found
 
 
 def needs_passphrase(pem: bytes) -> bool:

@@ -16,6 +16,7 @@ from formats.crypt import CryptConfig
 from formats.errors import FormatError, KeyMissing, LimitExceeded, WrongKey
 from formats.keyfile import KeyFile, KeyTime
 from tests.golden_data import GOLDEN
+from tests.hostile.limits import bounded
 
 KEYS = GOLDEN / "keys"
 FACTS = json.loads((KEYS / "keys.json").read_bytes())
@@ -182,3 +183,65 @@ def test_truncated_protected_key_is_not_opened() -> None:
     for pem in (PROTECTED[:1000] + PROTECTED[PROTECTED.index(b"-----END") :], PROTECTED.replace(b"\nM", b"\nN")):
         with pytest.raises(FormatError):
             masterkey.load_private_key(pem, PASSPHRASE)
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    contents = b"".join(parts)
+    size = len(contents).to_bytes(3, "big")
+    return bytes([tag, 0x83]) + size + contents
+
+
+def number(value: int) -> bytes:
+    return der(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def protected_with(kdf: bytes) -> bytes:
+    """A private key in PBES2 with any key derivation; what is encrypted is nothing."""
+    aes = der(0x30, bytes.fromhex("060960864801650304012a"), der(4, bytes(16)))
+    algorithm = der(0x30, bytes.fromhex("06092a864886f70d01050d"), der(0x30, kdf, aes))
+    text = base64.b64encode(der(0x30, algorithm, der(4, bytes(2400))))
+    return b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + text + b"\n-----END ENCRYPTED PRIVATE KEY-----\n"
+
+
+def pbkdf2(iterations: int) -> bytes:
+    hmac = der(0x30, bytes.fromhex("06082a864886f70d02090500"))
+    parameters = der(0x30, der(4, b"salt"), number(iterations), hmac)
+    return der(0x30, bytes.fromhex("06092a864886f70d01050c"), parameters)
+
+
+def scrypt(n: int, r: int, p: int) -> bytes:
+    parameters = der(0x30, der(4, b"salt"), number(n), number(r), number(p), number(32))
+    return der(0x30, bytes.fromhex("06092b06010401da47040b"), parameters)
+
+
+@pytest.mark.parametrize(
+    "kdf", [pbkdf2(10_000_001), pbkdf2(2**31), pbkdf2(2**70), scrypt(2**24, 8, 1), scrypt(2, 2**30, 2**30)]
+)
+def test_absurd_kdf_parameters(kdf: bytes) -> None:
+    with bounded(seconds=10, memory=64 << 20), pytest.raises(LimitExceeded, match="at most"):
+        masterkey.load_private_key(protected_with(kdf), b"passphrase")
+
+
+@pytest.mark.parametrize("kdf", [pbkdf2(2048), scrypt(16384, 8, 1)])
+def test_usual_kdf_parameters(kdf: bytes) -> None:
+    with pytest.raises(WrongKey, match="wrong passphrase"):
+        masterkey.load_private_key(protected_with(kdf), b"passphrase")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x30", b"\x30\x84", b"\x30\x80" * 5000, b"\x30\xff" + b"\xff" * 200, b"\x02\x01"]
+)
+def test_broken_der(data: bytes) -> None:
+    text = base64.b64encode(data)
+    pem = b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + text + b"\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    with bounded(seconds=10), pytest.raises(FormatError):
+        masterkey.load_private_key(pem, b"passphrase")
+
+
+def test_deep_der() -> None:
+    data = b""
+    while len(data) < 9000:
+        data = der(0x30, data)
+    pem = protected_with(data)
+    with bounded(seconds=10), pytest.raises(FormatError):
+        masterkey.load_private_key(pem, b"passphrase")
