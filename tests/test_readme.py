@@ -37,7 +37,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(script: str, directory: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ARCHIVER")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ARCHIVER", "XDG"))}
     environment |= {"HOME": str(directory / "home"), "XDG_CACHE_HOME": str(directory / "cache")}
     done = subprocess.run(
         ["sh", "-eu", "-c", script], cwd=directory, env=environment, capture_output=True, text=True, check=False
@@ -54,6 +54,15 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "verified" in output
     assert "0 errors" in output
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
+
+
+def test_keys(checkout: Path) -> None:
+    run("mkdir home && echo a good passphrase > passphrase && .venv/bin/archiver --store ./store init", checkout)
+    start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
+    output = run(start + block("archiver key create --hint"), checkout)
+    assert output.count("compared bit for bit") == 2
+    assert "1 of 1 protected snapshots were made with this key" in output
+    assert (checkout / "home/.config/archiver/encryption-key.json").exists()
 
 
 def test_library_example(checkout: Path) -> None:

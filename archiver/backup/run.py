@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 from archiver.backup.archive import Compare, TreeArchiver
@@ -22,6 +23,7 @@ from archiver.backup.streams import Machinery, Stream, StreamResult
 from archiver.backup.tally import FileCounters
 from archiver.backup.unchanged import Unchanged
 from archiver.browse.catalog import ensure, open_catalog
+from archiver.browse.snapshot import WRAPPED_KEY
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
@@ -76,6 +78,7 @@ class BackupOptions:
     time: int | None = None
     crypt_mode: CryptMode = "none"
     crypt: CryptConfig | None = None
+    wrapped_key: bytes | None = None  # the key for the owner of a master key, to be kept with the snapshot
     chunk_size: int = DEFAULT_CHUNK_SIZE
     walk: WalkOptions = field(default_factory=WalkOptions)
     owner: str = DEFAULT_OWNER
@@ -190,6 +193,7 @@ class _Run:
                 machinery.close()
                 pipeline.join()
             self._write_log(session)
+            self._write_wrapped_key(session)
             ref = session.publish(options.group, wanted, options.owner, self._manifest)
             deduplicator.record()
             store.record(ref)
@@ -340,9 +344,21 @@ class _Run:
             lines.append(f"... and {self._errors_left_out} more\n")
         data = "".join(lines).encode("utf-8", "surrogateescape")
         iv = self._store.random(_IV_SIZE) if self._chunk_crypt is not None else None
-        path = session.file(names.CLIENT_LOG)
+        self._put(session, names.CLIENT_LOG, blob.encode(data, self._chunk_crypt, iv))
+
+    def _write_wrapped_key(self, session: Session) -> None:
+        """A plain blob, also where all else is encrypted: the master key is what opens it."""
+        if self._options.wrapped_key is None:
+            return
+        stored = blob.encode(self._options.wrapped_key, compress=False)
+        self._put(session, WRAPPED_KEY, stored)
+        csum = sha256(stored).digest()
+        self._manifest_files.append(FileInfo(WRAPPED_KEY, self._options.crypt_mode, len(stored), csum))
+
+    def _put(self, session: Session, name: str, data: bytes) -> None:
+        path = session.file(name)
         with explained("write", path):
-            self._store.disk.put(path, [blob.encode(data, self._chunk_crypt, iv)], names.FILE_MODE, sync=False)
+            self._store.disk.put(path, [data], names.FILE_MODE, sync=False)
         session.barrier.note(path)
 
     def _manifest(self, when: int) -> bytes:

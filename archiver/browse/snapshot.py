@@ -24,7 +24,7 @@ from formats.pxar.decoder import Decoder
 from formats.wire import Buffer
 
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
-_WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
+WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Snapshot:
 
     def require_key(self, file: FileInfo) -> None:
         """Raises KeyProblem without the key that ``file`` is encrypted with or that proves it, Unsigned (see above)."""
-        if file.filename == _WRAPPED_KEY:  # for those who have lost the key, of use to nobody else
+        if file.filename == WRAPPED_KEY:  # for those who have lost the key, of use to nobody else
             return
         if self.protected and self.crypt is None:
             fingerprint = self.manifest.fingerprint
@@ -228,7 +228,7 @@ class Snapshot:
 
 def _is_encrypted(file: FileInfo) -> bool:
     """The kind that a ``.blob`` file must have."""
-    return file.crypt_mode == "encrypt" and file.filename != _WRAPPED_KEY
+    return file.crypt_mode == "encrypt" and file.filename != WRAPPED_KEY
 
 
 class Tree:

@@ -14,8 +14,8 @@ from archiver.errors import EXIT_OK, EXIT_PARTIAL, NotFound, TargetAbsent, Usage
 if TYPE_CHECKING:
     from archiver.backup.archive import Compare
     from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode
+    from archiver.keys.ring import UnlockedKey
     from archiver.store.store import Store
-    from formats.crypt import CryptConfig
 
 _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
 
@@ -40,6 +40,11 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
     "crypt_mode",
     type=click.Choice(["none", "encrypt", "sign-only"]),
     help="Default: encrypt when there is a key, else none.",
+)
+@click.option(
+    "--master-pubkey-file",
+    metavar="FILE",
+    help="Keep the key in the snapshot for the owner of this master key. Default: the imported one.",
 )
 @click.option(
     "--compare",
@@ -76,6 +81,7 @@ def backup(
     backup_time: str | None,
     mode: Mode,
     crypt_mode: CryptMode | None,
+    master_pubkey_file: str | None,
     compare: Compare,
     audit: float,
     excludes: tuple[str, ...],
@@ -108,7 +114,8 @@ def backup(
     except FormatError as error:
         raise UsageError(f"--exclude: {error}") from error
     sources = parse_specifications(specs)
-    crypt = _key(context, crypt_mode)
+    key = _key(context, crypt_mode)
+    crypt = key.crypt if key is not None else None
     options = BackupOptions(
         group=GroupRef(context.namespace, backup_type, default_backup_id() if backup_id is None else backup_id),
         mode=mode,
@@ -117,6 +124,7 @@ def backup(
         time=_time(backup_time),
         crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
         crypt=crypt,
+        wrapped_key=_wrapped_key(key, master_pubkey_file),
         chunk_size=int(chunk_size) << 10,
         walk=WalkOptions(
             excludes=patterns,
@@ -151,15 +159,31 @@ def _open_store(context: Context, output: Output) -> Store:
     return context.open_store(output)
 
 
-def _key(context: Context, crypt_mode: str | None) -> CryptConfig | None:
+def _key(context: Context, crypt_mode: str | None) -> UnlockedKey | None:
     if crypt_mode == "none":
         if context.keyfile:
             raise UsageError("--crypt none and --keyfile exclude each other")
         return None
-    crypt = context.key()
-    if crypt is None and crypt_mode is not None:
+    key = context.unlocked()
+    if key is None and crypt_mode is not None:
         raise UsageError(f"--crypt {crypt_mode} needs a key", hint="name one with --keyfile")
-    return crypt
+    return key
+
+
+def _wrapped_key(key: UnlockedKey | None, path: str | None) -> bytes | None:
+    """The key for the owner of the master key that was named, or of the imported one."""
+    from archiver.keys.ring import default_public
+
+    if key is None:
+        if path is not None:
+            raise UsageError("--master-pubkey-file is of no use without a key", hint="name one with --keyfile")
+        return None
+    default = default_public(os.environ)
+    if path is None and not os.path.lexists(default):
+        return None
+    from archiver.keys.master import wrap_for
+
+    return wrap_for(default if path is None else path, key)
 
 
 def _crypt_text(options: BackupOptions) -> str:
@@ -167,7 +191,8 @@ def _crypt_text(options: BackupOptions) -> str:
 
     if options.crypt is None:
         return options.crypt_mode
-    return f"{options.crypt_mode} with the key {short_fingerprint(options.crypt.fingerprint)}"
+    wrapped = ", which the master key can recover" if options.wrapped_key is not None else ""
+    return f"{options.crypt_mode} with the key {short_fingerprint(options.crypt.fingerprint)}{wrapped}"
 
 
 def _time(text: str | None) -> int | None:

@@ -16,6 +16,7 @@ from archiver.errors import KeyProblem, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
+    from archiver.keys.ring import UnlockedKey
     from archiver.store.store import Store
     from formats.crypt import CryptConfig
 
@@ -75,14 +76,16 @@ class Context:
 
         return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
 
-    def open_snapshot(self, store: Store, text: str, *, allow_unsigned: bool = False) -> Snapshot:
+    def open_snapshot(
+        self, store: Store, text: str, *, allow_unsigned: bool = False, with_key: bool = True
+    ) -> Snapshot:
         """The snapshot a user names. A key that was not asked for is not needed where nothing is protected: it is not
-        loaded then, but it counts as one in use."""
+        loaded then, but it counts as one in use. ``with_key`` False: no key is."""
         from archiver.browse.snapshot import Snapshot
 
         snapshot = Snapshot(store, store.find(text, self.namespace), allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
-        if self.keyfile is not None or snapshot.protected:
+        if with_key and (self.keyfile is not None or snapshot.protected):
             crypt = self.key()
             try:
                 if crypt is not None:
@@ -104,10 +107,15 @@ class Context:
 
     def key(self) -> CryptConfig | None:
         """The key in that file; None when there is none."""
-        from archiver.keys.ring import load_key
+        unlocked = self.unlocked()
+        return unlocked.crypt if unlocked is not None else None
+
+    def unlocked(self) -> UnlockedKey | None:
+        """The same with its key file."""
+        from archiver.keys.ring import read_key_file, unlock
 
         path = self.key_path()
-        return load_key(path, os.environ, _prompt) if path else None
+        return unlock(read_key_file(path), path, os.environ, prompt) if path else None
 
 
 def default_store() -> str:
@@ -115,7 +123,8 @@ def default_store() -> str:
     return os.path.join(base, "archiver", "store")
 
 
-def _prompt(question: str) -> bytes | None:
+def prompt(question: str) -> bytes | None:
+    """Ask for a passphrase; None when there is nobody to ask."""
     if not sys.stdin.isatty():
         return None
     import getpass

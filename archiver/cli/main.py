@@ -32,6 +32,7 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "status": ("store", "status"),
     "db": ("db", "db"),
+    "key": ("key", "key"),
     "debug": ("debug", "debug"),
 }
 _EXIT_BUG = 70
@@ -103,6 +104,8 @@ def run(arguments: list[str], as_json: bool) -> int:
         return _misused(error, as_json)
     except ArchiverError as error:
         return _told(error, as_json)
+    except _Terminated:
+        return _told(Interrupted("terminated"), as_json)
     except (KeyboardInterrupt, EOFError, click.Abort):
         return _told(Interrupted("interrupted"), as_json)
     except BrokenPipeError:
@@ -153,5 +156,9 @@ def _say(text: str, *, on_stderr: bool = True) -> None:
         pass  # nobody listens; the exit code still tells
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. Like Ctrl-C no Exception: whoever goes on after an error must not go on after this."""
+
+
 def _terminate(number: int, frame: object) -> None:
-    raise Interrupted("terminated")
+    raise _Terminated

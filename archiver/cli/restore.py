@@ -33,14 +33,17 @@ def restore(
 
     The signature of a snapshot that was made with a key is checked before anything is restored.
     """
+    from archiver.browse.snapshot import WRAPPED_KEY
     from archiver.restore.run import restore as run
 
     output = context.output
     with context.open_store(output) as store:
-        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
+        wrapped_key = WRAPPED_KEY.removesuffix(".blob")  # for whoever has lost the key
+        with_key = archive_name not in (WRAPPED_KEY, wrapped_key)
+        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned, with_key=with_key)
         archives = [opened.archive(archive_name)] if archive_name is not None else opened.restorable()
         chosen = {archive.name for archive in archives}
-        left = [archive.name for archive in opened.archives() if archive.name not in chosen]
+        left = [archive.name for archive in opened.archives() if archive.name not in chosen | {wrapped_key}]
         if left and archive_name is None:
             output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
         result = run(opened, archives, target, verify=verify, listener=output.hear)

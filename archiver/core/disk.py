@@ -23,6 +23,8 @@ Buffers = Sequence[bytes | bytearray | memoryview]
 _UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 # What file systems without files that have no name say.
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+# What file systems without hard links say.
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _WRITE_BACK_FROM = 256 << 10  # bytes
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
@@ -90,6 +92,23 @@ class Disk:
             raise
         if sync:
             self.sync_directory(os.path.dirname(path))
+
+    def put_new(self, path: str, parts: Buffers, mode: int) -> None:
+        """Like ``put`` with ``sync``, but FileExistsError when something is there."""
+        temp = self.temp_name(path)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self.put(temp, parts, mode, sync=True)
+        try:
+            try:
+                os.link(temp, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                os.rename(temp, path)
+        finally:
+            self.remove_file(temp)
+        self.sync_directory(os.path.dirname(path))
 
     def create(self, path: str, mode: int) -> NewFile:
         """A new file to be written piece by piece; made durable by a :class:`Barrier`."""

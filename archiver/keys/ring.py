@@ -5,27 +5,50 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from archiver.core.clock import Clock
 from archiver.errors import KeyProblem
-from formats.crypt import CryptConfig
+from formats.crypt import CryptConfig, short_fingerprint
 from formats.errors import FormatError, KeyMissing, WrongKey
-from formats.keyfile import KeyFile
+from formats.keyfile import MAX_KEY_FILE, MIN_PASSPHRASE, KeyFile
 
-_LARGEST_KEY_FILE = 64 * 1024
+PASSWORD = "ARCHIVER_PASSWORD"
+NEW_PASSWORD = "ARCHIVER_NEW_PASSWORD"
+MASTER_PASSWORD = "ARCHIVER_MASTER_PASSWORD"
+KEY_NAME = "encryption-key.json"
+PUBLIC_NAME = "master-public.pem"
+
 _LARGEST_PASSPHRASE = 4096
 _COMMAND_SECONDS = 120
+_SECONDS_TO_WAIT = 120.0  # for who writes into a pipe
 
 Prompt = Callable[[str], bytes | None]
+
+
+class UnlockedKey(NamedTuple):
+    file: KeyFile
+    crypt: CryptConfig
+
+
+def configuration(environment: Mapping[str, str], name: str) -> str:
+    """The path of ``name`` in the user's configuration directory."""
+    base = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(base, "archiver", name)
 
 
 def default_keyfile(environment: Mapping[str, str]) -> str | None:
     """The key in the user's configuration directory, when there is one; also one that cannot be read, so that nothing
     is saved without encryption because of that."""
-    base = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    path = os.path.join(base, "archiver", "encryption-key.json")
+    path = configuration(environment, KEY_NAME)
     return path if os.path.lexists(path) else None
+
+
+def default_public(environment: Mapping[str, str]) -> str:
+    """Where the public master key is that backups use, if there is one."""
+    return configuration(environment, PUBLIC_NAME)
 
 
 def load_key(path: str, environment: Mapping[str, str], prompt: Prompt) -> CryptConfig:
@@ -33,37 +56,70 @@ def load_key(path: str, environment: Mapping[str, str], prompt: Prompt) -> Crypt
 
     Raises KeyProblem.
     """
+    return unlock(read_key_file(path), path, environment, prompt).crypt
+
+
+def read_key_file(path: str) -> KeyFile:
+    """Raises KeyProblem."""
+    data = read_file(path, "key file", MAX_KEY_FILE)
     try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_KEY_FILE + 1)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise KeyProblem(f"the key file {path} cannot be read: {reason}") from error
+        return KeyFile.decode(data)
+    except FormatError as error:
+        raise KeyProblem(f"{path} is not a usable key file: {error}") from error
+
+
+def unlock(key: KeyFile, path: str, environment: Mapping[str, str], prompt: Prompt) -> UnlockedKey:
+    """The key in ``key``, which was read from ``path``. Raises KeyProblem."""
+    name = path if key.fingerprint is None else f"{path} ({short_fingerprint(key.fingerprint)})"
     try:
-        key = KeyFile.decode(data)
         passphrase = None
         if key.kdf is not None:
             passphrase = passphrase_from(environment)
             if passphrase is None:
                 passphrase = prompt(f"Passphrase of {path}: ")
-        return key.unlock(passphrase)
+        return UnlockedKey(key, key.unlock(passphrase))
     except KeyMissing as error:
-        raise KeyProblem(
-            f"the key {path} is protected by a passphrase",
-            hint="set ARCHIVER_PASSWORD_FILE or ARCHIVER_PASSWORD_COMMAND, or run in a terminal",
-        ) from error
+        raise KeyProblem(f"the key {name} is protected by a passphrase", hint=_where_from(PASSWORD)) from error
     except WrongKey as error:
-        raise KeyProblem(f"the key {path} cannot be unlocked: {error}") from error
+        raise KeyProblem(f"the key {name} cannot be unlocked: {error}") from error
     except FormatError as error:
         raise KeyProblem(f"{path} is not a usable key file: {error}") from error
 
 
-def passphrase_from(environment: Mapping[str, str]) -> bytes | None:
+def read_file(path: str, what: str, limit: int) -> bytes:
+    """A file with a key, also the end of a pipe that somebody writes into; of one that is too long, ``limit`` bytes and
+    one more. Raises KeyProblem, also where reading would take for ever."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            deadline = Clock().steady() + _SECONDS_TO_WAIT
+            data = b""
+            while len(data) <= limit:
+                block = file.read(limit + 1 - len(data))
+                if block is None:  # nothing yet
+                    select.select([fd], [], [], max(0.0, deadline - Clock().steady()))
+                    if Clock().steady() >= deadline:
+                        raise TimeoutError(errno.ETIMEDOUT, f"nothing came for {_SECONDS_TO_WAIT} seconds")
+                    continue
+                if not block:
+                    break
+                data += block
+            return data
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise KeyProblem(f"the {what} {path} cannot be read: {reason}") from error
+
+
+def passphrase_from(environment: Mapping[str, str], variable: str = PASSWORD) -> bytes | None:
     """The passphrase from the first source that is set: the first line of what it gives. None when none is set.
 
-    Raises KeyProblem, which says of the source no more than its name: its value may be a secret put in the wrong place.
+    ``variable`` and the same with _FD, _FILE, _COMMAND are the sources. Raises KeyProblem, which says of the source no
+    more than its name: its value may be a secret put in the wrong place.
     """
-    for name, read in _SOURCES.items():
+    for suffix, read in _SOURCES.items():
+        name = variable + suffix
         value = environment.get(name)
         if value is None:
             continue
@@ -75,6 +131,29 @@ def passphrase_from(environment: Mapping[str, str]) -> bytes | None:
             raise KeyProblem(f"the passphrase of {name} is longer than {_LARGEST_PASSPHRASE} bytes")
         return passphrase
     return None
+
+
+def new_passphrase(environment: Mapping[str, str], prompt: Prompt, what: str, *variables: str) -> bytes:
+    """A passphrase to protect ``what`` with: from the first of ``variables`` that has a source, else a person is asked
+    twice. Raises KeyProblem."""
+    passphrase = None
+    for variable in variables:
+        passphrase = passphrase_from(environment, variable)
+        if passphrase is not None:
+            break
+    else:
+        passphrase = prompt(f"New passphrase of {what}: ")
+        if passphrase is None:
+            raise KeyProblem(f"{what} needs a passphrase to be protected with", hint=_where_from(variables[0]))
+        if prompt("The same again: ") != passphrase:
+            raise KeyProblem("the two passphrases differ", hint="nothing was written")
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise KeyProblem(f"the new passphrase is too short: it needs {MIN_PASSPHRASE} bytes or more")
+    return passphrase
+
+
+def _where_from(variable: str) -> str:
+    return f"set {variable}_FILE or {variable}_COMMAND, or run in a terminal"
 
 
 # The readers return a line or more, or one byte more than a passphrase may have. They raise OSError.
@@ -129,8 +208,8 @@ def _too_slow() -> TimeoutError:
 
 
 _SOURCES: dict[str, Callable[[str], bytes]] = {
-    "ARCHIVER_PASSWORD": os.fsencode,
-    "ARCHIVER_PASSWORD_FD": _from_descriptor,
-    "ARCHIVER_PASSWORD_FILE": _from_file,
-    "ARCHIVER_PASSWORD_COMMAND": _from_command,
+    "": os.fsencode,
+    "_FD": _from_descriptor,
+    "_FILE": _from_file,
+    "_COMMAND": _from_command,
 }

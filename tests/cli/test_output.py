@@ -13,6 +13,7 @@ import pytest
 
 from archiver.browse import files
 from archiver.browse.snapshot import Snapshot, Tree
+from archiver.cli.main import _terminate as terminate
 from archiver.cli.main import run
 from archiver.cli.output import Output
 from archiver.errors import ArchiverError, Interrupted, TargetAbsent
@@ -126,3 +127,11 @@ def test_errors_of_long_documents(
 def test_empty_long_document(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=True, quiet=False, verbose=False).long_document({"schema": 1}, [])
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "items": []}
+
+
+def test_no_handler_of_errors_takes_sigterm_for_one() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            terminate(signal.SIGTERM, None)
+        except Exception:
+            raise AssertionError("it would have gone on") from None
