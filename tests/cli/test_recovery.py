@@ -158,9 +158,7 @@ def test_private_master_key_alone(
     assert restored(material, desk / "out") == CONTENTS
 
 
-def test_recovered_without_a_passphrase(
-    material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recovered_without_a_passphrase(material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHIVER_MASTER_PASSWORD_COMMAND", f"echo {PASSPHRASE.decode()}")
     command = ("key", "recover", "host/me", "--master-keyfile", material["drawer"] / "private.pem", "--kdf", "none")
     ask("--store", material["store"], *command, "-o", desk / "key.json")
@@ -238,9 +236,7 @@ def test_drill_finds_contents_that_are_damaged_only(
     index = ask("debug", "inspect", material["store"] / material["snapshot"] / "home.ppxar.didx")
     for chunk in index["chunks"]:
         (material["store"] / ".chunks" / chunk["digest"][:4] / chunk["digest"]).unlink()
-    done = call(
-        "--store", material["store"], "key", "drill", "--master-keyfile", material["drawer"] / "private.pem"
-    )
+    done = call("--store", material["store"], "key", "drill", "--master-keyfile", material["drawer"] / "private.pem")
     assert done.code == 20 and "did not come back" in done.err and os.listdir(desk / "temp") == []
 
 
@@ -286,9 +282,7 @@ def test_drill_takes_the_newest(material: dict[str, Any], desk: Path, monkeypatc
     assert call("--store", store, "key", "drill", "--master-keyfile", pem).code == 12  # the one before it
 
 
-def test_drill_with_the_wrong_material(
-    material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drill_with_the_wrong_material(material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, drawer = material["store"], material["drawer"]
     write_key(desk / "other.json")
     (desk / "typed").write_text(call("key", "paper", desk / "other.json").out)
