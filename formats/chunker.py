@@ -34,7 +34,7 @@ stream is 3.5 times as long as the tree at most; with chunks of 4 MiB 10 % and 1
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ PAYLOAD_DENSITY = 4  # how many times as often as by the plain rule the test pas
 PAYLOAD_REACH = 2  # eighths of the average, behind the cut of the hash, in which a suggestion is taken
 SMALL_SHARE = 8  # of the average: one in so many is what chunks of small files have
 BORDER_SHARE = 128  # of a chunk of small files: one in so many of its bytes is looked at before a border
+
+_DONE_AT_MOST = 4096  # suggestions
 
 Bytes = bytes | bytearray | memoryview | NDArray[np.uint8]
 
@@ -138,14 +140,15 @@ class PayloadChunker:
         self.maximum = self._cutter.maximum
         self._start = 0  # stream offset of the current chunk
         self._seen = 0  # bytes of it that were in the last call of scan
-        self._suggestions: deque[int] = deque()
+        self._suggestions: list[int] = []
+        self._first = 0  # those before this one are done with
 
-    def suggest(self, offset: int) -> None:
-        """A file begins at this offset of the stream.
+    def suggest(self, *offsets: int) -> None:
+        """Files begin at these offsets of the stream.
 
-        Offsets never decrease. A suggestion must be made before bytes beyond ``offset`` are scanned.
+        Offsets never decrease. A suggestion must be made before bytes beyond it are scanned.
         """
-        self._suggestions.append(offset)
+        self._suggestions += offsets
 
     def scan(self, chunk: Bytes, final: bool = False) -> int:
         """As HashCutter.scan."""
@@ -174,29 +177,44 @@ class PayloadChunker:
 
     def _find(self, chunk: Bytes, final: bool) -> int:
         plain = self._cutter.find(chunk)
-        suggestions = self._suggestions
         reached = self._start + (plain or len(chunk) + 1)
-        while suggestions and suggestions[0] < reached:
-            border = suggestions[0] - self._start
-            if self._borders is not None and self._borders.accepts(chunk, border):
-                return border
-            suggestions.popleft()
+        border = self._border(chunk, reached)
+        if border:
+            return border
         if not plain:
             return len(chunk) if final else 0
         limit = min(plain + self._reach + 1, self.maximum)
-        suggested = suggestions[0] - self._start if suggestions else limit
+        following = self._suggestions[self._first] if self._first < len(self._suggestions) else None
+        suggested = limit if following is None else following - self._start
         if suggested < limit and suggested <= len(chunk):
             return suggested
         # Without a suggestion in range, one can still come until the bytes up to the limit are there.
-        is_settled = final or len(chunk) >= limit or (bool(suggestions) and suggested >= limit)
+        is_settled = final or len(chunk) >= limit or (following is not None and suggested >= limit)
         return plain if is_settled else 0
+
+    def _border(self, chunk: Bytes, reached: int) -> int:
+        """Where the chunk ends between small files, before the stream offset ``reached``; 0: nowhere. Suggestions
+        before ``reached`` are done with then."""
+        suggestions, first = self._suggestions, self._first
+        last = bisect_left(suggestions, reached, first)
+        if self._borders is not None:
+            for number in range(bisect_left(suggestions, self._start + self._borders.minimum, first, last), last):
+                border = suggestions[number] - self._start
+                if self._borders.accepts(chunk, border):
+                    self._first = number
+                    return border
+        self._first = last
+        if last > _DONE_AT_MOST:
+            del suggestions[:last]
+            self._first = 0
+        return 0
 
 
 class _Borders:
     """Decides where chunks end between small files."""
 
     def __init__(self, small: int) -> None:
-        self._minimum = small // 8 * PAYLOAD_MINIMUM
+        self.minimum = small // 8 * PAYLOAD_MINIMUM
         self._window = small // BORDER_SHARE
         self._scanner = CandidateScanner(self._window)
         self.restart()
@@ -207,10 +225,8 @@ class _Borders:
         self._hits = NO_CANDIDATES  # where the hash passed, at or after the first border that was tested
 
     def accepts(self, chunk: Bytes, border: int) -> bool:
-        """Whether the chunk ends at ``border``, all bytes up to which are there. Borders must not decrease, and after
-        one that was accepted ``restart`` follows."""
-        if border < self._minimum:
-            return False
+        """Whether the chunk ends at ``border``, at least ``minimum``, all bytes up to which are there. Borders must not
+        decrease, and after one that was accepted ``restart`` follows."""
         first = border - self._window
         data = np.frombuffer(chunk, dtype=np.uint8)
         if not self._scanned:  # most borders pass: one place is enough, so look from the end

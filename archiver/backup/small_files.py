@@ -8,7 +8,7 @@ is in a stream's memory and was not committed does not count.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from archiver.backup.streams import Stream
 from archiver.core.linux import open_noatime
@@ -109,9 +109,7 @@ class SmallFiles:
         end, self._end = self._end, 0
         offset = self._encoder.payload_position
         self._encoder.add_encoded_files(items, names, lengths, sizes)
-        for size in sizes:
-            self._stream.suggest(offset)
-            offset += HEADER_SIZE + size
+        self._stream.suggest(*self._begins(offset, sizes))
         self._stream.commit(end)
         return end - HEADER_SIZE * len(sizes)
 
@@ -121,8 +119,13 @@ class SmallFiles:
         end, self._end = self._end, 0
         offset = self._encoder.payload_position
         items = self._encoder.add_plain_files(files)
-        for _, _, size in files:
-            self._stream.suggest(offset)
-            offset += HEADER_SIZE + size
+        self._stream.suggest(*self._begins(offset, [size for _, _, size in files]))
         self._stream.commit(end)
         return items
+
+    @staticmethod
+    def _begins(offset: int, sizes: Sequence[int]) -> Iterator[int]:
+        """Where files begin whose contents have these sizes, the first at ``offset``."""
+        for size in sizes:
+            yield offset
+            offset += HEADER_SIZE + size

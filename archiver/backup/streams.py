@@ -32,7 +32,7 @@ _QUEUED_CHUNKS = 16
 _ZEROS = 1 << 20
 
 
-def _ignore(offset: int) -> None:
+def _ignore(*offsets: int) -> None:
     """Where files begin does not matter to a stream of another kind."""
 
 
@@ -96,7 +96,7 @@ class Machinery:
 class Stream:
     """One stream of a snapshot. ``write``/``reserve``/``commit`` are called by one thread, the archiver's.
 
-    ``suggest(offset)``: a file starts at this offset of the stream, told before bytes behind it are committed.
+    ``suggest(*offsets)``: files start at these offsets of the stream, told before bytes behind them are committed.
     """
 
     def __init__(self, machinery: Machinery, filename: str, chunker: Chunker | PayloadChunker, slabs: SlabPool) -> None:
