@@ -54,11 +54,25 @@ class TargetAbsent(ArchiverError):
     exit_code = 13
 
 
+class Skipped(ArchiverError):
+    """Left as it is, as a rule says: it is protected, or in use."""
+
+    code = "skipped"
+    exit_code = 14
+
+
 class Damaged(ArchiverError):
     """Stored data is damaged, missing or altered."""
 
     code = "damaged"
     exit_code = EXIT_DAMAGED
+
+
+class Held(ArchiverError):
+    """A guard wants the plan confirmed first."""
+
+    code = "held"
+    exit_code = 30
 
 
 class NoSpace(ArchiverError):

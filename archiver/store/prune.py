@@ -1,4 +1,4 @@
-"""Which snapshots of a group a retention rule keeps, exactly as PBS decides (spec datastore.md 9). Values in, marks out.
+"""Which snapshots of a group are kept, exactly as PBS decides it (spec datastore.md 9). Values in, marks out.
 
 The keep options count periods (hours, days, ISO weeks, ...) of local time, each option those that no earlier one has
 covered; of a period the newest snapshot is kept. A snapshot that an option passes over because a newer one has its
