@@ -76,10 +76,15 @@ class Context:
         return Store.open(self.store_path(), read_only=self.read_only, listener=output.hear)
 
     def open_snapshot(self, store: Store, text: str) -> Snapshot:
-        """The snapshot a user names. A key that was not asked for is not needed where nothing is protected."""
+        """The snapshot a user names; nobody removes it before the store is closed.
+
+        A key that was not asked for is not needed where nothing is protected.
+        """
         from archiver.browse.snapshot import Snapshot
 
-        snapshot = Snapshot(store, store.find(text, self.namespace))
+        ref = store.find(text, self.namespace)
+        store.hold(ref)
+        snapshot = Snapshot(store, ref)
         if self.keyfile is not None or snapshot.protected:
             crypt = self.key()
             if crypt is not None:

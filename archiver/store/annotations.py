@@ -1,4 +1,4 @@
-"""What may be changed of what is stored: notes and protection of a snapshot, notes and owner of a group (spec datastore.md 13).
+"""What may be changed of what is stored: notes, protection, owners (spec datastore.md 13).
 
 A manifest is replaced under two locks: the snapshot's, shared, so that nobody removes it meanwhile, and one on the
 manifest file itself for those who replace it too. Everything but ``unprotected`` stays as it is.
@@ -100,11 +100,6 @@ def protect(store: Store, ref: SnapshotRef, *, on: bool) -> None:
             store.disk.sync_directory(os.path.dirname(path))
         elif not snapshots.is_protected(store.layout, ref):
             store.disk.put(path, [], names.FILE_MODE, sync=True)
-
-
-def group_note(store: Store, group: GroupRef) -> str:
-    """The notes of a group; empty when it has none."""
-    return snapshots.group_note(store.layout, group) or ""
 
 
 def set_group_note(store: Store, group: GroupRef, text: str) -> None:

@@ -13,7 +13,6 @@ from archiver.core.events import Notice
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import ArchiverError, Locked, NotFound, UsageError
 from archiver.store import layout as names
-from archiver.store import snapshots
 from archiver.store.annotations import locked_group, set_group_note, set_owner
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.removal import RemovalPlan, check_inside, plan_forget_groups, remove_empty_group
@@ -192,13 +191,13 @@ def _attempt(store: Store, planned: GroupMove) -> str | None:
 def _move_group(store: Store, group: GroupRef, target: GroupRef) -> None:
     check_inside(store.layout, store.layout.group(target))
     with locked_group(store, group):
-        owner, note = store.owner(group), snapshots.group_note(store.layout, group)
+        owner, note = store.owner(group), store.group_note(group)
         place = store.layout.group(target)
         with explained("make", place):
             store.disk.make_directories(place, names.SNAPSHOT_MODE)
         if owner is not None and store.owner(target) is None:
             set_owner(store, target, owner)
-        theirs = snapshots.group_note(store.layout, target)
+        theirs = store.group_note(target)
         if note is not None and theirs is None:
             set_group_note(store, target, note)
         elif note != theirs and note is not None:

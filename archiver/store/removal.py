@@ -70,15 +70,21 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class RemovalPlan:
-    """Group by group, the newest snapshot first."""
+    """Group by group, the newest snapshot first. ``groups``: to be removed when they are empty, besides those that lose
+    their last snapshot."""
 
     items: tuple[Item, ...]
     holds: tuple[Hold, ...] = ()
+    groups: tuple[GroupRef, ...] = ()
 
     @property
     def removed(self) -> list[Item]:
         """What is to be removed, the oldest first."""
         return sorted((item for item in self.items if not item.keep), key=lambda item: (item.ref.time, item.ref.group))
+
+    @property
+    def protected(self) -> list[SnapshotRef]:
+        return [item.ref for item in self.items if item.mark == "protected"]
 
     @property
     def id(self) -> str:
@@ -97,6 +103,14 @@ class Outcome:
     skipped: list[tuple[SnapshotRef, str]] = field(default_factory=list)
     failed: list[tuple[SnapshotRef, ArchiverError]] = field(default_factory=list)
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "removed": [str(ref) for ref in self.removed],
+            "removed_groups": [str(group) for group in self.groups],
+            "skipped": [{"snapshot": str(ref), "reason": reason} for ref, reason in self.skipped],
+            "failed": [{"snapshot": str(ref), "reason": str(error)} for ref, error in self.failed],
+        }
+
 
 def plan_forget(store: Store, texts: Sequence[str], namespace: str = "") -> RemovalPlan:
     """``texts``: snapshots by their full names, unfinished ones too. NotFound, UsageError for groups."""
@@ -106,10 +120,9 @@ def plan_forget(store: Store, texts: Sequence[str], namespace: str = "") -> Remo
 
 def plan_forget_groups(store: Store, texts: Sequence[str], namespace: str = "") -> RemovalPlan:
     """``texts``: groups, of which every snapshot is forgotten that is not protected. NotFound, UsageError."""
-    items = []
-    for group in dict.fromkeys(store.find_group(text, namespace) for text in texts):
-        items += [_item(store, SnapshotRef(group, when)) for when in reversed(store.times(group))]
-    return RemovalPlan(tuple(items))
+    groups = tuple(dict.fromkeys(store.find_group(text, namespace) for text in texts))
+    items = [_item(store, SnapshotRef(group, when)) for group in groups for when in reversed(store.times(group))]
+    return RemovalPlan(tuple(items), groups=groups)
 
 
 def _named(store: Store, text: str, namespace: str) -> SnapshotRef:
@@ -155,7 +168,7 @@ def remove(store: Store, plan: RemovalPlan, listener: Callable[[Notice], None] |
             for text in remover.leftovers:
                 tell(Notice(text, "warning"))
             remover.leftovers.clear()
-    groups = {item.ref.group for item in plan.removed}
+    groups = {item.ref.group for item in plan.removed} | set(plan.groups)
     outcome.groups = [group for group in sorted(groups) if remover.remove_group(group)]
     if outcome.removed:
         store.forget_records(outcome.removed)

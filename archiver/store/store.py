@@ -174,6 +174,9 @@ class Store:
     def owner(self, group: GroupRef) -> str | None:
         return snapshots.owner(self.layout, group)
 
+    def group_note(self, group: GroupRef) -> str | None:
+        return snapshots.group_note(self.layout, group)
+
     def manifest(self, ref: SnapshotRef, *, from_file: bool = False) -> Manifest:
         """Raises NotFound (also for an unfinished snapshot) or Damaged. ``from_file``: whatever the database says."""
         return snapshots.decode_manifest(ref, self._manifest_json(ref, from_file))
