@@ -13,7 +13,7 @@ from archiver.core.events import Notice
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import ArchiverError, Locked, NotFound, UsageError
 from archiver.store import layout as names
-from archiver.store.annotations import locked_group, set_group_note, set_owner
+from archiver.store.labels import locked_group, set_group_note, set_owner
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.removal import RemovalPlan, check_inside, plan_forget_groups, remove_empty_group
 from archiver.store.store import Store

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from archiver.core import disk
+from archiver.core import linux
 from archiver.store.layout import SnapshotRef
 from archiver.store.removal import plan_forget, remove
 from archiver.store.store import Store
@@ -98,7 +98,7 @@ def check_after_kill(path: Path, refs: Sequence[SnapshotRef], source: Path, scra
         assert set(found) <= set(refs) and refs[-1] in found
         assert all(store.is_finished(ref) for ref in found), "a half-visible snapshot"
         outcome = remove(store, plan_forget(store, [str(ref) for ref in found if ref != refs[-1]]))
-        assert outcome.skipped == outcome.failed == []
+        assert not outcome.skipped and not outcome.failed
         assert store.database is not None and store.database.check() == []
         assert set(store.database.stamps()) == {refs[-1].path}
     assert [text for text in heard.notices if "cannot be used" in text] == []
@@ -167,9 +167,8 @@ class Recorder:
         self._kill_at = kill_at
         for name in ("rename", "unlink", "rmdir", "mkdir"):
             patched.setattr(os, name, self._noting(name, getattr(os, name)))
-        fsync, syncfs = os.fsync, disk.syncfs
-        patched.setattr(os, "fsync", lambda fd: (self._note("sync", os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))[1])
-        patched.setattr(disk, "syncfs", lambda fd: (self._note("sync", ""), syncfs(fd))[1])
+        patched.setattr(os, "fsync", self._syncing(os.fsync))
+        patched.setattr("archiver.core.disk.syncfs", self._syncing(linux.syncfs, everything=True))
 
     def _noting(self, kind: str, real: Any) -> Any:
         def noting(path: str, *rest: Any, **options: Any) -> None:
@@ -177,6 +176,13 @@ class Recorder:
             if "/db" not in path:
                 self._note(kind, path, target)
             real(path, *rest, **options)
+
+        return noting
+
+    def _syncing(self, real: Any, *, everything: bool = False) -> Any:
+        def noting(fd: int) -> None:
+            self._note("sync", "" if everything else os.readlink(f"/proc/self/fd/{fd}"))
+            real(fd)
 
         return noting
 

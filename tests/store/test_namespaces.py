@@ -10,7 +10,7 @@ import pytest
 
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Locked, NotFound, Skipped, UsageError
-from archiver.store import annotations
+from archiver.store import labels
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.namespaces import check_name, create, delete_levels, move, plan_delete, plan_move
 from archiver.store.removal import remove
@@ -110,8 +110,8 @@ def test_move(path: Path, source: Path, tmp_path: Path) -> None:
     put(path, source, "a", START + 1)
     put(path, source, "a/b", START)
     with Store.open(path) as store:
-        annotations.set_owner(store, GroupRef("a", "host", "x"), "joe@pbs")
-        annotations.set_group_note(store, GroupRef("a", "host", "x"), "about x")
+        labels.set_owner(store, GroupRef("a", "host", "x"), "joe@pbs")
+        labels.set_group_note(store, GroupRef("a", "host", "x"), "about x")
         create(store, "c")
         before = listing(path)
         plan = plan_move(store, "a", "c/d")
@@ -147,7 +147,7 @@ def test_merge(path: Path, source: Path) -> None:
     heard = Heard()
     with Store.open(path, listener=heard) as store:
         for name in ("a", "b"):
-            annotations.set_group_note(store, GroupRef(name, "host", "x"), name)
+            labels.set_group_note(store, GroupRef(name, "host", "x"), name)
         (planned,) = plan_move(store, "a", "b").moves
         assert planned.merges and planned.problem is None
         move(store, plan_move(store, "a", "b"))
@@ -164,7 +164,7 @@ def test_what_cannot_be_merged_stays(path: Path, source: Path, reason: str) -> N
     put(path, source, "a", START + 1, id="y")
     with Store.open(path) as store:
         if reason == "owner":
-            annotations.set_owner(store, GroupRef("b", "host", "x"), "joe@pbs")
+            labels.set_owner(store, GroupRef("b", "host", "x"), "joe@pbs")
         first, second = move(store, plan_move(store, "a", "b"))
     assert first.problem is not None and second.problem is None
     assert ("another owner" if reason == "owner" else "not older") in first.problem
@@ -194,7 +194,7 @@ def test_moves_that_cannot_be(path: Path) -> None:
 
 
 def test_group_that_is_in_use_stays(path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations, "_PATIENCE", 0.1)
+    monkeypatch.setattr(labels, "_PATIENCE", 0.1)
     ref = put(path, source, "a", START)
     with Store.open(path) as store:
         with store.held(ref):

@@ -518,7 +518,7 @@ def test_store_of_a_pbs(golden: Path) -> None:
         plan = plan_forget(store, [str(ref) for ref in before])
         assert len(plan.protected) == 1
         outcome = remove(store, plan)
-        assert outcome.skipped == outcome.failed == []
+        assert not outcome.skipped and not outcome.failed
         assert every_snapshot(store) == plan.protected
         assert {str(group) for group in outcome.groups} == {
             str(ref.group) for ref in before if ref.group != plan.protected[0].group

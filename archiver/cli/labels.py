@@ -13,7 +13,7 @@ from archiver.cli.context import Context, global_options
 @global_options
 def protect(context: Context, snapshot: str, off: bool) -> None:
     """Protect a SNAPSHOT: neither prune nor forget removes it."""
-    from archiver.store.annotations import protect as run
+    from archiver.store.labels import protect as run
 
     output = context.output
     with context.open_store(output) as store:
@@ -31,20 +31,20 @@ def protect(context: Context, snapshot: str, off: bool) -> None:
 @global_options
 def note(context: Context, snapshot: str, text: str | None, of_group: bool) -> None:
     """Show the note of a SNAPSHOT, or replace it by TEXT ("" removes it). Notes are not encrypted."""
-    from archiver.store import annotations
+    from archiver.store import labels
 
     output = context.output
     with context.open_store(output) as store:
         if of_group:
             group = store.find_group(snapshot, context.namespace)
             if text is not None:
-                annotations.set_group_note(store, group, text)
+                labels.set_group_note(store, group, text)
             name, kind, shown = str(group), "group", store.group_note(group) or ""
         else:
             ref = store.find(snapshot, context.namespace)
             if text is not None:
-                annotations.set_note(store, ref, text)
-            name, kind, shown = str(ref), "snapshot", annotations.note_of(store, ref)
+                labels.set_note(store, ref, text)
+            name, kind, shown = str(ref), "snapshot", labels.note_of(store, ref)
     if output.as_json:
         output.document({"schema": 1, kind: name, "note": shown or None})
     elif text is None:
@@ -60,7 +60,7 @@ def note(context: Context, snapshot: str, text: str | None, of_group: bool) -> N
 @global_options
 def owner(context: Context, group: str, owner: str | None) -> None:
     """Show the owner of a GROUP (TYPE/ID), or make it OWNER (USER@REALM), as a Proxmox Backup Server knows it."""
-    from archiver.store.annotations import set_owner
+    from archiver.store.labels import set_owner
 
     output = context.output
     with context.open_store(output) as store:

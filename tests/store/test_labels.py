@@ -14,8 +14,8 @@ import pytest
 from archiver.browse.snapshot import Snapshot
 from archiver.core.locks import DirectoryLock, replaced_file_lock
 from archiver.errors import ArchiverError, Locked, NotFound, Skipped, UsageError
-from archiver.store import annotations
-from archiver.store.annotations import note_of, protect, set_group_note, set_note, set_owner, update_unprotected
+from archiver.store import labels
+from archiver.store.labels import note_of, protect, set_group_note, set_note, set_owner, update_unprotected
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.snapshots import read_manifest_json
 from archiver.store.store import Store
@@ -129,9 +129,9 @@ def test_notes_at_once(path: Path) -> None:
     """Each process changes what it found: no change is lost."""
     with Store.open(path) as store:
         ref = store.find("latest")
-        done = []
+        done: list[subprocess.Popen[bytes]] = []
 
-        def change(unprotected: annotations.Unprotected) -> annotations.Unprotected:
+        def change(unprotected: labels.Unprotected) -> labels.Unprotected:
             if not done:  # another one comes in between, and has to wait
                 done.append(
                     subprocess.Popen(
@@ -148,7 +148,7 @@ def test_notes_at_once(path: Path) -> None:
 
 
 def test_manifest_that_stays_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations, "_PATIENCE", 0.1)
+    monkeypatch.setattr(labels, "_PATIENCE", 0.1)
     with Store.open(path) as store:
         ref = store.find("latest")
         with replaced_file_lock(store.layout.manifest(ref), 0), pytest.raises(Locked):
@@ -164,9 +164,10 @@ def test_snapshot_that_is_read_can_be_annotated(path: Path) -> None:
             set_note(store, ref, "x")
             protect(store, ref, on=True)
         with DirectoryLock(store.layout.snapshot(ref)):
-            for work in (lambda: set_note(store, ref, "y"), lambda: protect(store, ref, on=False)):
-                with pytest.raises(Locked):
-                    work()
+            with pytest.raises(Locked):
+                set_note(store, ref, "y")
+            with pytest.raises(Locked):
+                protect(store, ref, on=False)
         assert (note_of(store, ref), store.info(ref).protected) == ("x", True)
 
 
@@ -208,7 +209,7 @@ def test_group_note_and_owner(path: Path) -> None:
 
 
 def test_group_that_is_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations, "_PATIENCE", 0.1)
+    monkeypatch.setattr(labels, "_PATIENCE", 0.1)
     with Store.open(path) as store, DirectoryLock(str(path / GROUP.path)), pytest.raises(Locked):
         set_owner(store, GROUP, "joe@pbs")
 
