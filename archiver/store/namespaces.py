@@ -112,6 +112,11 @@ class GroupMove:
         }
 
 
+def _is_remnant(store: Store, group: GroupRef) -> bool:
+    """What a process leaves that is killed while it makes or removes a group."""
+    return store.owner(group) is None and not store.times(group)
+
+
 @dataclass(frozen=True, slots=True)
 class MovePlan:
     """``levels``: namespaces to be made, parents first."""
@@ -153,9 +158,12 @@ def _obstacle(store: Store, group: GroupRef, target: GroupRef) -> str | None:
     """Why a group cannot become a part of another."""
     if not is_directory(store.layout.group(target)):
         return f"{target} is not a directory"
+    ours, theirs = store.times(group), store.times(target)
+    if _is_remnant(store, group) or _is_remnant(store, target):
+        return None
     if store.owner(group) != store.owner(target):
         return f"{target} has another owner"
-    if store.times(group) and store.times(target) and min(store.times(group)) <= max(store.times(target)):
+    if ours and theirs and min(ours) <= max(theirs):
         return f"{target} has a snapshot that is not older than all of {group}"
     return None
 
@@ -191,6 +199,8 @@ def _attempt(store: Store, planned: GroupMove) -> str | None:
 def _move_group(store: Store, group: GroupRef, target: GroupRef) -> None:
     check_inside(store.layout, store.layout.group(target))
     with locked_group(store, group):
+        if _is_remnant(store, group):
+            return
         owner, note = store.owner(group), store.group_note(group)
         place = store.layout.group(target)
         with explained("make", place):

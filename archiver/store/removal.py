@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from archiver.store.store import Store
 # There is no room for a rename, or ``removed/`` is on another file system, or it cannot be made.
 _IN_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 _ID_LENGTH = 12  # hex digits
+_OF_A_GROUP = re.compile(rf"({names.OWNER}|{names.NOTES})(\.tmp_.*)?", re.DOTALL)  # what killed writers left, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +283,10 @@ class _Remover:
             with DirectoryLock(path, follow=False) as lock:
                 if not lock.is_at(path):
                     return False
-                if not set(os.listdir(path)) <= {names.OWNER, names.NOTES}:
+                present = os.listdir(path)
+                if not all(_OF_A_GROUP.fullmatch(name) for name in present):
                     return False
-                for name in (names.NOTES, names.OWNER):
+                for name in sorted(present, key=names.OWNER.__eq__):  # without an owner it is no group
                     self._disk.remove_file(os.path.join(path, name))
                 self._disk.remove_directory(path)
                 return True

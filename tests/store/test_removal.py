@@ -108,7 +108,8 @@ def test_database_that_was_open_is_told_at_once(path: Path, refs: list[SnapshotR
 
 
 def test_group_goes_with_its_last_snapshot(path: Path, refs: list[SnapshotRef]) -> None:
-    (path / GROUP.path / "notes").write_text("about this group\n")
+    for name in ("notes", "owner.tmp_0a1b2c3d", "notes.tmp_abc"):
+        (path / GROUP.path / name).write_text("about this group\n")
     assert forget(path, *refs[:2]).groups == []
     assert (path / GROUP.path / "owner").exists()
     assert forget(path, refs[2]) == Outcome(removed=[refs[2]], groups=[GROUP])
