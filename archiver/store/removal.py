@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -147,12 +147,11 @@ def _item(store: Store, ref: SnapshotRef) -> Item:
     return Item(ref, "remove", "named" if finished else "named, unfinished", finished)
 
 
-def remove(store: Store, plan: RemovalPlan, listener: Callable[[Notice], None] | None = None) -> Outcome:
+def remove(store: Store, plan: RemovalPlan) -> Outcome:
     """Remove what the plan says, the oldest first; one that cannot be removed does not stop the others.
 
     UsageError on a store that cannot be written. Holds are the caller's to respect.
     """
-    tell = listener or store.listener
     store.check_writable()
     remover = _Remover(store.layout, store.disk, store.random(8).hex())
     remover.sweep()
@@ -165,11 +164,8 @@ def remove(store: Store, plan: RemovalPlan, listener: Callable[[Notice], None] |
             outcome.skipped.append((item.ref, str(error)))
         except ArchiverError as error:
             outcome.failed.append((item.ref, error))
-            continue
-        finally:
-            for text in remover.leftovers:
-                tell(Notice(text, "warning"))
-            remover.leftovers.clear()
+    for text in remover.leftovers:
+        store.listener(Notice(text, "warning"))
     groups = {item.ref.group for item in plan.removed} | set(plan.groups)
     outcome.groups = [group for group in sorted(groups) if remover.remove_group(group)]
     if outcome.removed:
