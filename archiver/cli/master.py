@@ -98,9 +98,7 @@ def recover(
     if snapshot is not None and (encrypted_keyfile is not None or paper_file is not None):
         raise UsageError("the key comes from one place: SNAPSHOT, --encrypted-keyfile or --paper")
     if paper_file is not None and (kdf or hint):
-        raise UsageError(
-            "a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase"
-        )
+        raise UsageError("a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase")
     if target == "":
         raise UsageError("the path of the key file is empty")
     output, place = context.output, target or configuration(os.environ, KEY_NAME)
@@ -123,9 +121,7 @@ def recover(
                 ref = store.find(snapshot or "latest", context.namespace)
                 found = unwrap(private, _wrapped(store, ref), str(ref))
                 _opened(store, ref, found)
-        made = protect(
-            found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD
-        )
+        made = protect(found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD)
     write_file(place, made.encode(), force=force)
     fingerprint = None if made.fingerprint is None else made.fingerprint.hex(":")
     if output.as_json:

@@ -82,9 +82,7 @@ def load_private(path: str, environment: Mapping[str, str], prompt: Prompt) -> R
     return open_private(read_file(path, "private master key", MAX_TEXT), path, environment, prompt)
 
 
-def open_private(
-    data: bytes, path: str, environment: Mapping[str, str], prompt: Prompt
-) -> RSAPrivateKey:
+def open_private(data: bytes, path: str, environment: Mapping[str, str], prompt: Prompt) -> RSAPrivateKey:
     """The same of the contents of ``path``."""
     try:
         if not data.startswith(b"-----BEGIN"):
