@@ -133,8 +133,7 @@ class Deduplicator:
                 return False
             if self._database is not None:
                 self._database.mark_verified([(row.digest, total, row.stored)], self._now())
-        self._store.chunks.touch(row.digest, status)
-        return True
+        return self._store.chunks.touch(row.digest, status)
 
     def _fresh(self, when: int) -> bool:
         """A time in the future says nothing: a clock was wrong, then or now."""
@@ -171,9 +170,8 @@ class Deduplicator:
         if status is None or not status.st_size:
             return None
         total = self._checked(digest, size)
-        if total is None:
+        if total is None or not self._store.chunks.keep(digest, status, self._session.barrier):
             return None
-        self._store.chunks.keep(digest, status, self._session.barrier)
         return ChunkRow(digest, size, status.st_size, total, self._now())
 
     def _insert(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> ChunkRow:

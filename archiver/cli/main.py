@@ -30,6 +30,7 @@ COMMANDS = {
     "cat": ("look", "cat"),
     "restore": ("restore", "restore"),
     "verify": ("verify", "verify"),
+    "gc": ("gc", "gc"),
     "status": ("store", "status"),
     "db": ("db", "db"),
     "debug": ("debug", "debug"),
