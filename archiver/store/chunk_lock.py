@@ -30,7 +30,6 @@ SHARDS = 1 << 16
 
 _WAITING = SHARDS
 _YIELDING = SHARDS + 1
-_MODE = 0o666  # in a directory that only its owner may enter: root may be the first one to need the file
 
 
 class ChunkLock:
@@ -50,11 +49,11 @@ class ChunkLock:
                 pass
             with suppress(FileExistsError):
                 self._disk.make_directory(self._layout.private, names.PRIVATE_MODE)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, names.FILE_MODE)
             os.utime(fd, ns=(0, 0))
-            with suppress(OSError):
+            os.fchmod(fd, names.FILE_MODE)
+            with suppress(OSError):  # root may be the first one to need it, in somebody else's store
                 owner = os.stat(self._layout.private)
-                os.fchmod(fd, _MODE)
                 os.fchown(fd, owner.st_uid, owner.st_gid)
             return fd
 

@@ -111,9 +111,9 @@ class ChunkStore:
         with self.lock.used(digest) as earliest:
             try:
                 self._write(path, [header, body])
-                earliest = max(earliest, self._began_ns)
-                if self._clock.now_ns() < earliest:  # the clock was set back: the kernel's time is no sign of use
-                    os.utime(path, ns=(earliest, os.lstat(path).st_mtime_ns), follow_symlinks=False)
+                # Whatever the kernel's clock says, which may have been set meanwhile.
+                when = max(self._clock.now_ns(), self._began_ns, earliest)
+                os.utime(path, ns=(when, os.lstat(path).st_mtime_ns), follow_symlinks=False)
             except OSError as error:
                 raise explain(error, "write", path) from error
         self._note(path, barrier)

@@ -18,8 +18,8 @@ table       key                               value
 Chunk numbers are dense and never leave the database; a rebuild may number anew, but neither a chunk's nor a snapshot's
 number ever comes to mean another one. The sum in an index record is what a garbage collection relies on: a record that
 is not the one that was written under this key is never believed. ``meta`` also has ``walked`` (u32, Unix seconds of
-the last look at every chunk file) and ``bad`` (u32, chunks set aside that were left then). Integers are little-endian except in
-keys. A chunk's plain size is what an index needs besides its number, so index records hold numbers only.
+the last look at every chunk file) and ``bad`` (u32, chunks set aside that were left then). Integers are little-endian
+except in keys. A chunk's plain size is what an index needs besides its number, so index records hold numbers only.
 """
 
 from __future__ import annotations

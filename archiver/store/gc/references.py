@@ -72,7 +72,7 @@ def shard_part(prefixes: Prefixes, shard: int) -> Prefixes:
 
 
 class References:
-    """Fill it with ``mark``; then ask ``unused`` (with a database) and ``in_shard``."""
+    """Fill it with ``mark``; then ask ``unused`` (with a database), ``in_shard`` and the length."""
 
     def __init__(self, layout: Layout, database: Database | None, told: Callable[[int], None]) -> None:
         """``told``: called with the number of index files now and then. Raises DatabaseFailed."""
@@ -235,6 +235,10 @@ class References:
             raise DatabaseFailed
         self._recorded = found.prefixes
         return found
+
+    def __len__(self) -> int:
+        """Digests that something refers to, after ``unused(with_all=True)`` where there is a database."""
+        return len(self._recorded) + len(self.digests)
 
     def in_shard(self, shard: int) -> set[int]:
         """Prefixes of the digests in a shard that something refers to."""

@@ -16,7 +16,6 @@ import numpy as np
 from archiver.core.disk import explain, explained
 from archiver.core.events import Progress
 from archiver.core.linux import syncfs
-from archiver.store.chunk_lock import SHARDS
 from archiver.store.database import unused as queries
 from archiver.store.database.database import Database, Numbers
 from archiver.store.gc.exclusion import Terms
@@ -25,6 +24,7 @@ from archiver.store.gc.result import Result
 from archiver.store.store import Store
 
 _AT_ONCE = 4096  # chunks looked up at a time
+_SHARD = re.compile(r"[0-9a-f]{4}\Z")
 _CHUNK = re.compile(r"[0-9a-f]{64}\Z")
 _BAD = re.compile(r"([0-9a-f]{64})\.[0-9]\.bad\Z")
 _TEMPORARY = re.compile(r"[0-9a-f]{64}\.tmp(_[A-Za-z0-9]+)?\Z")
@@ -153,22 +153,24 @@ class Sweep:
     def everything(self, references: References, *, count_kept: bool) -> None:
         """List every shard and judge whatever lies there. ``count_kept``: chunks in use are counted too. Stopped."""
         result = self._result
-        result.pending_chunks = result.pending_bytes = missing = 0  # those that are known are met again
+        result.pending_chunks = result.pending_bytes = 0  # those that are known are met again
         result.kept_chunks -= self._maybe_chunks
         result.kept_bytes -= self._maybe_bytes
-        for shard in range(SHARDS):
-            needed = references.in_shard(shard)
-            names = self._list(shard)
+        missing = len(references)
+        chunks = self._store.layout.chunks
+        for done, shard_name in enumerate(filter(_SHARD.match, sorted(self._list(chunks)))):
+            needed = references.in_shard(int(shard_name, 16))
+            missing -= len(needed)
+            names = self._list(f"{chunks}/{shard_name}")
             if names:
-                with self._shard(shard):
-                    self._judge_shard(f"{self._store.layout.chunks}/{shard:04x}", names, needed, count_kept)
+                with self._shard(int(shard_name, 16)):
+                    self._judge_shard(f"{chunks}/{shard_name}", names, needed, count_kept)
             missing += len(needed)
-            if shard % 256 == 255:
-                self._tell("shards looked at", shard + 1)
+            if done % 256 == 0:
+                self._tell("shards looked at", done)
         result.missing_chunks = missing
 
-    def _list(self, shard: int) -> list[str]:
-        path = f"{self._store.layout.chunks}/{shard:04x}"
+    def _list(self, path: str) -> list[str]:
         try:
             return os.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
