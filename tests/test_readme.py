@@ -53,6 +53,8 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
+    assert "\nremoved: " in run(f"{tour}\n{block('archiver gc')}", checkout)
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
 
 

@@ -10,13 +10,17 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from archiver.core import linux
+from archiver.core.clock import system_random
 from archiver.errors import ArchiverError, Damaged, UsageError
 from archiver.store.database import records
-from archiver.store.gc import exclusion, sweep
+from archiver.store.database.unused import counts, forget_chunks, numbers_of
+from archiver.store.gc import sweep
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from tests.golden_store import KEY as GOLDEN_KEY
@@ -90,10 +94,10 @@ def test_what_only_removed_snapshots_needed_goes_at_once(path: Path, saved: list
     assert present(path) == before
     result = gc(path, from_files=from_files)
     assert len(gone) > 5
-    for each in (told, result):
-        assert (each.removed_chunks, each.removed_bytes) == (len(gone), size)
-        assert (each.kept_chunks, each.kept_bytes) == (len(before) - len(gone), kept)
-        assert (each.pending_chunks, each.bad_chunks, each.complete) == (0, 0, True)
+    for found in (told, result):
+        assert (found.removed_chunks, found.removed_bytes) == (len(gone), size)
+        assert (found.kept_chunks, found.kept_bytes) == (len(before) - len(gone), kept)
+        assert (found.pending_chunks, found.bad_chunks, found.complete) == (0, 0, True)
     assert result.mode == "immediate"
     if from_files:
         gc(path)  # which drops the rows
@@ -142,7 +146,8 @@ def test_dry_run_writes_nothing(path: Path, saved: list[Saved], tmp_path: Path) 
     gc(path, dry_run=True)  # brings the database up to date
     (path / ".archiver/chunks.lock").unlink()
     before = listing(path)
-    for options in ({}, {"from_files": True}, {"mode": "cutoff"}, {"mode": "immediate"}):
+    choices: list[dict[str, Any]] = [{}, {"from_files": True}, {"mode": "cutoff"}, {"mode": "immediate"}]
+    for options in choices:
         assert gc(path, dry_run=True, **options).dry_run
     after = listing(path)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= {
@@ -271,8 +276,6 @@ def test_numbers_that_contradict_each_other_are_not_believed(path: Path, saved: 
 
 def test_rows_of_files_that_came_back_stay(path: Path, saved: list[Saved], source: Path, tmp_path: Path) -> None:
     """A snapshot is recorded between the marking and the end that refers to a number which had no file."""
-    from archiver.store.database.unused import counts, forget_chunks, numbers_of
-
     ref = saved[3].snapshot
     kept = tmp_path / "kept"
     (path / ref.path).rename(kept)
@@ -281,8 +284,6 @@ def test_rows_of_files_that_came_back_stay(path: Path, saved: list[Saved], sourc
         assert database is not None
         before = counts(database)
         assert before is not None
-        import numpy as np
-
         alive = needed(path)
         kept.rename(path / ref.path)
         own = sorted(needed(path) - alive)
@@ -353,10 +354,10 @@ def test_an_index_that_cannot_be_read_ends_it_before_anything_is_removed(
     index = path / saved[1].snapshot.path / "tree.ppxar.didx"
     harm(index)
     before = present(path)
-    for options in ({"from_files": True}, {}):
+    for from_files in (True, False):
         shutil.rmtree(path / DATABASE, ignore_errors=True)
         with pytest.raises(Damaged, match=r"nothing is removed: .*tree\.ppxar\.didx cannot be read") as caught:
-            gc(path, **options)
+            gc(path, from_files=from_files)
         assert caught.value.hint
         assert present(path) == before
     forget(path, saved[1].snapshot)
@@ -424,8 +425,6 @@ def test_leftovers_of_writers(path: Path, saved: list[Saved]) -> None:
 
 def test_chunks_of_a_killed_backup_are_found(path: Path, saved: list[Saved], source: Path) -> None:
     """The database was not told of them; the next session removes what else is left, and says so."""
-    from archiver.core.clock import system_random
-
     with Store.open(path) as store, store.session() as session:
         name = system_random(32).hex()
         os.makedirs(store.layout.shard(name), exist_ok=True)
@@ -479,10 +478,10 @@ def test_store_made_by_pbs(tmp_path: Path) -> None:
     path = unpack(tmp_path)
     if os.geteuid() == 0:
         os.chown(path / ".chunks", 34, 34)
-    options = {} if os.geteuid() == 0 else {"mode": "cutoff"}
+    mode = None if os.geteuid() == 0 else "cutoff"
     before = present(path)
     assert before == needed(path)
-    result = gc(path, **options)
+    result = gc(path, mode=mode)
     assert (result.mode, result.removed_chunks, result.pending_chunks) == ("cutoff", 0, 0)
     assert present(path) == before and damage(path, GOLDEN_KEY) == []
     for snapshot in ("host/alpha/2023-11-14T22:13:20Z", "vm/100", "ns/one/ns"):
@@ -490,10 +489,10 @@ def test_store_made_by_pbs(tmp_path: Path) -> None:
     gone = before - needed(path)
     for file in chunk_files(path):
         os.utime(file)
-    result = gc(path, **options)
+    result = gc(path, mode=mode)
     assert (result.removed_chunks, result.pending_chunks) == (0, len(gone))
     make_old(path)
-    result = gc(path, **options)
+    result = gc(path, mode=mode)
     assert (result.removed_chunks, result.pending_chunks) == (len(gone), 0) and len(gone) > 3
     assert present(path) == needed(path) and damage(path, GOLDEN_KEY) == []
 
@@ -512,7 +511,7 @@ def test_cutoff_is_refused_where_access_times_are_not_kept(
     make_old(path)
     before = present(path)
     real = os.utime
-    monkeypatch.setattr(exclusion.os, "utime", lambda fd, **times: real(fd) if isinstance(fd, int) else None)
+    monkeypatch.setattr(os, "utime", lambda fd, **times: real(fd) if isinstance(fd, int) else None)
     with pytest.raises(ArchiverError, match="does not keep access times"):
         gc(path, mode="cutoff")
     assert present(path) == before
