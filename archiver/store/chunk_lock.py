@@ -64,15 +64,16 @@ class ChunkLock:
             return self._open()
 
     @contextmanager
-    def used(self, digest: bytes) -> Iterator[int]:
-        """While a chunk is touched or put into place; the earliest access time that it may get, in ns."""
-        shard = int.from_bytes(digest[:2])
+    def used(self, digest: bytes | None = None) -> Iterator[int]:
+        """While a chunk (None: many of them) is touched or put into place; the earliest access time that it may get, in
+        ns. 10 us: many should be touched at a time."""
+        start, length = (0, SHARDS) if digest is None else (int.from_bytes(digest[:2]), 1)
         fd = self._take()
         try:
-            wait_range(fd, shard, 1, exclusive=False)
+            wait_range(fd, start, length, exclusive=False)
             yield os.fstat(fd).st_mtime_ns
         finally:
-            unlock_range(fd, shard, 1)
+            unlock_range(fd, start, length)
             self._idle.append(fd)
 
     @contextmanager
@@ -124,11 +125,14 @@ class ChunkLock:
         return self._held(_WAITING)
 
     def _held(self, byte: int) -> bool:
-        fd = self._take()
+        try:
+            fd = os.open(self._layout.chunk_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False  # it was never used
         try:
             return range_is_locked(fd, byte, 1)
         finally:
-            self._idle.append(fd)
+            os.close(fd)
 
     def close(self) -> None:
         while self._idle:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -75,15 +76,23 @@ class ChunkStore:
     def touch(self, digest: bytes, status: os.stat_result) -> bool:
         """Set the access time to now, so that no garbage collection takes the chunk; mtime stays. False when one has
         taken it since it was seen."""
-        path = self._layout.chunk(digest.hex())
         with self.lock.used(digest) as earliest:
-            when = max(self._clock.now_ns(), self._began_ns, earliest)
-            try:
-                os.utime(path, ns=(when, status.st_mtime_ns), follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-            except OSError as error:
-                raise explain(error, "touch", path) from error
+            return self._touch(digest, status, earliest)
+
+    def touch_all(self, found: Iterable[tuple[bytes, os.stat_result]]) -> list[bool]:
+        """The same for many chunks: some thousands, as a garbage collection waits meanwhile."""
+        with self.lock.used() as earliest:
+            return [self._touch(digest, status, earliest) for digest, status in found]
+
+    def _touch(self, digest: bytes, status: os.stat_result, earliest: int) -> bool:
+        path = self._layout.chunk(digest.hex())
+        when = max(self._clock.now_ns(), self._began_ns, earliest)
+        try:
+            os.utime(path, ns=(when, status.st_mtime_ns), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise explain(error, "touch", path) from error
         return True
 
     def keep(self, digest: bytes, status: os.stat_result, barrier: Barrier) -> bool:

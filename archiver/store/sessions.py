@@ -70,9 +70,9 @@ class Session:
             if not lock_range(lock_fd, 0, 1, exclusive=False):
                 self._wait_for_collection(lock_fd)
             with explained("write into", layout.private):
-                self._register(random, opened)
                 self.barrier = Barrier(disk, layout.base)
-            opened.callback(self.barrier.close)
+                opened.callback(self.barrier.close)
+                self._register(random, opened)
             self._opened = opened.pop_all()
 
     def _wait_for_collection(self, lock_fd: int) -> None:
@@ -195,7 +195,7 @@ class Session:
     def _remove(self) -> None:
         if self._is_kept:
             return
-        if not self._is_published:
+        if not self._is_published and self.barrier.noted:
             tell_unlisted(self._layout, self.disk)
         with suppress(OSError):  # what is left is removed by the next session
             self.disk.remove_tree(self.path)

@@ -26,6 +26,7 @@ Referenced chunks are not touched: a PBS marks for itself before it sweeps, and 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -78,7 +79,10 @@ def collect(
     database = None if from_files else store.database  # brought up to date before anybody is kept out
     with exclusive(store, mode, cutoff, dry_run=dry_run) as (terms, others):
         marker = _marker(store)
-        result = carry_out(store, make_plan(store, database, terms, others), dry_run=dry_run)
+        try:
+            result = carry_out(store, make_plan(store, database, terms, others), dry_run=dry_run)
+        except Stopped:
+            result = Result(terms.mode, terms.reason, dry_run, True, False, complete=False)
         if not dry_run and result.complete and result.all_shards and marker == _marker(store):
             with suppress(OSError):
                 store.disk.remove_file(store.layout.unlisted)
@@ -92,21 +96,26 @@ def collect(
 
 
 def make_plan(store: Store, database: Database | None, terms: Terms, others: Others) -> Plan:
-    """Mark. Raises Damaged for an index that cannot be read."""
+    """Mark. Raises Damaged for an index that cannot be read; Stopped when a writer waits while all index files are
+    read, which may take minutes: nothing was removed then."""
     if database is not None:
         try:
-            references = _marked(store, database, others)
+            references = _marked(store, database, others, lambda: False)
             all_shards = _due(store, database, others)
             return Plan(terms, references, references.unused(with_all=all_shards), all_shards)
         except DatabaseFailed:
             store.listener(Notice("the index files are read, as the database cannot be believed", "warning"))
-    return Plan(terms, _marked(store, None, others), None, True)
+    immediate = terms.mode == "immediate"
+    return Plan(terms, _marked(store, None, others, lambda: immediate and store.chunks.lock.writer_waits()), None, True)
 
 
-def _marked(store: Store, database: Database | None, others: Others) -> References:
-    references = References(
-        store.layout, database, lambda count: store.listener(Progress("index files counted", count, 0))
-    )
+def _marked(store: Store, database: Database | None, others: Others, stops: Callable[[], bool]) -> References:
+    def told(count: int) -> None:
+        store.listener(Progress("index files counted", count, 0))
+        if stops():
+            raise Stopped
+
+    references = References(store.layout, database, told)
     references.mark(others.kept)
     return references
 
