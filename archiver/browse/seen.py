@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.store.indexes import Index
 from formats.index import DIGEST_SIZE
@@ -12,24 +14,48 @@ from formats.index import DIGEST_SIZE
 _SIZE = np.dtype(">u8")
 _ROW = np.dtype(f"V{DIGEST_SIZE + _SIZE.itemsize}")
 
+Rows = NDArray[Any]  # of _ROW: a digest, and the size that an index gives it
+
 
 class SeenChunks:
     """A set of pairs: digest, and size as an index has it. A chunk of two sizes is met twice, one must be wrong."""
 
     def __init__(self) -> None:
-        self._rows = np.empty(0, _ROW)  # sorted
+        self.rows: Rows = np.empty(0, _ROW)  # sorted
 
-    def add(self, index: Index) -> Iterator[tuple[bytes, int]]:
+    def add(self, index: Index) -> Rows:
         """The pairs of ``index`` that were not met before, ordered by digest."""
         pairs = np.empty((len(index), _ROW.itemsize), np.uint8)
         pairs[:, :DIGEST_SIZE] = index.digests
         pairs[:, DIGEST_SIZE:] = index.sizes().astype(_SIZE).view(np.uint8).reshape(-1, _SIZE.itemsize)
         rows = np.unique(pairs.view(_ROW).ravel())
-        places = np.searchsorted(self._rows, rows)
-        new = places == len(self._rows)
-        new[~new] = self._rows[places[~new]] != rows[~new]
+        places = np.searchsorted(self.rows, rows)
+        new = places == len(self.rows)
+        new[~new] = self.rows[places[~new]] != rows[~new]
         rows = rows[new]
-        self._rows = np.insert(self._rows, places[new], rows)
-        for row in rows:
-            data = row.tobytes()
-            yield data[:DIGEST_SIZE], int.from_bytes(data[DIGEST_SIZE:])
+        self.rows = np.insert(self.rows, places[new], rows)
+        return rows
+
+
+def pairs_of(rows: Rows) -> Iterator[tuple[bytes, int]]:
+    for row in rows:
+        data = row.tobytes()
+        yield data[:DIGEST_SIZE], int.from_bytes(data[DIGEST_SIZE:])
+
+
+def digests_of(rows: Rows) -> NDArray[np.uint8]:
+    """An (n, 32) array."""
+    digests: NDArray[np.uint8] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1, _ROW.itemsize)[:, :DIGEST_SIZE]
+    return digests
+
+
+def sizes_of(rows: Rows) -> NDArray[np.uint32]:
+    """The sizes, no more than 32 bits of them."""
+    sizes = np.ascontiguousarray(rows).view(np.uint8).reshape(-1, _ROW.itemsize)[:, DIGEST_SIZE:]
+    wide = np.ascontiguousarray(sizes).view(_SIZE).ravel()
+    return np.minimum(wide, 0xFFFF_FFFF).astype(np.uint32)
+
+
+def prefixes_of(digests: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The first 8 bytes of each digest, as numbers in any order: few others have the same."""
+    return np.ascontiguousarray(digests[:, :8]).view(np.uint64).ravel()

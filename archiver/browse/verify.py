@@ -1,40 +1,45 @@
 """Reading everything back: manifests, index checksums, blobs, every chunk once (spec datastore.md 10).
 
-Without the key an encrypted chunk is checked by its CRC, and by the BLAKE3 of its stored bytes where the database has
-it: rot is found without the key. These sums come from who had the contents at hand, a backup or a verification with the
-key; here none is ever written for what could not be checked otherwise.
+The result of each snapshot is written into its manifest, where a PBS reads it too: ``snapshots`` shows it, a backup
+takes nothing over from a snapshot that failed, and a prune keeps the newest that was good. With a budget that is done
+for damaged snapshots, and for those of which every chunk was read in this cycle.
+
+A snapshot that is removed while this runs is no error.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import threading
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from archiver.browse.chunk_check import ChunkCheck, Task
 from archiver.browse.damage import Range, damaged_files
-from archiver.browse.seen import SeenChunks
+from archiver.browse.seen import Rows, SeenChunks, pairs_of, prefixes_of
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
-from archiver.core.events import Listener, Notice, Progress
-from archiver.core.pipeline import Channel, Pipeline
-from archiver.errors import ArchiverError, KeyProblem, NotFound
-from archiver.store.chunks import ChunkDamaged, check_present
+from archiver.browse.verify_budget import Kind, Plan
+from archiver.browse.verify_result import Budget, Found, VerifyError, VerifyOptions, VerifyResult
+from archiver.core.events import Listener, Notice
+from archiver.core.linux import process_start
+from archiver.errors import ArchiverError, KeyProblem, Locked, NotFound
+from archiver.store.chunks import check_present
 from archiver.store.indexes import Index, is_index
-from archiver.store.layout import MANIFEST, SnapshotRef
-from archiver.store.snapshots import made_with_key
+from archiver.store.labels import set_verify_state
+from archiver.store.layout import DEFAULT_OWNER, MANIFEST, SnapshotRef
+from archiver.store.snapshots import made_with_key, verify_state
 from archiver.store.store import Store
 from formats.crypt import CryptConfig, short_fingerprint
-from formats.manifest import FileInfo
+from formats.manifest import FileInfo, Manifest
+from formats.upid import Upid, node_name
 
-_WORKERS = 2
-_QUEUED = 16
-_RECORD_AT_ONCE = 4096
-_ERRORS_KEPT = 10_000
+__all__ = ["Budget", "VerifyError", "VerifyOptions", "VerifyResult", "require_fitting_key", "verify"]
+
 _NAMES_KEPT = 16 << 20  # characters of the names of damaged files
-_SIGNATURE_STATES = ("valid", "unchecked", "unsigned")
+_DAY = 86400
+_READ_ONLY = VerifyOptions()
 
 
 class _BadChunk(NamedTuple):
@@ -45,59 +50,16 @@ class _BadChunk(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyError:
-    """``chunk`` and ``files`` are empty where the damage is not that of a chunk."""
-
-    snapshot: str
-    archive: str
-    chunk: str
-    reason: str
-    files: list[str]
-
-
-@dataclass(slots=True)
-class VerifyResult:
-    """``bytes`` are plain bytes of the chunks read; ``unchecked`` chunks could only be checked without their key, and
-    ``without_sum`` of these by their CRC alone. ``signatures``: names of the snapshots whose signature is "valid",
-    could not be checked without its key ("unchecked"), and of those that are wholly plain and "unsigned".
-    ``unfinished`` snapshots, that have no manifest, were passed over. ``errors`` holds the first 10,000 of
-    ``error_count``."""
-
-    snapshots: int = 0
-    chunks: int = 0
-    bytes: int = 0
-    unchecked: int = 0
-    without_sum: int = 0
-    signatures: dict[str, list[str]] = field(default_factory=lambda: {state: [] for state in _SIGNATURE_STATES})
-    unfinished: int = 0
-    error_count: int = 0
-    errors: list[VerifyError] = field(default_factory=list)
-
-    def add(self, error: VerifyError) -> None:
-        self.error_count += 1
-        if len(self.errors) < _ERRORS_KEPT:
-            self.errors.append(error)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "schema": 1,
-            "snapshots": self.snapshots,
-            "chunks": self.chunks,
-            "bytes": self.bytes,
-            "without_key": self.unchecked,
-            "without_sum": self.without_sum,
-            "signatures": self.signatures,
-            "unfinished": self.unfinished,
-            "error_count": self.error_count,
-            "errors": [asdict(error) for error in self.errors],
-        }
-
-
-def verify(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig | None, listener: Listener) -> VerifyResult:
+def verify(
+    store: Store,
+    refs: Iterable[SnapshotRef],
+    crypt: CryptConfig | None,
+    listener: Listener,
+    options: VerifyOptions = _READ_ONLY,
+) -> VerifyResult:
     """Check ``refs``; every chunk is read once however many snapshots use it, and once more for another size that an
     index gives it. Damage is in the result, not raised."""
-    return _Verification(store, crypt, listener).run(refs)
+    return _Verification(store, crypt, listener, options).run(refs)
 
 
 def require_fitting_key(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig) -> None:
@@ -121,37 +83,113 @@ def require_fitting_key(store: Store, refs: Iterable[SnapshotRef], crypt: CryptC
 
 
 class _Verification:
-    def __init__(self, store: Store, crypt: CryptConfig | None, listener: Listener) -> None:
+    def __init__(self, store: Store, crypt: CryptConfig | None, listener: Listener, options: VerifyOptions) -> None:
         self._store = store
         self._crypt = crypt
         self._listener = listener
-        self._database = store.database  # opened here, not by one of the workers
+        self._options = options
+        self._steady = store.clock.steady()
+        self._began = store.clock.now()
+        self._tasks = itertools.count()
         self._result = VerifyResult()
-        self._lock = threading.Lock()
-        self._seen = {encrypted: SeenChunks() for encrypted in (False, True)}
-        self._bad: dict[tuple[bytes, int, bool], str] = {}  # digest, size, encrypted
-        self._good: list[tuple[bytes, bytes, int]] = []
+        self._check = ChunkCheck(store, crypt, self._result, listener, set_aside=options.set_aside)
+        self._seen = {Kind(*kind): SeenChunks() for kind in ((False, False), (True, False), (True, True))}
+        self._found = Found()  # of the snapshot that is looked at
         self._names_room = _NAMES_KEPT
 
     def run(self, refs: Iterable[SnapshotRef]) -> VerifyResult:
-        for ref in refs:
-            try:
-                snapshot = self._open(ref)
-            except NotFound:
-                if os.path.isdir(self._store.layout.snapshot(ref)):  # else it was removed meanwhile
-                    self._result.unfinished += 1
-                continue
-            except ArchiverError as error:
-                self._fail(ref, MANIFEST, str(error))
-            else:
-                self._snapshot(snapshot)
-            self._result.snapshots += 1
+        if self._options.budget is None:
+            self._completely(refs)
+        else:
+            self._within(self._options.budget, refs)
         check_present(self._store.layout)
-        self._record()
+        self._check.record()
         return self._result
 
-    def _open(self, ref: SnapshotRef) -> Snapshot:
-        snapshot = Snapshot(self._store, ref, manifest=self._store.manifest(ref, from_file=True), allow_unsigned=True)
+    def _completely(self, refs: Iterable[SnapshotRef]) -> None:
+        """Snapshot by snapshot; nobody removes one while it is looked at."""
+        for ref in refs:
+            try:
+                with self._store.held(ref):
+                    snapshot = self._opened(ref)
+                    if snapshot is not None:
+                        indexes = self._indexes(snapshot)
+                        self._check.run(
+                            Task(digest, size, kind.encrypted, kind.with_key)
+                            for kind, rows in self._new(snapshot, indexes)
+                            for digest, size in pairs_of(rows)
+                        )
+                        self._report(snapshot, indexes)
+                        self._end(ref, "failed" if self._found.count else "ok", self._began)
+            except Locked:
+                self._result.busy.append(str(ref))
+            except NotFound:  # it was removed meanwhile
+                check_present(self._store.layout)
+
+    def _within(self, budget: Budget, refs: Iterable[SnapshotRef]) -> None:
+        """All manifests, blobs and indexes first, then as many chunks as the budget is enough for."""
+        looked_at: list[tuple[Snapshot, Found]] = []
+        for ref in refs:
+            snapshot = self._opened(ref)
+            if snapshot is not None:
+                for _ in self._new(snapshot, self._indexes(snapshot)):
+                    pass
+                looked_at.append((snapshot, self._found))
+        check_present(self._store.layout)
+        plan = Plan(self._store, self._seen, self._options.scope, budget, self._began, self._steady, self._listener)
+        try:
+            self._check.run(plan.always(), done=plan.done)
+            self._check.run(plan.others(), goes_on=plan.goes_on, done=plan.done)
+        finally:
+            self._check.record()
+            plan.save()
+        self._result.budget = plan.result()
+        unproven = plan.unproven()
+        for snapshot, self._found in looked_at:
+            is_proven = not len(unproven)
+            if self._check.bad or not is_proven:
+                before = self._found.count
+                indexes = self._indexes(snapshot)
+                self._found.count = before
+                is_proven = not any(np.isin(prefixes_of(index.digests), unproven).any() for index in indexes.values())
+                self._report(snapshot, indexes)
+            state = "failed" if self._found.count else "ok" if is_proven else None
+            self._end(snapshot.ref, state, plan.began)
+
+    # -- one snapshot ------------------------------------------------------------------------------------------------
+
+    def _opened(self, ref: SnapshotRef) -> Snapshot | None:
+        """None when there is nothing to look at: it is gone or unfinished, is to be skipped, or its manifest is bad."""
+        self._found = Found()
+        state = None
+        try:
+            manifest = self._store.manifest(ref, from_file=True)
+            if self._skips(manifest):
+                return None
+            state = "failed"  # there is a manifest to say so in
+            snapshot = self._unlocked(ref, manifest)
+        except NotFound:
+            if os.path.isdir(self._store.layout.snapshot(ref)):  # else it was removed meanwhile
+                self._result.unfinished += 1
+            return None
+        except ArchiverError as error:
+            self._fail(ref, MANIFEST, str(error))
+            self._end(ref, state, self._began)
+            return None
+        return snapshot
+
+    def _skips(self, manifest: Manifest) -> bool:
+        days, state = self._options.outdated_after, verify_state(manifest)
+        if state is None or not (self._options.skip_verified or days is not None):
+            return False
+        if days is not None and (self._began - state.time) // _DAY > days:
+            return False
+        self._result.skipped += 1
+        self._result.skipped_failed += state.state == "failed"
+        return True
+
+    def _unlocked(self, ref: SnapshotRef, manifest: Manifest) -> Snapshot:
+        snapshot = Snapshot(self._store, ref, manifest=manifest, allow_unsigned=True)
         try:
             if self._crypt is not None and snapshot.protected:
                 snapshot.unlock(self._crypt)
@@ -162,9 +200,10 @@ class _Verification:
         return snapshot
 
     def _fail(self, ref: SnapshotRef, archive: str, reason: str) -> None:
-        self._result.add(VerifyError(str(ref), archive, "", reason, []))
+        self._found.add(VerifyError(str(ref), archive, "", reason, []))
 
-    def _snapshot(self, snapshot: Snapshot) -> None:
+    def _indexes(self, snapshot: Snapshot) -> dict[str, Index]:
+        """Checks blobs and indexes; the sound indexes by their file names."""
         opened: dict[str, Index] = {}
         for file in snapshot.manifest.files:
             try:
@@ -174,75 +213,46 @@ class _Verification:
                     snapshot.check_blob(file)
             except ArchiverError as error:
                 self._fail(snapshot.ref, file.filename, str(error))
-        encrypted = {file.filename: file.crypt_mode == "encrypt" for file in snapshot.manifest.files}
-        for filename, index in opened.items():
-            self._chunks(snapshot, index, encrypted[filename])
-        if self._bad:
-            self._report(snapshot, opened, encrypted)
+        return opened
 
-    # -- chunks ------------------------------------------------------------------------------------------------------
+    def _new(self, snapshot: Snapshot, indexes: dict[str, Index]) -> Iterator[tuple[Kind, Rows]]:
+        """The chunks of these indexes that were not met before."""
+        for file in snapshot.manifest.files:
+            if file.filename in indexes:
+                encrypted = file.crypt_mode == "encrypt"
+                kind = Kind(encrypted, encrypted and snapshot.crypt is not None)
+                yield kind, self._seen[kind].add(indexes[file.filename])
 
-    def _chunks(self, snapshot: Snapshot, index: Index, encrypted: bool) -> None:
-        with Pipeline() as pipeline:
-            tasks: Channel[tuple[bytes, int]] = Channel(pipeline, _QUEUED)
-            for number in range(_WORKERS):
-                pipeline.start(lambda: self._work(snapshot, tasks, encrypted), f"verify-{number}")
-            for chunk in self._seen[encrypted].add(index):
-                tasks.put(chunk)
-                self._listener(Progress("verify", self._result.chunks, self._result.bytes))
-            tasks.close()
-            pipeline.join()
+    def _end(self, ref: SnapshotRef, state: str | None, when: int) -> None:
+        """What was found counts, and is written down, unless the snapshot has gone meanwhile."""
+        found, self._found = self._found, Found()
+        if found.count and not os.path.isdir(self._store.layout.snapshot(ref)):
+            check_present(self._store.layout)
+            return
+        self._result.snapshots += 1
+        self._result.take(found)
+        if state is None or not self._options.write_state or self._store.read_only:
+            return
+        try:
+            set_verify_state(self._store, ref, state, self._upid(when))
+        except NotFound:
+            return
+        except ArchiverError as error:
+            self._result.unwritten.append(str(ref))
+            self._listener(Notice(f"the verify state {state} of {ref} could not be written: {error}", "warning"))
 
-    def _work(self, snapshot: Snapshot, tasks: Channel[tuple[bytes, int]], encrypted: bool) -> None:
-        reader = self._store.reader(snapshot.crypt)
-        while (task := tasks.get()) is not None:
-            digest, size = task
-            try:
-                total, stored = reader.verify(digest, size, encrypted=encrypted)
-                has_sum = reader.has_key or not encrypted or self._has_recorded_sum(digest, total)
-            except ChunkDamaged as error:
-                with self._lock:
-                    self._bad[(digest, size, encrypted)] = error.reason
-                    self._result.chunks += 1
-                if self._database is not None:
-                    self._database.mark_damaged(digest)
-                continue
-            with self._lock:
-                self._result.chunks += 1
-                self._result.bytes += size
-                if encrypted and not reader.has_key:
-                    self._result.unchecked += 1
-                    self._result.without_sum += not has_sum
-                else:
-                    self._good.append((digest, total, stored))
-                full = len(self._good) >= _RECORD_AT_ONCE
-            if full:
-                self._record()
-
-    def _has_recorded_sum(self, digest: bytes, total: bytes) -> bool:
-        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes. False when none was, or when its
-        file was written since: another program has stored the chunk again, encrypted with another IV. Raises
-        ChunkDamaged when the bytes have changed by themselves."""
-        recorded = self._database.recorded_sum(digest) if self._database is not None else None
-        if recorded is None:
-            return False
-        if recorded[0] == total:
-            return True
-        status = self._store.chunks.seen(digest)
-        if status is not None and status.st_mtime > recorded[1] + 1:
-            return False
-        raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
-
-    def _record(self) -> None:
-        """Tell the database which chunks were read and found good."""
-        with self._lock:
-            good, self._good = self._good, []
-        if good and self._database is not None:
-            self._database.mark_verified(good, self._store.clock.now())
+    def _upid(self, when: int) -> Upid:
+        identity = self._store.identity
+        name = identity.name if identity is not None else ""
+        start, node = process_start(), node_name(os.uname().nodename)
+        return Upid(node, os.getpid(), start, next(self._tasks), when, "verify", name, DEFAULT_OWNER)
 
     # -- damage ------------------------------------------------------------------------------------------------------
 
-    def _report(self, snapshot: Snapshot, opened: dict[str, Index], encrypted: dict[str, bool]) -> None:
+    def _report(self, snapshot: Snapshot, opened: dict[str, Index]) -> None:
+        """Which places of a snapshot the damaged chunks concern."""
+        if not self._check.bad:
+            return
         try:
             archive_of = {file.filename: archive for archive in snapshot.archives() for file in archive.files}
         except ArchiverError as error:
@@ -250,7 +260,7 @@ class _Verification:
             archive_of = {}
         for file in snapshot.manifest.files:
             index = opened.get(file.filename)
-            bad = [] if index is None else self._bad_chunks(index, encrypted[file.filename])
+            bad = [] if index is None else self._bad_chunks(index, file.crypt_mode == "encrypt")
             if index is None or not bad:
                 continue
             ranges = [(index.start(chunk.position), index.end(chunk.position)) for chunk in bad]
@@ -258,17 +268,17 @@ class _Verification:
             files = [[] for _ in bad] if archive is None else self._files(snapshot, archive, file, ranges)
             for chunk, names in zip(bad, files, strict=True):
                 where = str(snapshot.ref), file.filename, chunk.digest.hex()
-                self._result.add(VerifyError(*where, chunk.reason, names))
+                self._found.add(VerifyError(*where, chunk.reason, names))
 
     def _bad_chunks(self, index: Index, encrypted: bool) -> list[_BadChunk]:
         """The damaged chunks of an index in its order. Few others start with the same 8 bytes as one of them."""
-        starts = np.frombuffer(b"".join(digest[:8] for digest, _, _ in self._bad), np.uint64)
-        candidates = np.isin(np.ascontiguousarray(index.digests[:, :8]).view(np.uint64).ravel(), starts)
+        starts = np.frombuffer(b"".join(digest[:8] for digest, _, _ in self._check.bad), np.uint64)
+        candidates = np.isin(prefixes_of(index.digests), starts)
         found = []
         for position in np.flatnonzero(candidates).tolist():
             digest = index.digest(position)
             size = index.end(position) - index.start(position)
-            reason = self._bad.get((digest, size, encrypted))
+            reason = self._check.bad.get((digest, size, encrypted))
             if reason is not None:
                 found.append(_BadChunk(position, digest, reason))
         return found

@@ -9,44 +9,82 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_DAMAGED, EXIT_OK
+from archiver.errors import EXIT_DAMAGED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.verify import VerifyResult
+    from archiver.browse.verify_result import BudgetResult
+    from archiver.store.layout import SnapshotRef
+    from archiver.store.store import Store
 
 _FILES_SHOWN = 20
 
 
 @click.command()
 @click.argument("snapshot", required=False)
+@click.option("--group", metavar="TYPE/ID", help="All snapshots of this group.")
+@click.option(
+    "--budget",
+    metavar="AMOUNT",
+    help="Read for that long (90s, 10m, 2h) or that much (500MB, 20GiB): first the chunks that were verified longest"
+    " ago, and none again before all have had their turn.",
+)
+@click.option("--skip-verified", is_flag=True, help="Pass over snapshots that were verified before, well or not.")
+@click.option(
+    "--outdated-after",
+    type=click.IntRange(0),
+    metavar="DAYS",
+    help="The same, but only if that is at most so many days ago.",
+)
+@click.option(
+    "--keep-bad",
+    is_flag=True,
+    help="Leave damaged chunks where they are. Otherwise they are renamed to *.bad, and the next backup that has their"
+    " contents stores them again.",
+)
 @global_options
 @click.pass_context
-def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
-    """Read everything back and check it: the whole store, or one SNAPSHOT.
+def verify(
+    ctx: click.Context,
+    context: Context,
+    snapshot: str | None,
+    group: str | None,
+    budget: str | None,
+    skip_verified: bool,
+    outdated_after: int | None,
+    keep_bad: bool,
+) -> None:
+    """Read everything back and check it: the whole store, a group, or one SNAPSHOT.
 
     With the key encrypted chunks are checked completely. Without it their kind and CRC are checked, and the BLAKE3 of
     their stored bytes where the database has it from the backup or from a verification with the key. What was not
     checked is told.
-    """
-    from archiver.browse.verify import require_fitting_key
-    from archiver.browse.verify import verify as run
-    from archiver.store.layout import SnapshotRef
 
+    How it ended is written into the manifests, as a PBS does, and shown by ``snapshots``. With --read-only nothing is
+    written into the store.
+    """
+    from archiver.browse.verify import Budget, VerifyOptions, require_fitting_key
+    from archiver.browse.verify import verify as run
+
+    if snapshot is not None and group is not None:
+        raise UsageError("a snapshot and a group were given", hint="give one of them")
+    if snapshot is not None and budget is not None:
+        raise UsageError("a budget is for the whole store or a group", hint="--group TYPE/ID, or nothing")
+    options = VerifyOptions(
+        set_aside=not keep_bad,
+        write_state=True,
+        skip_verified=skip_verified,
+        outdated_after=outdated_after,
+        budget=None if budget is None else Budget.parse(budget),
+        scope=f"{context.namespace}:{group or ''}",
+    )
     output = context.output
     with context.open_store(output) as store:
-        if snapshot is not None:
-            refs = [store.find(snapshot, context.namespace)]
-        else:
-            refs = [
-                SnapshotRef(group, when)
-                for namespace in store.namespaces(context.namespace)
-                for group in store.groups(namespace)
-                for when in reversed(store.times(group))
-            ]
+        refs = _chosen(store, context.namespace, snapshot, group)
         crypt = context.key()
         if crypt is not None and context.chosen_keyfile() is not None:
             require_fitting_key(store, refs, crypt)
-        result = run(store, refs, crypt, output.hear)
+        result = run(store, refs, crypt, output.hear, options)
     if output.as_json:
         output.document(result.as_json())
     else:
@@ -63,11 +101,22 @@ def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
             f"{result.snapshots} snapshots, {result.chunks} chunks, {size_text(result.bytes)}:"
             f" {result.error_count} errors"
         )
-        for line in _unproven(result):
+        for line in (*_unproven(result), *_left_out(result)):
             output.summary(f"  {line}")
-        if result.unfinished:
-            output.summary(f"  {result.unfinished} unfinished snapshots were passed over")
-    ctx.exit(EXIT_DAMAGED if result.errors else EXIT_OK)
+    ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
+
+
+def _chosen(store: Store, namespace: str, snapshot: str | None, group: str | None) -> list[SnapshotRef]:
+    """Groups in their order, the newest snapshots first."""
+    from archiver.store.layout import SnapshotRef
+
+    if snapshot is not None:
+        return [store.find(snapshot, namespace)]
+    if group is not None:
+        groups = [store.find_group(group, namespace)]
+    else:
+        groups = [found for level in store.namespaces(namespace) for found in store.groups(level)]
+    return [SnapshotRef(found, when) for found in groups for when in reversed(store.times(found))]
 
 
 def _unproven(result: VerifyResult) -> Iterator[str]:
@@ -86,3 +135,41 @@ def _unproven(result: VerifyResult) -> Iterator[str]:
     for name in unsigned:
         if name.rsplit("/", 1)[0] in signed:
             yield f"{name} is unsigned, other snapshots of its group are signed"
+
+
+def _left_out(result: VerifyResult) -> Iterator[str]:
+    """What was not looked at, and what became of the damage."""
+    if result.unfinished:
+        yield f"{result.unfinished} unfinished snapshots were passed over"
+    if result.skipped:
+        failed = f", {result.skipped_failed} of them with damage" if result.skipped_failed else ""
+        yield f"{result.skipped} snapshots were passed over, they were verified before{failed}"
+    if result.busy:
+        yield f"{len(result.busy)} snapshots were passed over, they are being removed"
+    if result.budget is not None:
+        yield from _not_reached(result.budget)
+    if result.set_aside:
+        yield f"{result.set_aside} damaged chunks were set aside: a backup that has their contents stores them again"
+
+
+def _not_reached(budget: BudgetResult) -> Iterator[str]:
+    from formats.naming import format_time
+
+    if not budget.not_reached:
+        yield "the budget was enough for every chunk"
+        return
+    yield (
+        f"the budget was enough for {budget.reached} chunks, {size_text(budget.reached_bytes)};"
+        f" {budget.not_reached}, {size_text(budget.not_reached_bytes)}, were not reached"
+    )
+    if budget.began is None:
+        return
+    if not budget.left:
+        yield f"the cycle that began {format_time(max(budget.began, 1))} has come to every chunk: the next run begins anew"
+        return
+    runs = -(-budget.left_bytes // max(budget.reached_bytes, 1))
+    oldest = "never verified" if not budget.oldest else f"verified {format_time(budget.oldest)}"
+    yield (
+        f"{budget.left} of these, {size_text(budget.left_bytes)}, are left of the cycle that began"
+        f" {format_time(max(budget.began, 1))}: about {max(runs, 1)} runs; the oldest was {oldest}"
+    )

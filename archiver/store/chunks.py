@@ -12,14 +12,15 @@ from blake3 import blake3
 
 from archiver.core.clock import Clock
 from archiver.core.disk import Barrier, Disk, explain
-from archiver.errors import Damaged, KeyProblem, TargetAbsent
+from archiver.errors import ArchiverError, Damaged, KeyProblem, TargetAbsent
 from archiver.store import layout as names
 from archiver.store.chunk_lock import ChunkLock, tell_unlisted
 from archiver.store.layout import Layout
 from formats import blob
 from formats.blob import BlobDecoder
-from formats.crypt import CryptConfig
-from formats.errors import FormatError, KeyMissing
+from formats.blob.layout import RETIRED_MAGICS
+from formats.crypt import CryptConfig, chunk_digest
+from formats.errors import FormatError, KeyMissing, LimitExceeded
 from formats.wire import Buffer
 
 MAX_CHUNK = 16 << 20  # plain bytes
@@ -185,6 +186,7 @@ class ChunkReader:
 
     def __init__(self, layout: Layout, crypt: CryptConfig | None) -> None:
         self._layout = layout
+        self._crypt = crypt
         self._decoder = BlobDecoder(crypt)
         self.has_key = crypt is not None
         self._buffer = bytearray()
@@ -211,14 +213,43 @@ class ChunkReader:
         _check_size(digest, size)
         data = self.stored(digest)
         try:
-            info = self._decoder.check_stored(data)
-            if info.encrypted != encrypted:
+            if blob.inspect(data).encrypted != encrypted:
+                self._decoder.check_stored(data)
                 raise ChunkDamaged(digest, "is not encrypted" if encrypted else "is encrypted, its archive is not")
             if self.has_key or not encrypted:
                 self._decoder.decode_chunk(data, digest=digest, size=size, encrypted=encrypted)
+            else:
+                self._decoder.check_stored(data)
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
         return blake3(data).digest(), len(data)
+
+    def is_bad(self, digest: bytes) -> bool:
+        """Whether what lies in the place of a chunk is certainly not it, whatever is said of the chunk elsewhere.
+
+        False for a missing one, when the device fails, and for an encrypted one whose CRC is right when its key is
+        missing. The key at hand must be that of the chunk.
+        """
+        try:
+            status = os.lstat(self._layout.chunk(digest.hex()))
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+                return True
+            data = self.stored(digest)
+        except (OSError, ArchiverError):
+            return False
+        try:
+            info = self._decoder.check_stored(data)
+        except FormatError:
+            return bytes(data[:8]) not in RETIRED_MAGICS
+        if info.encrypted and self._crypt is None:
+            return False
+        try:
+            plain = self._decoder.decode(data, max_size=MAX_CHUNK)
+        except LimitExceeded:
+            return False
+        except FormatError:
+            return True
+        return chunk_digest(plain, self._crypt if info.encrypted else None) != digest
 
     def stored(self, digest: bytes) -> memoryview:
         """The bytes of the chunk file, unchecked; valid until the next call."""

@@ -1,4 +1,4 @@
-"""What may be changed of what is stored: notes, protection, owners (spec datastore.md 13).
+"""What may be changed of what is stored: notes, verify states, protection, owners (spec datastore.md 13).
 
 A manifest is replaced under two locks: the snapshot's, shared, so that nobody removes it meanwhile, and one on the
 manifest file itself for those who replace it too. Everything but ``unprotected`` stays as it is.
@@ -23,6 +23,7 @@ from formats import blob
 from formats.errors import FormatError
 from formats.manifest import with_unprotected
 from formats.naming import check_owner
+from formats.upid import Upid
 
 _PATIENCE = 5.0  # seconds, as a PBS waits for a manifest
 _LARGEST_NOTE = 1 << 20  # bytes
@@ -56,6 +57,7 @@ def update_unprotected(store: Store, ref: SnapshotRef, change: Callable[[Unprote
     path = store.layout.manifest(ref)
     check_inside(store.layout, path)
     with store.held(ref), _manifest_lock(ref, path) as status:
+        stamp = snapshots.manifest_stamp(store.layout, ref)
         before = snapshots.read_manifest_json(store.layout, ref)
         manifest = snapshots.decode_manifest(ref, before)
         try:
@@ -64,7 +66,9 @@ def update_unprotected(store: Store, ref: SnapshotRef, change: Callable[[Unprote
             raise UsageError(f"the manifest of {ref} cannot be changed so: {error}") from error
         with explained("write", path):
             store.disk.put(path, [blob.encode(text)], names.FILE_MODE, sync=True, like=status)
-    store.update_records()
+        is_told = stamp is not None and store.replace_record(ref, stamp, text)
+    if not is_told:
+        store.update_records()
 
 
 @contextmanager
@@ -87,6 +91,11 @@ def _check_note(text: str) -> None:
         raise UsageError("the note is not UTF-8 text") from error
     if size > _LARGEST_NOTE:
         raise UsageError(f"the note is too long: {size} bytes", hint=f"at most {_LARGEST_NOTE} fit")
+
+
+def set_verify_state(store: Store, ref: SnapshotRef, state: str, upid: Upid) -> None:
+    """Say in the manifest how a verification ended: "ok" or "failed". Raises as ``update_unprotected``."""
+    update_unprotected(store, ref, lambda known: {**known, "verify_state": {"state": state, "upid": upid.encode()}})
 
 
 def protect(store: Store, ref: SnapshotRef, *, on: bool) -> None:

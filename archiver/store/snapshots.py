@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from archiver.core.disk import explain
 from archiver.errors import ArchiverError, Damaged, NotFound
@@ -16,10 +16,12 @@ from formats import blob
 from formats.errors import FormatError
 from formats.manifest import MAX_TEXT, Manifest
 from formats.naming import BACKUP_TYPES, check_backup_id, check_backup_time, check_namespace, parse_time
+from formats.upid import Upid
 
 _LARGEST_MANIFEST = MAX_TEXT + blob.PLAIN_HEADER  # bytes of the file
 _MAX_SMALL_FILE = 1 << 20
 Stamp = tuple[int, int, int]
+VERIFY_STATES = ("ok", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class SnapshotInfo:
 
     @property
     def verify_state(self) -> dict[str, object] | None:
-        return None if self.manifest is None else _verify_state(self.manifest)
+        state = None if self.manifest is None else verify_state(self.manifest)
+        return None if state is None else dict(state._asdict())
 
     @property
     def size(self) -> int | None:
@@ -62,18 +65,23 @@ def made_with_key(manifest: Manifest) -> bool:
     return manifest.signature is not None or manifest.fingerprint is not None or not modes <= {"none"}
 
 
-def _verify_state(manifest: Manifest) -> dict[str, object] | None:
-    """``{"state", "time"}`` of the last verify; its time is in the task id (spec blob-index-crypto.md 8.1)."""
+class VerifyState(NamedTuple):
+    state: str  # ok or failed
+    time: int  # Unix seconds
+
+
+def verify_state(manifest: Manifest) -> VerifyState | None:
+    """The result of the last verify; its time is in the task id (spec blob-index-crypto.md 8.1). None for one that a
+    PBS could not read either."""
     state = manifest.unprotected.get("verify_state")
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or state.get("state") not in VERIFY_STATES:
         return None
-    parts = str(state.get("upid", "")).split(":")
     try:
-        when = int(parts[5], 16)
+        when = Upid.decode(str(state.get("upid"))).start
         check_backup_time(when)
-    except (IndexError, ValueError):
+    except FormatError:
         return None
-    return {"state": str(state.get("state")), "time": when}
+    return VerifyState(str(state["state"]), when)
 
 
 def namespaces(layout: Layout, below: str = "") -> Iterator[str]:

@@ -19,10 +19,11 @@ from archiver.store.chunks import ChunkReader, ChunkStore
 from archiver.store.creation import Identity
 from archiver.store.database import location
 from archiver.store.database.database import Database, open_database
+from archiver.store.database.records import SnapshotRow
 from archiver.store.database.refresh import forget_snapshots, record_snapshot, refresh
 from archiver.store.layout import GroupRef, Layout, SnapshotRef, namespace_path, parse_reference
 from archiver.store.sessions import Session
-from archiver.store.snapshots import SnapshotInfo
+from archiver.store.snapshots import SnapshotInfo, Stamp
 from formats.crypt import CryptConfig
 from formats.manifest import Manifest
 
@@ -309,6 +310,14 @@ class Store:
             record_snapshot(self.layout, database, ref, stamp)
         except ArchiverError as error:
             self.listener(Notice(f"{ref} is not in the database: {error}", "warning"))
+
+    def replace_record(self, ref: SnapshotRef, before: Stamp, manifest: bytes) -> bool:
+        """Tell the database that a manifest, whose stamp was ``before``, was replaced by one that lists the same files.
+        False when it did not know that snapshot so."""
+        database, stamp = self.database, snapshots.manifest_stamp(self.layout, ref)
+        if database is None or stamp is None:
+            return database is None
+        return database.replace_manifest(SnapshotRow(ref.path, stamp, manifest), before)
 
     def forget_records(self, refs: Sequence[SnapshotRef]) -> None:
         """Tell the database of snapshots that were removed; when it cannot be told now, it finds out later."""

@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 
-from archiver.browse.seen import SeenChunks
+from archiver.browse.seen import SeenChunks, pairs_of
 from formats.index import DynamicIndex, DynamicIndexWriter, decode_index
 
 DIGESTS = [bytes(31) + bytes([last]) for last in range(3)] + [bytes([first]) + bytes(31) for first in (1, 128, 255)]
@@ -29,7 +29,7 @@ def test_like_a_set() -> None:
     seen, known = SeenChunks(), set[tuple[bytes, int]]()
     for _ in range(200):
         chunks = [(rng.choice(DIGESTS), rng.choice([1, 2, 255, 256, 1 << 40])) for _ in range(rng.randint(1, 6))]
-        assert list(seen.add(index_of(chunks))) == sorted(set(chunks) - known)
+        assert list(pairs_of(seen.add(index_of(chunks)))) == sorted(set(chunks) - known)
         known |= set(chunks)
     assert len(known) == 5 * len(DIGESTS)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from archiver.browse import verify as verify_module
+from archiver.browse import verify_result
 from archiver.browse.damage import damaged_files
 from archiver.browse.snapshot import Snapshot, Tree
 from archiver.core.events import ignore
@@ -66,7 +67,7 @@ def test_much_damage_reads_a_tree_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(verify_module, "damaged_files", counted)
     assert [error.chunk for error in damage(path)] == chunks
     assert calls == [len(chunks)] and len(chunks) > 5
-    monkeypatch.setattr(verify_module, "_ERRORS_KEPT", 2)
+    monkeypatch.setattr(verify_result, "ERRORS_KEPT", 2)
     with Store.open(path) as store:
         result = verify_module.verify(store, [store.find("latest")], None, ignore)
     assert (len(result.errors), result.error_count) == (2, len(chunks))

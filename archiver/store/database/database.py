@@ -322,6 +322,20 @@ class Database:
 
         self._change(work)
 
+    def replace_manifest(self, row: SnapshotRow, before: tuple[int, int, int]) -> bool:
+        """Record another manifest of the same files for a snapshot that is recorded with the stamp ``before``; False
+        when it is not."""
+
+        def work(txn: Any) -> bool:
+            number = self._snapshot_number(txn, row.path)
+            known = None if number is None else self._row(txn, number)
+            if number is None or known is None or known.stamp != before:
+                return False
+            txn.put(records.U32_KEY.pack(number), row.encode(), db=self._env.table(records.SNAPSHOT))
+            return True
+
+        return bool(self._change(work))
+
     def remove_snapshot(self, path: str) -> None:
         self._change(lambda txn: self._remove_snapshot(txn, path))
 

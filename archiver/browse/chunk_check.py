@@ -1,0 +1,224 @@
+"""Reading chunks in several threads, and what is done about those that are damaged (spec datastore.md 10.3).
+
+A damaged chunk is read once more while nobody stores or removes chunks of its shard, as a backup may just have stored
+it again. When what lies there is certainly not the chunk, whoever refers to it, it is renamed to ``.N.bad``. That is
+not so when it is missing, when the device fails (it may be the cable), when the key is missing, and when only an index
+says otherwise of a sound chunk.
+
+Without the key an encrypted chunk is checked by its CRC, and by the BLAKE3 of its stored bytes where the database has
+it: rot is found without the key. These sums come from who had the contents at hand, a backup or a verification with the
+key; here none is ever written for what could not be checked otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+from archiver.browse.verify_result import VerifyResult
+from archiver.core.events import Listener, Notice, Progress
+from archiver.core.pipeline import Channel, Pipeline
+from archiver.errors import ArchiverError
+from archiver.store.chunks import ChunkDamaged, ChunkReader
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+
+_WORKERS = 2
+_QUEUED = 4
+_AT_ONCE = 8  # chunks: waiting for the next thread costs as much as a small chunk
+_SORTED_AT_ONCE = 1024  # chunks
+_RECORD_AT_ONCE = 4096
+_LAST = 1 << 64
+
+
+class Task(NamedTuple):
+    """A chunk to be read; ``with_key``: it is encrypted with the key at hand. ``place`` is the caller's."""
+
+    digest: bytes
+    size: int
+    encrypted: bool
+    with_key: bool
+    place: int = 0
+
+
+class _Read(NamedTuple):
+    total: bytes  # BLAKE3 of the stored bytes
+    stored: int
+    is_proven: bool  # completely, or by the sum of its bytes
+
+
+@dataclass(slots=True)
+class _Tally:
+    chunks: int = 0
+    plain_bytes: int = 0
+    unchecked: int = 0
+    without_sum: int = 0
+    good: list[tuple[bytes, bytes, int]] = field(default_factory=list)
+
+
+class ChunkCheck:
+    """Counts into ``result``. ``bad``: why a chunk is damaged, by digest, size and whether it is to be encrypted."""
+
+    def __init__(
+        self, store: Store, crypt: CryptConfig | None, result: VerifyResult, listener: Listener, *, set_aside: bool
+    ) -> None:
+        self._store = store
+        self._database = store.database  # opened here, not by one of the threads
+        self._listener = listener
+        self._result = result
+        self._set_aside = set_aside and not store.read_only
+        self._lock = threading.Lock()
+        self._readers = [
+            {with_key: store.reader(crypt if with_key else None) for with_key in (False, True)} for _ in range(_WORKERS)
+        ]
+        self._good: list[tuple[bytes, bytes, int]] = []
+        self.bad: dict[tuple[bytes, int, bool], str] = {}
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        *,
+        goes_on: Callable[[], bool] = lambda: True,
+        done: Callable[[Sequence[Task]], None] = lambda tasks: None,
+    ) -> None:
+        """Read chunks, about in the order of ``tasks``, as long as ``goes_on`` says so. ``done`` is called by any of
+        the threads with chunks that were read. Raises what ends a verification: TargetAbsent, ArchiverError."""
+        parts = self._parts(tasks)
+        first = next(parts, None)
+        if first is None:
+            return
+        with Pipeline() as pipeline:
+            channel: Channel[list[Task]] = Channel(pipeline, _QUEUED)
+            for number, readers in enumerate(self._readers):
+                pipeline.start(lambda readers=readers: self._work(readers, channel, done), f"verify-{number}")  # type: ignore[misc]
+            part: list[Task] | None = first
+            while part is not None and goes_on():
+                channel.put(part)
+                self._listener(Progress("verify", self._result.chunks, self._result.bytes))
+                part = next(parts, None)
+            channel.close()
+            pipeline.join()
+
+    def _parts(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
+        iterator = iter(tasks)
+        while some := list(islice(iterator, _SORTED_AT_ONCE)):
+            some.sort(key=self._inode)
+            for start in range(0, len(some), _AT_ONCE):
+                yield some[start : start + _AT_ONCE]
+
+    def _inode(self, task: Task) -> int:
+        """The order in which a disk has the files, about."""
+        try:
+            return os.lstat(self._store.layout.chunk(task.digest.hex())).st_ino
+        except OSError:
+            return _LAST
+
+    def _work(
+        self,
+        readers: dict[bool, ChunkReader],
+        channel: Channel[list[Task]],
+        done: Callable[[Sequence[Task]], None],
+    ) -> None:
+        while (tasks := channel.get()) is not None:
+            tally = _Tally()
+            for task in tasks:
+                self._check(readers[task.with_key], task, tally)
+            with self._lock:
+                result = self._result
+                result.chunks += tally.chunks
+                result.bytes += tally.plain_bytes
+                result.unchecked += tally.unchecked
+                result.without_sum += tally.without_sum
+                self._good += tally.good
+                is_full = len(self._good) >= _RECORD_AT_ONCE
+            done(tasks)
+            if is_full:
+                self.record()
+
+    def _check(self, reader: ChunkReader, task: Task, tally: _Tally) -> None:
+        tally.chunks += 1
+        read: _Read | None
+        try:
+            read = self._read(reader, task)
+        except ChunkDamaged:
+            read = self._read_again(reader, task)
+        if read is None:
+            return
+        tally.plain_bytes += task.size
+        if read.is_proven:
+            tally.good.append((task.digest, read.total, read.stored))
+        if task.encrypted and not task.with_key:
+            tally.unchecked += 1
+            tally.without_sum += not read.is_proven
+
+    def _read(self, reader: ChunkReader, task: Task) -> _Read:
+        total, stored = reader.verify(task.digest, task.size, encrypted=task.encrypted)
+        is_proven = task.with_key or not task.encrypted or self._has_recorded_sum(task.digest, total)
+        return _Read(total, stored, is_proven)
+
+    def _has_recorded_sum(self, digest: bytes, total: bytes) -> bool:
+        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes. False when none was, or when its
+        file was written since: another program has stored the chunk again, encrypted with another IV. Raises
+        ChunkDamaged when the bytes have changed by themselves."""
+        recorded = self._database.recorded_sum(digest) if self._database is not None else None
+        if recorded is None:
+            return False
+        if recorded[0] == total:
+            return True
+        status = self._store.chunks.seen(digest)
+        if status is not None and status.st_mtime > recorded[1] + 1:
+            return False
+        raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
+
+    def _read_again(self, reader: ChunkReader, task: Task) -> _Read | None:
+        """None when the chunk is damaged still; then it is set aside if that is certain, and the database told."""
+        with self._alone(task.digest):
+            try:
+                return self._read(reader, task)
+            except ChunkDamaged as error:
+                reason = error.reason
+            if self._set_aside and reader.is_bad(task.digest):
+                self._rename(task.digest)
+            if self._database is not None:
+                self._database.mark_damaged(task.digest)
+        with self._lock:
+            self.bad[(task.digest, task.size, task.encrypted)] = reason
+        return None
+
+    @contextmanager
+    def _alone(self, digest: bytes) -> Iterator[None]:
+        """While nobody stores or removes chunks of this shard, when chunks are to be set aside."""
+        with ExitStack() as held:
+            if self._set_aside:
+                try:
+                    held.enter_context(self._store.chunks.lock.cleared(int.from_bytes(digest[:2])))
+                except ArchiverError as error:
+                    self._leave(error)
+            yield
+
+    def _rename(self, digest: bytes) -> None:
+        try:
+            renamed = self._store.chunks.set_aside(digest)
+        except ArchiverError as error:
+            self._leave(error)
+            return
+        if renamed is not None:
+            with self._lock:
+                self._result.set_aside += 1
+
+    def _leave(self, error: ArchiverError) -> None:
+        if self._set_aside:
+            self._set_aside = False
+            self._listener(Notice(f"damaged chunks are left where they are: {error}", "warning"))
+
+    def record(self) -> None:
+        """Tell the database which chunks were read and found good."""
+        with self._lock:
+            good, self._good = self._good, []
+        if good and self._database is not None:
+            self._database.mark_verified(good, self._store.clock.now())
