@@ -28,7 +28,7 @@ class SeenChunks:
         pairs = np.empty((len(index), _ROW.itemsize), np.uint8)
         pairs[:, :DIGEST_SIZE] = index.digests
         pairs[:, DIGEST_SIZE:] = index.sizes().astype(_SIZE).view(np.uint8).reshape(-1, _SIZE.itemsize)
-        rows = np.unique(pairs.view(_ROW).ravel())
+        rows: Rows = np.unique(pairs.view(_ROW).ravel())
         places = np.searchsorted(self.rows, rows)
         new = places == len(self.rows)
         new[~new] = self.rows[places[~new]] != rows[~new]
@@ -45,8 +45,8 @@ def pairs_of(rows: Rows) -> Iterator[tuple[bytes, int]]:
 
 def digests_of(rows: Rows) -> NDArray[np.uint8]:
     """An (n, 32) array."""
-    digests: NDArray[np.uint8] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1, _ROW.itemsize)[:, :DIGEST_SIZE]
-    return digests
+    data: NDArray[np.uint8] = np.ascontiguousarray(rows).view(np.uint8).reshape(-1, _ROW.itemsize)
+    return data[:, :DIGEST_SIZE]
 
 
 def sizes_of(rows: Rows) -> NDArray[np.uint32]:

@@ -165,7 +165,7 @@ def _not_reached(budget: BudgetResult) -> Iterator[str]:
     if budget.began is None:
         return
     if not budget.left:
-        yield f"the cycle that began {format_time(max(budget.began, 1))} has come to every chunk: the next run begins anew"
+        yield f"the cycle that began {format_time(max(budget.began, 1))} is complete: the next run begins another"
         return
     runs = -(-budget.left_bytes // max(budget.reached_bytes, 1))
     oldest = "never verified" if not budget.oldest else f"verified {format_time(budget.oldest)}"
