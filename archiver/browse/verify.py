@@ -148,9 +148,8 @@ class _Verification:
         for snapshot, self._found in looked_at:
             is_proven = not len(unproven)
             if self._check.bad or not is_proven:
-                before = self._found.count
+                self._found = Found()  # which are told anew
                 indexes = self._indexes(snapshot)
-                self._found.count = before
                 is_proven = not any(np.isin(prefixes_of(index.digests), unproven).any() for index in indexes.values())
                 self._report(snapshot, indexes)
             state = "failed" if self._found.count else "ok" if is_proven else None
@@ -226,7 +225,7 @@ class _Verification:
     def _end(self, ref: SnapshotRef, state: str | None, when: int) -> None:
         """What was found counts, and is written down, unless the snapshot has gone meanwhile."""
         found, self._found = self._found, Found()
-        if found.count and not os.path.isdir(self._store.layout.snapshot(ref)):
+        if not os.path.isdir(self._store.layout.snapshot(ref)):
             check_present(self._store.layout)
             return
         self._result.snapshots += 1
