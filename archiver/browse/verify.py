@@ -139,7 +139,8 @@ class _Verification:
         plan = Plan(self._store, self._seen, self._options.scope, budget, self._began, self._steady, self._listener)
         try:
             self._check.run(plan.always(), done=plan.done)
-            self._check.run(plan.others(), goes_on=plan.goes_on, done=plan.done)
+            for tasks in plan.others():
+                self._check.run(tasks, goes_on=plan.goes_on, done=plan.done)
         finally:
             self._check.record()
             plan.save()

@@ -49,6 +49,7 @@ class Plan:
         listener: Listener,
     ) -> None:
         self._store, self._scope, self._budget = store, scope, budget
+        self._database = database = store.database  # it may give up on the way: then it knows nothing
         self._began, self._steady = began, steady
         self._kinds = list(seen)
         self._rows = [seen[kind].rows for kind in self._kinds]
@@ -59,8 +60,8 @@ class Plan:
         self._unsaved = 0
         self._first, self._deadline = True, 0.0
         self._round: Round | None = None
-        parts = [known_of(store.database, digests_of(rows)) if store.database else None for rows in self._rows]
-        if store.database is None:
+        parts = [known_of(database, digests_of(rows)) if database is not None else None for rows in self._rows]
+        if database is None:
             listener(Notice("without a database nobody knows where the last run ended: the order is random", "warning"))
             sizes = [sizes_of(rows) for rows in self._rows]
             nobody = np.full(self._count, NO_NUMBER, np.uint32)
@@ -72,10 +73,10 @@ class Plan:
         found = [part for part in parts if part is not None]
         self._known = Known(*(_joined([part[column] for part in map(_columns, found)]) for column in range(3)))
         self._twice = self._met_twice()
-        self._round = load_round(store.database, scope) or new_round(store.database, began)
+        self._round = load_round(database, scope) or new_round(database, began)
         self._classes = self._classify(self._round)
         if not (self._classes == _NEXT).any():
-            self._round = new_round(store.database, began)
+            self._round = new_round(database, began)
             self._classes = self._classify(self._round)
         self._order = np.lexsort((self._known.number, self._known.verified, self._classes))
 
@@ -99,8 +100,9 @@ class Plan:
         """Chunks that are read whatever the budget is."""
         return self._tasks(self._order[self._classes[self._order] == _ALWAYS])
 
-    def others(self) -> Iterator[Task]:
-        """The others as far as a budget of bytes goes, at least one; a time is measured by ``goes_on``."""
+    def others(self) -> tuple[Iterator[Task], Iterator[Task]]:
+        """What is due in this round, and then the rest, as far as a budget of bytes goes, at least one; a time is
+        measured by ``goes_on``."""
         order = self._order[self._classes[self._order] != _ALWAYS]
         if self._budget.bytes is not None:
             spent = np.cumsum(self._known.stored[order], dtype=np.int64)
@@ -108,7 +110,8 @@ class Plan:
         if self._budget.seconds is not None:
             seconds, now = self._budget.seconds, self._store.clock.steady()
             self._deadline = max(self._steady + seconds, now + seconds / _SHARE)
-        return self._tasks(order)
+        is_due = self._classes[order] == _NEXT
+        return self._tasks(order[is_due]), self._tasks(order[~is_due])
 
     def goes_on(self) -> bool:
         if self._first or self._budget.seconds is None:
@@ -140,12 +143,12 @@ class Plan:
     def save(self) -> None:
         """Let the next run know how far this one has come."""
         with self._lock:
-            if self._round is None or self._store.database is None:
+            if self._round is None or self._database is None:
                 return
             numbers = self._known.number[self._done]
             looked_at = self._round.looked_at
             looked_at[numbers[numbers < len(looked_at)]] = True
-            save_round(self._store.database, self._scope, self._round)
+            save_round(self._database, self._scope, self._round)
 
     def result(self) -> BudgetResult:
         stored, missed = self._known.stored, ~self._done

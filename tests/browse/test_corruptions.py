@@ -114,7 +114,7 @@ def files_of(tree: Path) -> dict[str, bytes]:
 
 def flip(rng: random.Random, path: Path, _: Path) -> None:
     data = bytearray(path.read_bytes())
-    for _ in range(rng.choice([1, 1, 1, 3, 20])):
+    for _number in range(rng.choice([1, 1, 1, 3, 20])):
         if data:
             data[rng.randrange(len(data))] ^= rng.randint(1, 255)
     path.write_bytes(data)
@@ -201,7 +201,7 @@ def tree_is_whole(snapshot: Snapshot, tree: ArchiveFiles, wanted: dict[str, byte
     except ArchiverError:
         whole = False
     else:
-        hurt = {problem.path for problem in result.problems if problem.kind == "damaged"}
+        hurt = {os.fsdecode(problem.path) for problem in result.problems if problem.kind == "damaged"}
         whole = not hurt
     got = files_of(target) if target.exists() else {}
     for name, data in got.items():
