@@ -73,6 +73,9 @@ def _marks(info: SnapshotInfo, among_signed: bool) -> Iterator[str]:
         yield "[unsigned]"
     if info.signature == "lost":
         yield "[signature lost]"
+    state = info.verify_state
+    if state is not None:
+        yield "[verified]" if state["state"] == "ok" else "[verify failed]"
 
 
 def _snapshot_json(info: SnapshotInfo) -> dict[str, Any]:
