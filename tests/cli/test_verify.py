@@ -107,7 +107,7 @@ def test_damage_is_set_aside_and_mended(store: Path) -> None:
     kept = call("--store", store, "verify", "--keep-bad")
     assert kept.code == 20 and bad.exists() and "set aside" not in kept.out
     assert states(store) == dict.fromkeys("abc", "failed")
-    assert call("--store", store, "snapshots").out.count("[verify failed]") == 2
+    assert call("--store", store, "snapshots").out.count("[verify failed]") == 3
     assert call("--store", store, "verify", "--read-only").code == 20 and bad.exists()
     done = call("--store", store, "verify")
     assert done.code == 20 and "1 damaged chunks were set aside" in done.out
@@ -120,7 +120,7 @@ def test_damage_is_set_aside_and_mended(store: Path) -> None:
     ask("--store", store, "backup", f"tree.pxar:{store.parent / 'source'}", "--id", "a", "--chunk-size", "64")
     assert call("--store", store, "verify").code == 0
     assert states(store) == dict.fromkeys("abc", "ok")
-    assert call("--store", store, "snapshots").out.count("[verified]") == 3
+    assert call("--store", store, "snapshots").out.count("[verified]") == 4
 
 
 def test_nothing_is_written_to_a_store_that_is_read_only(store: Path) -> None:
