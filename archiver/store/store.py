@@ -108,6 +108,7 @@ class Store:
         if self._database is not None:
             self._database.close()
             self._database = None
+        self.chunks.close()
 
     def __enter__(self) -> Store:
         return self
@@ -285,12 +286,18 @@ class Store:
 
     def session(self) -> Session:
         """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+        self.identify()
+        session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
+        self.chunks.began(session.start)
+        return session
+
+    def identify(self) -> None:
+        """A store made by PBS gets an identity of its own. Raises UsageError on one that cannot be written."""
         self.check_writable()
         if self.identity is None:
             self._close_database()  # readers have had their database elsewhere
             self._database_tried = False
             self.identity = creation.identify(self.layout.base, self.disk, self.random)
-        return Session(self.layout, self.disk, self.clock, self.random, self.listener)
 
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""
