@@ -61,7 +61,7 @@ def test_keys(checkout: Path) -> None:
     start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
     output = run(start + block("archiver key create --hint"), checkout)
     assert output.count("compared bit for bit") == 2
-    assert "1 of 1 protected snapshots were made with this key" in output
+    assert "1 of 1 encrypted or signed snapshots were made with this key" in output
     assert (checkout / "home/.config/archiver/encryption-key.json").exists()
 
 

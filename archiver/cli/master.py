@@ -98,9 +98,7 @@ def recover(
     if snapshot is not None and (encrypted_keyfile is not None or paper_file is not None):
         raise UsageError("the key comes from one place: SNAPSHOT, --encrypted-keyfile or --paper")
     if paper_file is not None and (kdf or hint):
-        raise UsageError(
-            "a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase"
-        )
+        raise UsageError("a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase")
     if target == "":
         raise UsageError("the path of the key file is empty")
     output, place = context.output, target or configuration(os.environ, KEY_NAME)
@@ -123,9 +121,7 @@ def recover(
                 ref = store.find(snapshot or "latest", context.namespace)
                 found = unwrap(private, _wrapped(store, ref), str(ref))
                 _opened(store, ref, found)
-        made = protect(
-            found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD
-        )
+        made = protect(found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD)
     write_file(place, made.encode(), force=force)
     fingerprint = None if made.fingerprint is None else made.fingerprint.hex(":")
     if output.as_json:
@@ -213,15 +209,7 @@ def _tell_checksum(output: Output, typed: PaperKey) -> None:
 
 def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
     """Raises NotFound; Damaged where a newer one cannot be read: finding that out is what a drill is for."""
-    from archiver.store.layout import SnapshotRef
-
-    refs = (
-        SnapshotRef(group, when)
-        for below in store.namespaces(namespace)
-        for group in store.groups(below)
-        for when in store.times(group)
-    )
-    for ref in sorted(refs, key=lambda ref: ref.time, reverse=True):
+    for ref in sorted(store.snapshots(namespace), key=lambda ref: ref.time, reverse=True):
         with suppress(NotFound):  # unfinished
             if any(file.crypt_mode == "encrypt" for file in store.manifest(ref).files):
                 return ref
@@ -230,7 +218,8 @@ def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
 
 def _wrapped(store: Store, ref: SnapshotRef) -> bytes:
     """The wrapped key that is kept with a snapshot; it is read without the key."""
-    from archiver.browse.snapshot import WRAPPED_KEY, Snapshot
+    from archiver.browse.snapshot import Snapshot
+    from archiver.store.layout import WRAPPED_KEY
 
     snapshot = Snapshot(store, ref)
     file = snapshot.manifest.file(WRAPPED_KEY)

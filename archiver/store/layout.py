@@ -18,6 +18,7 @@ IDENTITY = "store.json"
 
 MANIFEST = "index.json.blob"
 CLIENT_LOG = "client.log.blob"
+WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 PROTECTED = ".protected"
 OWNER = "owner"
 NOTES = "notes"
