@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options, prompt
-from archiver.cli.master import create_master_key, drill, import_master_pubkey, recover
+from archiver.cli.master import KDFS, create_master_key, drill, import_master_pubkey, recover
 from archiver.cli.output import Output, printable
 from archiver.errors import EXIT_DAMAGED, EXIT_OK, KeyProblem, UsageError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _KDF = click.option(
     "--kdf",
-    type=click.Choice(["scrypt", "pbkdf2", "none"]),
+    type=KDFS,
     default="scrypt",
     show_default=True,
     help="How the passphrase protects the key; none: there is no passphrase.",

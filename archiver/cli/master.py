@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from archiver.store.store import Store
     from formats.paperkey import PaperKey
 
+KDFS = click.Choice(["scrypt", "pbkdf2", "none"])
+
 _FORCE = click.option("--force", is_flag=True, help="Overwrite files that are there.")
 _MASTER = click.option("--master-keyfile", metavar="PEM", help="The private master key; also typed in from paper.")
 _PAPER = click.option("--paper", "paper_file", metavar="FILE", help="A paper key that was typed in (- for stdin).")
@@ -67,7 +69,7 @@ def import_master_pubkey(context: Context, file: str, force: bool) -> None:
 @_MASTER
 @_PAPER
 @click.option("--output", "-o", "target", metavar="PATH", help="The key file to write. Default: your own one.")
-@click.option("--kdf", type=click.Choice(["scrypt", "pbkdf2", "none"]), help="As for create; default: scrypt.")
+@click.option("--kdf", type=KDFS, help="As for create; default: scrypt.")
 @click.option("--hint", metavar="TEXT", help="What helps you remember the new passphrase.")
 @_FORCE
 @global_options

@@ -14,8 +14,6 @@ from formats.crypt import IV_SIZE, KEY_SIZE, CryptConfig
 from formats.errors import FormatError
 from formats.keyfile import Kdf, KeyFile, KeyTime, Pbkdf2, Scrypt
 
-KDFS = ("scrypt", "pbkdf2", "none")
-
 _SALT_SIZE = 32
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
