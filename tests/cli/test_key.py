@@ -381,6 +381,8 @@ def test_wrong_passphrase_before_any_work(
 def test_create_master_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
     place = tmp_path / "new"
     assert call("key", "create-master-key", place).code == 12 and not place.exists()
+    (tmp_path / "file").touch()
+    assert call("key", "create-master-key", tmp_path / "file").code == 2  # before a passphrase is asked for
     monkeypatch.setenv("ARCHIVER_MASTER_PASSWORD", "master passphrase")
     document = ask("key", "create-master-key", place)
     assert document == {
