@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from archiver.store.store import Store
     from formats.paperkey import PaperKey
 
+KDFS = click.Choice(["scrypt", "pbkdf2", "none"])
+
 _FORCE = click.option("--force", is_flag=True, help="Overwrite files that are there.")
 _MASTER = click.option("--master-keyfile", metavar="PEM", help="The private master key; also typed in from paper.")
 _PAPER = click.option("--paper", "paper_file", metavar="FILE", help="A paper key that was typed in (- for stdin).")
@@ -67,7 +69,7 @@ def import_master_pubkey(context: Context, file: str, force: bool) -> None:
 @_MASTER
 @_PAPER
 @click.option("--output", "-o", "target", metavar="PATH", help="The key file to write. Default: your own one.")
-@click.option("--kdf", type=click.Choice(["scrypt", "pbkdf2", "none"]), help="As for create; default: scrypt.")
+@click.option("--kdf", type=KDFS, help="As for create; default: scrypt.")
 @click.option("--hint", metavar="TEXT", help="What helps you remember the new passphrase.")
 @_FORCE
 @global_options
@@ -209,15 +211,7 @@ def _tell_checksum(output: Output, typed: PaperKey) -> None:
 
 def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
     """Raises NotFound; Damaged where a newer one cannot be read: finding that out is what a drill is for."""
-    from archiver.store.layout import SnapshotRef
-
-    refs = (
-        SnapshotRef(group, when)
-        for below in store.namespaces(namespace)
-        for group in store.groups(below)
-        for when in store.times(group)
-    )
-    for ref in sorted(refs, key=lambda ref: ref.time, reverse=True):
+    for ref in sorted(store.snapshots(namespace), key=lambda ref: ref.time, reverse=True):
         with suppress(NotFound):  # unfinished
             if any(file.crypt_mode == "encrypt" for file in store.manifest(ref).files):
                 return ref
@@ -226,7 +220,8 @@ def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
 
 def _wrapped(store: Store, ref: SnapshotRef) -> bytes:
     """The wrapped key that is kept with a snapshot; it is read without the key."""
-    from archiver.browse.snapshot import WRAPPED_KEY, Snapshot
+    from archiver.browse.snapshot import Snapshot
+    from archiver.store.layout import WRAPPED_KEY
 
     snapshot = Snapshot(store, ref)
     file = snapshot.manifest.file(WRAPPED_KEY)

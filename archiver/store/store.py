@@ -172,6 +172,13 @@ class Store:
     def times(self, group: GroupRef) -> list[int]:
         return snapshots.times(self.layout, group)
 
+    def snapshots(self, namespace: str = "") -> Iterator[SnapshotRef]:
+        """Every snapshot directory at or below ``namespace``, unfinished ones too; of each group the newest first."""
+        for below in self.namespaces(namespace):
+            for group in self.groups(below):
+                for when in reversed(self.times(group)):
+                    yield SnapshotRef(group, when)
+
     def owner(self, group: GroupRef) -> str | None:
         return snapshots.owner(self.layout, group)
 

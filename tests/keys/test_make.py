@@ -151,8 +151,9 @@ def test_directory_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ArchiverError, match="cannot write"):
-        write_file(str(tmp_path / "file/key.json"), b"x", force=False)
+    for name, told in (("file/key.json", "file is no directory"), ("file/below/key.json", "cannot write")):
+        with pytest.raises(ArchiverError, match=told):
+            write_file(str(tmp_path / name), b"x", force=False)
 
 
 class Recorded(Disk):
