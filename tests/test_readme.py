@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,13 +113,23 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "files": ("latest",),
         "ls": ("latest", "-R"),
         "status": (),
+        "protect": ("latest", "--off"),
+        "note": ("latest",),
+        "owner": (),
+        "ns list": (),
+        "prune": ("--keep-last", "1"),
+        "gc": (),
         "key test": (),
         "key drill": master,
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "restore"}
-    documents = {name: ask(*name.split(), *arguments) for name, arguments in commands.items()}
+    assert table.keys() == commands.keys() | {"verify", "restore", "forget"}
+    documents: dict[str, Any] = {}
+    for name, arguments in commands.items():
+        group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
+        documents[name] = ask(*name.split(), *group, *arguments)
+    documents["forget"] = ask("forget", "latest", "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
     for name, arguments in {"verify": (), "restore": ("latest", out)}.items():
