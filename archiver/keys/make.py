@@ -77,8 +77,10 @@ def protect(
 
 def check_free(path: str, force: bool) -> None:
     """Raises UsageError where a file would be overwritten that may not be."""
-    if os.path.isdir(path):
+    if os.path.isdir(path) or path.endswith("/"):
         raise UsageError(f"{path} is a directory", hint="name the file to write")
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/null must stay what it is
+        raise UsageError(f"{path} is no regular file", hint="name the file to write")
     if not force and os.path.lexists(path):
         raise UsageError(f"{path} exists already", hint="--force overwrites it")
 
