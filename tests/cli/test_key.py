@@ -326,8 +326,9 @@ def test_wrong_key_is_told_at_once(sealed: dict[str, Any], tmp_path: Path, comma
 
 def test_verify_with_a_key_that_is_nobodys(sealed: dict[str, Any], tmp_path: Path) -> None:
     third = write_key(tmp_path / "third.json", bytes([7]) * 32)
+    shown = {ask("key", "test", sealed[name])["fingerprint"][:23] for name in ("key", "other")}
     done = call("--store", sealed["store"], "verify", "--keyfile", third)
-    assert done.code == 12 and FINGERPRINT[:23] in done.err
+    assert done.code == 12 and any(short in done.err for short in shown)  # which one is a matter of the order of groups
     mixed = call("--store", sealed["store"], "verify", "--keyfile", sealed["key"])
     assert mixed.code == 0 and "checked without a key" in mixed.err
     assert call("--store", sealed["store"], "verify", "host/tester", "--keyfile", third).code == 0
