@@ -298,14 +298,14 @@ class _Run:
     def _audit(self, name: str, archived: PreviousArchive | None, reference: Reference) -> Audit | None:
         if archived is None or not self._options.audit:
             return None
-        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        catalog = open_catalog(self._store, self._options.group, name, self._options.crypt)
         contents = archived.snapshot.stream(archived.payload_file)
         turn = next_turn(catalog, self._store.clock.now())
         return Audit(self._options.audit, turn, contents, reference, self._deduplicator.distrust)
 
     def _open_catalog(self, name: str, session: Session) -> tuple[PreviousRun | None, RunWriter | None]:
         """The newest run that is recorded of an archive, and what records this one."""
-        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        catalog = open_catalog(self._store, self._options.group, name, self._options.crypt)
         if catalog is None:
             return None, None
         newest = catalog.newest()

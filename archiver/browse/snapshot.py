@@ -76,6 +76,8 @@ class Snapshot:
         fingerprint = self.manifest.fingerprint
         self.key_in_use = True
         if fingerprint is not None and fingerprint != crypt.fingerprint:
+            if self.manifest.is_signed_with(crypt):
+                raise Damaged(f"the manifest of {self.ref} was altered: it names another key than its signature's")
             raise KeyProblem(
                 f"{self.ref} was made with the key {short_fingerprint(fingerprint)},"
                 f" the key given is {short_fingerprint(crypt.fingerprint)}"

@@ -106,6 +106,8 @@ def change_passphrase(context: Context, path: str | None, kdf: str, hint: str | 
     check_hint(kdf, hint)
     old = unlock(read_key_file(place), place, os.environ, prompt)
     made = protect(old.crypt, place, kdf, hint, old.file.created, os.environ, prompt, NEW_PASSWORD)
+    if read_key_file(place) != old.file:  # a prompt can stand there for hours
+        raise KeyProblem(f"somebody else has changed {place} meanwhile", hint="nothing was written")
     write_file(place, made.encode(), force=True)
     _tell(context.output, place, made)
 

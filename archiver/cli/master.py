@@ -11,7 +11,7 @@ import click
 
 from archiver.cli.context import Context, global_options, prompt
 from archiver.cli.output import Output, size_text
-from archiver.errors import KeyProblem, NotFound, UsageError
+from archiver.errors import ArchiverError, KeyProblem, NotFound, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
@@ -123,6 +123,7 @@ def recover(
                 ref = store.find(snapshot or "latest", context.namespace)
                 found = unwrap(private, _wrapped(store, ref), str(ref))
                 _opened(store, ref, found)
+                _tell_other_keys(output, store, ref, found)
         made = protect(found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD)
     write_file(place, made.encode(), force=force)
     fingerprint = None if made.fingerprint is None else made.fingerprint.hex(":")
@@ -173,6 +174,7 @@ def drill(context: Context, snapshot: str | None, master_keyfile: str | None, pa
         output.summary(f"the key {fingerprint} comes back from {way}")
         opened = _opened(store, ref, found)
         output.summary(f"it is the key of {ref}, whose signature is right")
+        _tell_other_keys(output, store, ref, found)
         restored = run(opened, output.hear)
     output.summary(
         f"{restored.path} of {restored.archive} ({size_text(restored.size)}) was restored with it, read again and"
@@ -231,6 +233,22 @@ def _wrapped(store: Store, ref: SnapshotRef) -> bytes:
             hint="it was made without one; see: archiver key import-master-pubkey --help",
         )
     return snapshot.blob(file)
+
+
+def _tell_other_keys(output: Output, store: Store, ref: SnapshotRef, key: UnlockedKey) -> None:
+    """Whoever has the store and the public master key can put a snapshot there, with the wrapped key of their own."""
+    from archiver.store.layout import SnapshotRef
+    from formats.crypt import short_fingerprint
+
+    others = set()
+    for when in store.times(ref.group):
+        with suppress(ArchiverError):  # unfinished or damaged
+            fingerprint = store.manifest(SnapshotRef(ref.group, when)).fingerprint
+            if fingerprint not in (None, key.crypt.fingerprint):
+                others.add(short_fingerprint(fingerprint))
+    if others:
+        output.message(f"warning: other snapshots of {ref.group} were made with the key {', '.join(sorted(others))}")
+        output.message(f"  If you have not changed keys, {ref} is not yours: recover the key from another one.")
 
 
 def _opened(store: Store, ref: SnapshotRef, key: UnlockedKey) -> Snapshot:

@@ -78,8 +78,10 @@ def check_free(path: str, force: bool) -> None:
     directory = os.path.dirname(path) or "."
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise UsageError(f"{directory} is no directory")
-    if os.path.isdir(path):
+    if os.path.isdir(path) or path.endswith("/"):
         raise UsageError(f"{path} is a directory", hint="name the file to write")
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/null must stay what it is
+        raise UsageError(f"{path} is no regular file", hint="name the file to write")
     if not force and os.path.lexists(path):
         raise UsageError(f"{path} exists already", hint="--force overwrites it")
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from formats import blob
-from formats.keyfile import KeyFile, Pbkdf2, Scrypt
+from formats.crypt import CryptConfig
+from formats.keyfile import KeyFile, KeyTime, Pbkdf2, Scrypt
 from formats.paperkey import PaperKey
 from tests.cli.command import Argument, ask, call
 from tests.cli.stores import filled_store
@@ -219,6 +220,23 @@ def test_change_passphrase_at_a_terminal(own: Path, passphrase: str, monkeypatch
     assert call("key", "change-passphrase").code == 0
     assert len(questions) == 3 and "New" in questions[1]
     assert KeyFile.decode(own.read_bytes()).unlock(b"new passphrase")
+
+
+def test_key_that_was_exchanged_while_a_person_was_asked(
+    own: Path, passphrase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing the old key over the new one would lose it."""
+    ask("key", "create")
+    new = KeyFile.wrap(CryptConfig(bytes(32)), None, None, None, KeyTime(0), KeyTime(0)).encode()
+
+    def answer(question: str) -> str:
+        own.write_bytes(new)
+        return "new passphrase"
+
+    answers(monkeypatch)
+    monkeypatch.setattr(getpass, "getpass", answer)
+    done = call("key", "change-passphrase")
+    assert done.code == 12 and "meanwhile" in done.err and own.read_bytes() == new
 
 
 def test_wrong_passphrase_names_the_key(own: Path, passphrase: str, monkeypatch: pytest.MonkeyPatch) -> None:
