@@ -10,7 +10,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """A shell starts what runs in the background with Ctrl-C ignored; so would be the processes that tests interrupt."""
+    """A shell has what runs in the background ignore Ctrl-C, and so would the processes that tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
