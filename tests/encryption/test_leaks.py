@@ -225,6 +225,12 @@ def go_through(place: Place, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, 
         place.save("metadata")  # records the run before from the archive
         read_all(place)
         search(place)
+        found |= place.hits()
+        oldest = place.do("snapshots", "--json", key=False).document["items"][0]["snapshot"]
+        place.do("forget", oldest, key=False)
+        place.do("gc", "--immediate", key=False)
+        place.do("gc", "--from-files", key=False)
+        place.save("metadata")
     return found | place.hits()
 
 
