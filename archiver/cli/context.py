@@ -90,7 +90,7 @@ class Context:
         store.hold(ref)
         snapshot = Snapshot(store, ref, allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
-        if with_key and (self.keyfile is not None or snapshot.protected):
+        if with_key and (self.keyfile is not None or snapshot.made_with_key):
             crypt = self.key()
             try:
                 if crypt is not None:

@@ -42,6 +42,7 @@ _FILES_SHOWN = 20
     help="Leave damaged chunks where they are. Otherwise they are renamed to *.bad, and the next backup that has their"
     " contents stores them again.",
 )
+@click.option("--without-key", is_flag=True, help="Take no key, also where there is one: no passphrase is needed.")
 @global_options
 @click.pass_context
 def verify(
@@ -53,6 +54,7 @@ def verify(
     skip_verified: bool,
     outdated_after: int | None,
     keep_bad: bool,
+    without_key: bool,
 ) -> None:
     """Read everything back and check it: the whole store, a group, or one SNAPSHOT.
 
@@ -63,9 +65,11 @@ def verify(
     How it ended is written into the manifests, as a PBS does, and shown by ``snapshots``. With --read-only nothing is
     written into the store.
     """
-    from archiver.browse.verify import Budget, VerifyOptions, require_fitting_key
+    from archiver.browse.verify import Budget, VerifyOptions, any_made_with_key, require_fitting_key
     from archiver.browse.verify import verify as run
 
+    if without_key and context.keyfile is not None:
+        raise UsageError("--without-key and --keyfile exclude each other")
     if snapshot is not None and group is not None:
         raise UsageError("a snapshot and a group were given", hint="give one of them")
     if snapshot is not None and budget is not None:
@@ -81,8 +85,10 @@ def verify(
     output = context.output
     with context.open_store(output) as store:
         refs = _chosen(store, context.namespace, snapshot, group)
-        crypt = context.key()
-        if crypt is not None and context.chosen_keyfile() is not None:
+        crypt, is_chosen = None, context.chosen_keyfile() is not None
+        if not without_key and (is_chosen or any_made_with_key(store, refs)):
+            crypt = context.key()
+        if crypt is not None and is_chosen:
             require_fitting_key(store, refs, crypt)
         result = run(store, refs, crypt, output.hear, options)
     if output.as_json:
@@ -112,11 +118,10 @@ def _chosen(store: Store, namespace: str, snapshot: str | None, group: str | Non
 
     if snapshot is not None:
         return [store.find(snapshot, namespace)]
-    if group is not None:
-        groups = [store.find_group(group, namespace)]
-    else:
-        groups = [found for level in store.namespaces(namespace) for found in store.groups(level)]
-    return [SnapshotRef(found, when) for found in groups for when in reversed(store.times(found))]
+    if group is None:
+        return list(store.snapshots(namespace))
+    found = store.find_group(group, namespace)
+    return [SnapshotRef(found, when) for when in reversed(store.times(found))]
 
 
 def _unproven(result: VerifyResult) -> Iterator[str]:

@@ -44,7 +44,7 @@ from archiver.store.gc.result import Result
 from archiver.store.gc.sweep import Stopped, Sweep
 from archiver.store.store import Store
 
-_LOOK_AGAIN = 7 * 86400  # seconds after which every shard is listed: 10 M chunks take half a minute
+_LOOK_AGAIN = 7 * 86400  # seconds after which every shard is listed, which costs as much as the store is large
 
 _WALKED = b"walked"
 _BAD = b"bad"
@@ -75,7 +75,7 @@ def collect(
     """
     began = store.clock.steady()
     if not dry_run:
-        store.claim()
+        store.identify()
     database = None if from_files else store.database  # brought up to date before anybody is kept out
     with exclusive(store, mode, cutoff, dry_run=dry_run) as (terms, others):
         marker = _marker(store)
