@@ -54,6 +54,13 @@ class TargetAbsent(ArchiverError):
     exit_code = 13
 
 
+class Skipped(ArchiverError):
+    """Left as it is, as a rule says: it is protected, or in use."""
+
+    code = "skipped"
+    exit_code = 14
+
+
 class Damaged(ArchiverError):
     """Stored data is damaged, missing or altered."""
 
@@ -65,6 +72,13 @@ class Unsigned(Damaged):
     """Nobody signed a snapshot of a group that has signed ones: somebody may have put it there."""
 
     code = "unsigned"
+
+
+class Held(ArchiverError):
+    """A guard wants the plan confirmed first."""
+
+    code = "held"
+    exit_code = 30
 
 
 class NoSpace(ArchiverError):

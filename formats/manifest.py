@@ -186,6 +186,22 @@ class Manifest:
         }
 
 
+def with_unprotected(data: bytes, unprotected: Mapping[str, Any]) -> bytes:
+    """The text of a manifest with another ``unprotected`` and everything else as it is, unknown keys too.
+
+    FormatError when ``data`` is no manifest, or would be none then.
+    """
+    Manifest.decode(data)
+    fields = _parse(data)
+    fields["unprotected"] = dict(unprotected)
+    try:
+        text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise FormatError("manifest has text that is not Unicode") from error
+    Manifest.decode(text)
+    return text
+
+
 def _parse(data: bytes) -> Any:
     """JSON, in bounded memory and without deep recursion whatever ``data`` holds."""
     if len(data) > MAX_TEXT:

@@ -27,7 +27,7 @@ from archiver.browse.snapshot import WRAPPED_KEY
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
-from archiver.errors import UsageError
+from archiver.errors import Locked, NotFound, UsageError
 from archiver.source.metadata import viewer
 from archiver.source.walk import WalkOptions
 from archiver.store import layout as names
@@ -230,8 +230,11 @@ class _Run:
     def _previous_archive(self, name: str) -> PreviousArchive | None:
         options = self._options
         try:
-            return find_previous(self._store, options.group, name, options.crypt_mode, options.crypt)
-        except NoReference as reason:
+            found = find_previous(self._store, options.group, name, options.crypt_mode, options.crypt)
+            if found is not None:
+                self._opened.enter_context(self._store.held(found.snapshot.ref))
+            return found
+        except (NoReference, NotFound, Locked) as reason:
             self._listener(Notice(f"{name} is saved completely: {reason}", "warning"))
             return None
 

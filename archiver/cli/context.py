@@ -79,11 +79,14 @@ class Context:
     def open_snapshot(
         self, store: Store, text: str, *, allow_unsigned: bool = False, with_key: bool = True
     ) -> Snapshot:
-        """The snapshot a user names. A key that was not asked for is not needed where nothing is protected: it is not
-        loaded then, but it counts as one in use. ``with_key`` False: no key is."""
+        """The snapshot a user names; nobody removes it before the store is closed. A key that was not asked for is not
+        needed where nothing is protected: it is not loaded then, but it counts as one in use. ``with_key`` False: no
+        key is."""
         from archiver.browse.snapshot import Snapshot
 
-        snapshot = Snapshot(store, store.find(text, self.namespace), allow_unsigned=allow_unsigned)
+        ref = store.find(text, self.namespace)
+        store.hold(ref)
+        snapshot = Snapshot(store, ref, allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
         if with_key and (self.keyfile is not None or snapshot.protected):
             crypt = self.key()

@@ -126,19 +126,21 @@ def groups(context: Context) -> None:
                         "count": len(store.times(group)),
                         "last": newest.time if isinstance(newest, SnapshotRef) else None,
                         "files": [file.filename for file in manifest.files] if manifest is not None else [],
+                        "note": store.group_note(group),
                     }
                 )
     if output.as_json:
         output.document({"schema": 1, "items": items})
         return
     output.table(
-        ("group", ">snapshots", "last", "owner"),
+        ("group", ">snapshots", "last", "owner", "note"),
         [
             (
                 str(item["group"]),
                 str(item["count"]),
                 format_time(item["last"]) if isinstance(item["last"], int) else "",
                 str(item["owner"] or ""),
+                str(item["note"] or "").split("\n", 1)[0],
             )
             for item in items
         ],

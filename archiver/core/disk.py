@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from archiver.core.clock import Random, system_random
 from archiver.core.linux import start_write_back, syncfs
@@ -71,14 +71,18 @@ class Disk:
         """A sibling name of PBS's form ``<name>.tmp_XXXXXX``."""
         return f"{path}.tmp_{self._random(4).hex()}"
 
-    def put(self, path: str, parts: Buffers, mode: int, *, sync: bool) -> None:
+    def put(self, path: str, parts: Buffers, mode: int, *, sync: bool, like: os.stat_result | None = None) -> None:
         """Write ``parts`` to a temp file and rename it to ``path``. With ``sync`` file and directory are durable on
-        return, else the caller runs a :class:`Barrier`. Raises OSError; the temp file is gone then."""
+        return, else the caller runs a :class:`Barrier`. ``like``: whose owner the file gets where we may give it away.
+        Raises OSError; the temp file is gone then."""
         temp = self.temp_name(path)
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             try:
                 os.fchmod(fd, mode)
+                if like is not None:
+                    with suppress(PermissionError):
+                        os.fchown(fd, like.st_uid, like.st_gid)
                 write_all(fd, parts)
                 if sync:
                     os.fsync(fd)
@@ -152,6 +156,19 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def sync_file_system(self, path: str) -> None:
+        """Make everything durable that was done on the file system of the directory ``path``, by whomever."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syncfs(fd)
+        finally:
+            os.close(fd)
+
+    def remove_directory(self, path: str) -> None:
+        """rmdir, durable. OSError when it is not empty."""
+        os.rmdir(path)
+        self.sync_directory(os.path.dirname(path))
 
     def remove_file(self, path: str) -> None:
         """unlink; a missing file is fine."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 _FLOCK = struct.Struct("hhqqi")  # native struct flock: type, whence, start, length, pid
@@ -29,26 +32,41 @@ def lock_range(fd: int, start: int, length: int, *, exclusive: bool) -> bool:
     return True
 
 
+def _try_flock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class DirectoryLock:
     """flock on a directory; released by ``close`` or the end of the process."""
 
-    def __init__(self, path: str, *, exclusive: bool = True, wait_seconds: float = 0.0) -> None:
-        """Raises BlockingIOError when it is still held by another after ``wait_seconds``, OSError otherwise."""
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, path: str, *, exclusive: bool = True, wait_seconds: float = 0.0, follow: bool = True) -> None:
+        """Raises BlockingIOError when it is still held by another after ``wait_seconds``, OSError otherwise, for a
+        symlink too unless ``follow``."""
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         deadline = time.monotonic() + wait_seconds
         try:
-            while True:
-                try:
-                    fcntl.flock(self.fd, kind | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise
-                    time.sleep(_POLL_SECONDS)
+            while not _try_flock(self.fd, kind):
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError(errno.EAGAIN, "locked by another process")
+                time.sleep(_POLL_SECONDS)
         except BaseException:
             os.close(self.fd)
             raise
+
+    def is_at(self, path: str) -> bool:
+        """Whether the locked directory is (still) the one at ``path``: it may have been renamed or removed before the
+        lock was got."""
+        try:
+            there = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        ours = os.fstat(self.fd)
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -60,3 +78,27 @@ class DirectoryLock:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+@contextmanager
+def replaced_file_lock(path: str, wait_seconds: float) -> Iterator[os.stat_result]:
+    """Be the only one who replaces the regular file ``path`` by a new one, under this lock; yields what it is now.
+
+    The lock is a flock on the file that is there: who gets it looks whether it is there still. Raises BlockingIOError
+    when somebody else has it after ``wait_seconds``, OSError otherwise (ELOOP for anything but a regular file).
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.ELOOP, "not a regular file")
+            if _try_flock(fd, fcntl.LOCK_EX) and os.path.samestat(status, os.lstat(path)):
+                yield status
+                return
+        finally:
+            os.close(fd)
+        if time.monotonic() >= deadline:
+            raise BlockingIOError(errno.EAGAIN, "locked by another process")
+        time.sleep(_POLL_SECONDS)

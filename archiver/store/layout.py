@@ -13,6 +13,7 @@ CHUNKS = ".chunks"
 LOCK = ".lock"
 PRIVATE = ".archiver"  # everything of ours: PBS does not look into hidden directories
 SESSIONS = "sessions"
+REMOVED = "removed"
 DATABASE = "db"
 IDENTITY = "store.json"
 
@@ -111,6 +112,11 @@ class Layout:
     @property
     def sessions(self) -> str:
         return os.path.join(self.base, PRIVATE, SESSIONS)
+
+    @property
+    def removed(self) -> str:
+        """Where removed snapshots lie until their files are unlinked."""
+        return os.path.join(self.base, PRIVATE, REMOVED)
 
     @property
     def identity(self) -> str:

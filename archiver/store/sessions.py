@@ -25,6 +25,7 @@ from archiver.store.snapshots import read_small
 from formats.naming import MAX_TIME, format_time
 
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
+_GROUP_ATTEMPTS = 100
 RESUME = "resume.json"
 
 _LARGEST_RESUME = 4096  # bytes
@@ -122,14 +123,7 @@ class Session:
         in a power cut.
         """
         disk, layout = self.disk, self._layout
-        path = layout.group(group)
-        with explained("make", path):
-            self._make_group(group, owner)
-        try:
-            lock = DirectoryLock(path, wait_seconds=_GROUP_WAIT)
-        except BlockingIOError as error:
-            raise Locked(f"the group {group} is locked by another process", hint="try again later") from error
-        with lock:
+        with self._locked_group(group, owner):
             newest = max(snapshots.times(layout, group), default=0)
             when = max(wanted_time, newest + 1, 1)
             if when > MAX_TIME:
@@ -151,6 +145,29 @@ class Session:
             with suppress(OSError):  # it is removed when it is too old
                 disk.remove_tree(old)
         return ref
+
+    def _locked_group(self, group: GroupRef, owner: str) -> DirectoryLock:
+        """The lock on the group's directory, which is made again when it is removed just now with its last snapshot."""
+        path = self._layout.group(group)
+        for attempt in range(_GROUP_ATTEMPTS):
+            try:
+                self._make_group(group, owner)
+                lock = DirectoryLock(path, wait_seconds=_GROUP_WAIT)
+            except BlockingIOError as error:
+                raise Locked(f"the group {group} is locked by another process", hint="try again later") from error
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and attempt + 1 < _GROUP_ATTEMPTS:
+                    continue
+                raise explain(error, "make", path) from error
+            try:
+                if lock.is_at(path):
+                    self._make_group(group, owner)  # its owner may have been removed in between
+                    return lock
+            except OSError as error:
+                lock.close()
+                raise explain(error, "make", path) from error
+            lock.close()
+        raise Locked(f"the group {group} is removed again and again by another process", hint="try again later")
 
     def _make_group(self, group: GroupRef, owner: str) -> None:
         path = self._layout.group(group)

@@ -197,5 +197,14 @@ def owner(layout: Layout, group: GroupRef) -> str | None:
     return text.split(b"\n", 1)[0].decode("utf-8", "replace").strip() or None
 
 
+def group_note(layout: Layout, group: GroupRef) -> str | None:
+    """The group's notes; None when there are none, or they are unreadable."""
+    try:
+        text = read_small(os.path.join(layout.group(group), names.NOTES), _MAX_SMALL_FILE)
+    except (OSError, Damaged):
+        return None
+    return text.decode("utf-8", "replace") or None
+
+
 def is_protected(layout: Layout, ref: SnapshotRef) -> bool:
     return os.path.lexists(os.path.join(layout.snapshot(ref), names.PROTECTED))

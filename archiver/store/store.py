@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from archiver.core.clock import Clock, Random, system_random
-from archiver.core.disk import Disk, explain
+from archiver.core.disk import Disk, explain, is_directory
 from archiver.core.events import Listener, Notice, ignore
-from archiver.errors import ArchiverError, NotFound, TargetAbsent, UsageError
+from archiver.core.locks import DirectoryLock
+from archiver.errors import ArchiverError, Locked, NotFound, TargetAbsent, UsageError
 from archiver.store import creation, snapshots
 from archiver.store.chunks import ChunkReader, ChunkStore
 from archiver.store.creation import Identity
 from archiver.store.database import location
 from archiver.store.database.database import Database, open_database
-from archiver.store.database.refresh import record_snapshot, refresh
+from archiver.store.database.refresh import forget_snapshots, record_snapshot, refresh
 from archiver.store.layout import GroupRef, Layout, SnapshotRef, namespace_path, parse_reference
 from archiver.store.sessions import Session
 from archiver.store.snapshots import SnapshotInfo
@@ -51,6 +53,7 @@ class Store:
         self.chunks = ChunkStore(layout, self.disk, clock)
         self._database: Database | None = None
         self._database_tried = False
+        self._held = ExitStack()
 
     @classmethod
     def open(
@@ -98,6 +101,10 @@ class Store:
         return creation.create(base, name=name, complete_shards=complete_shards, disk=Disk(random), random=random)
 
     def close(self) -> None:
+        self._held.close()
+        self._close_database()
+
+    def _close_database(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -167,6 +174,9 @@ class Store:
     def owner(self, group: GroupRef) -> str | None:
         return snapshots.owner(self.layout, group)
 
+    def group_note(self, group: GroupRef) -> str | None:
+        return snapshots.group_note(self.layout, group)
+
     def manifest(self, ref: SnapshotRef, *, from_file: bool = False) -> Manifest:
         """Raises NotFound (also for an unfinished snapshot) or Damaged. ``from_file``: whatever the database says."""
         return snapshots.decode_manifest(ref, self._manifest_json(ref, from_file))
@@ -227,6 +237,39 @@ class Store:
             raise NotFound(f"the group {reference} has no finished snapshot", hint="see: archiver groups")
         return newest
 
+    def find_group(self, text: str, namespace: str = "") -> GroupRef:
+        """``[ns/a/ns/b/]TYPE/ID``, a group that is there. Raises UsageError or NotFound."""
+        group = parse_reference(self.qualified(text, namespace))
+        if isinstance(group, SnapshotRef):
+            raise UsageError(f"{text!r} is one snapshot, not a group", hint=f"its group is {group.group}")
+        if not is_directory(self.layout.group(group)):
+            raise NotFound(f"there is no group {group}", hint="see: archiver groups")
+        return group
+
+    @contextmanager
+    def held(self, ref: SnapshotRef) -> Iterator[None]:
+        """While inside, nobody removes the snapshot. Raises NotFound, or Locked when it is just being removed.
+
+        Where a directory cannot be locked (some network file systems) it is read all the same.
+        """
+        path = self.layout.snapshot(ref)
+        with ExitStack() as held:
+            try:
+                lock = held.enter_context(DirectoryLock(path, exclusive=False))
+                if not lock.is_at(path):
+                    raise FileNotFoundError
+            except FileNotFoundError as error:
+                raise NotFound(f"there is no snapshot {ref} any more", hint="it was removed just now") from error
+            except BlockingIOError as error:
+                raise Locked(f"{ref} is locked by another process", hint="it is being removed or changed") from error
+            except OSError:
+                pass
+            yield
+
+    def hold(self, ref: SnapshotRef) -> None:
+        """The same until the store is closed."""
+        self._held.enter_context(self.held(ref))
+
     def own_directories(self) -> frozenset[tuple[int, int]]:
         """(st_dev, st_ino) of the store and its database, which must never be archived into themselves."""
         _ = self.database  # its directory is made on first use
@@ -235,12 +278,16 @@ class Store:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def session(self) -> Session:
-        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+    def check_writable(self) -> None:
+        """Raises UsageError when the store is not to be written to."""
         if self.read_only:
             raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
+
+    def session(self) -> Session:
+        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+        self.check_writable()
         if self.identity is None:
-            self.close()  # readers have had their database elsewhere
+            self._close_database()  # readers have had their database elsewhere
             self._database_tried = False
             self.identity = creation.identify(self.layout.base, self.disk, self.random)
         return Session(self.layout, self.disk, self.clock, self.random, self.listener)
@@ -255,3 +302,20 @@ class Store:
             record_snapshot(self.layout, database, ref, stamp)
         except ArchiverError as error:
             self.listener(Notice(f"{ref} is not in the database: {error}", "warning"))
+
+    def forget_records(self, refs: Sequence[SnapshotRef]) -> None:
+        """Tell the database of snapshots that were removed; when it cannot be told now, it finds out later."""
+        database = self.database  # which finds out when it is opened just now
+        if database is None:
+            return
+        try:
+            forget_snapshots(self.layout, database, [ref.path for ref in refs])
+        except ArchiverError as error:
+            self.listener(Notice(f"the database still knows removed snapshots: {error}", "warning"))
+
+    def update_records(self) -> None:
+        """Tell the database of all snapshots that have come, gone or changed since it was opened."""
+        if self._database_tried and self._database is not None:
+            self._refresh(self._database)
+        else:
+            _ = self.database

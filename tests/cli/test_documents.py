@@ -60,7 +60,7 @@ def test_snapshots(store: Path) -> None:
 
 def test_groups_and_files(store: Path) -> None:
     (group,) = ask("--store", store, "groups")["items"]
-    assert group.keys() == {"group", "type", "id", "ns", "owner", "count", "last", "files"}
+    assert group.keys() == {"group", "type", "id", "ns", "owner", "count", "last", "files", "note"}
     assert (group["group"], group["count"], group["last"]) == ("host/tester", 1, 1700000000)
     document = ask("--store", store, "files", "host/tester")
     assert document.keys() == {"schema", "snapshot", "items"} and document["snapshot"] == SNAPSHOT

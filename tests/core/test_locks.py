@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.core.locks import DirectoryLock, lock_range
+from archiver.core.locks import DirectoryLock, lock_range, replaced_file_lock
 
 ROOT = Path(__file__).parent.parent.parent
 SHARED, EXCLUSIVE = False, True
@@ -184,3 +184,58 @@ def test_directory_lock_needs_a_directory(file: Path) -> None:
         DirectoryLock(str(file))
     with pytest.raises(FileNotFoundError):
         DirectoryLock(str(file.with_name("absent")))
+
+
+def test_directory_lock_follows_only_when_it_may(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with DirectoryLock(str(tmp_path / "link")) as lock:
+        assert lock.is_at(str(tmp_path / "real"))
+    with pytest.raises(OSError, match="Not a directory"):
+        DirectoryLock(str(tmp_path / "link"), follow=False)
+
+
+def test_locked_directory_that_is_elsewhere_by_now(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with DirectoryLock(str(place)) as lock:
+        assert lock.is_at(str(place))
+        place.rename(tmp_path / "moved")
+        assert not lock.is_at(str(place)) and lock.is_at(str(tmp_path / "moved"))
+        place.mkdir()
+        assert not lock.is_at(str(place))
+        (tmp_path / "moved").rmdir()
+        assert not lock.is_at(str(tmp_path / "moved"))
+
+
+def test_file_that_is_replaced_under_its_lock(tmp_path: Path) -> None:
+    """Each of several threads finds what the one before has written."""
+    file = tmp_path / "file"
+    file.write_text("0")
+
+    def work(number: int) -> None:
+        for _ in range(10):
+            with replaced_file_lock(str(file), 60):
+                (tmp_path / f"new-{number}").write_text(str(int(file.read_text()) + 1))
+                (tmp_path / f"new-{number}").rename(file)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.read_text() == "30"
+
+
+def test_file_lock_gives_up(tmp_path: Path, file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with replaced_file_lock(str(file), 0) as status:
+        assert os.path.samestat(status, file.stat())
+        with pytest.raises(BlockingIOError), replaced_file_lock(str(file), 0.1):
+            pass
+    for other in (tmp_path, tmp_path / "link"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(file)
+        with pytest.raises(OSError), replaced_file_lock(str(other), 0):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -39,9 +39,7 @@ def refresh(layout: Layout, database: Database, listener: Listener) -> None:
                 if stamp is not None and recorded.pop(ref.path, None) != stamp:
                     missing.append((ref, stamp))
     gone = [path for path in recorded if not os.path.lexists(os.path.join(layout.base, path, "index.json.blob"))]
-    _forget_runs(layout, database, gone)
-    for path in gone:
-        database.remove_snapshot(path)
+    forget_snapshots(layout, database, gone)
     if new and missing:
         listener(Notice(f"reading {len(missing)} snapshots into a new database", "warning"))
     for done, (ref, stamp) in enumerate(missing):
@@ -53,6 +51,13 @@ def refresh(layout: Layout, database: Database, listener: Listener) -> None:
             record_snapshot(layout, database, ref, stamp)
         except ArchiverError as error:
             listener(Notice(f"{ref} is not in the database: {error}", "warning"))
+
+
+def forget_snapshots(layout: Layout, database: Database, gone: Sequence[str]) -> None:
+    """Remove the records of snapshots that are gone, by their paths, and what the file catalogs have of them."""
+    _forget_runs(layout, database, gone)
+    for path in gone:
+        database.remove_snapshot(path)
 
 
 def _forget_runs(layout: Layout, database: Database, gone: Sequence[str]) -> None:
