@@ -55,6 +55,8 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "0 errors" in output
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('prune')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
+    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
+    assert "\nremoved: " in run(f"{tour}\n{block('archiver gc')}", checkout)
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
 
 

@@ -8,6 +8,7 @@ that it does not know may be what a power cut left of an interrupted run, so it 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -58,7 +59,10 @@ class Deduplicator:
                 if number < len(self._seen) and self._seen[number]:
                     return False
             self._claimed.add(digest)
-        if known is None or not self._trusted(row):
+        if known is None:
+            return True
+        status = self._trusted(row)
+        if status is None or not self._store.chunks.touch(digest, status):
             return True
         with self._lock:
             self._mark_seen(number)
@@ -71,11 +75,17 @@ class Deduplicator:
         found: list[bool] = []
         for first in range(0, len(digests), _LOOKED_UP_AT_ONCE):
             part = slice(first, first + _LOOKED_UP_AT_ONCE)
-            for known in self._known(digests[part], sizes[part]):
-                found.append(known is not None and self._trusted(known[1]))
-                if known is not None and found[-1]:
-                    with self._lock:
-                        self._mark_seen(known[0])
+            trusted: dict[int, tuple[int, bytes, os.stat_result]] = {}  # place -> number, digest, status
+            for place, known in enumerate(self._known(digests[part], sizes[part])):
+                status = None if known is None else self._trusted(known[1])
+                if known is not None and status is not None:
+                    trusted[place] = (known[0], known[1].digest, status)
+            touched = self._store.chunks.touch_all((digest, status) for _, digest, status in trusted.values())
+            usable = {place for place, is_there in zip(trusted, touched, strict=True) if is_there}
+            with self._lock:
+                for place in usable:
+                    self._mark_seen(trusted[place][0])
+            found += [place in usable for place in range(len(digests[part]))]
         return found
 
     def recover(self, digests: Sequence[bytes], sizes: Sequence[int]) -> list[bool]:
@@ -123,18 +133,18 @@ class Deduplicator:
             self._seen = grown
         self._seen[number] = True
 
-    def _trusted(self, row: ChunkRow) -> bool:
+    def _trusted(self, row: ChunkRow) -> os.stat_result | None:
+        """How the file was seen that may be used once it was touched; None when there is no sound one."""
         status = self._store.chunks.seen(row.digest)
         if status is None or status.st_size != row.stored:
-            return False
+            return None
         if not self._fresh(row.verified) and not self._fresh(int(status.st_mtime)):
             total = self._checked(row.digest, row.size)
             if total is None:
-                return False
+                return None
             if self._database is not None:
                 self._database.mark_verified([(row.digest, total, row.stored)], self._now())
-        self._store.chunks.touch(row.digest, status)
-        return True
+        return status
 
     def _fresh(self, when: int) -> bool:
         """A time in the future says nothing: a clock was wrong, then or now."""
@@ -171,9 +181,8 @@ class Deduplicator:
         if status is None or not status.st_size:
             return None
         total = self._checked(digest, size)
-        if total is None:
+        if total is None or not self._store.chunks.keep(digest, status, self._session.barrier):
             return None
-        self._store.chunks.keep(digest, status, self._session.barrier)
         return ChunkRow(digest, size, status.st_size, total, self._now())
 
     def _insert(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> ChunkRow:

@@ -35,6 +35,7 @@ COMMANDS = {
     "owner": ("labels", "owner"),
     "prune": ("prune", "prune"),
     "verify": ("verify", "verify"),
+    "gc": ("gc", "gc"),
     "status": ("store", "status"),
     "ns": ("ns", "ns"),
     "db": ("db", "db"),

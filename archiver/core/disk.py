@@ -224,12 +224,14 @@ class Barrier:
         self._lock = threading.Lock()
         self._committing = threading.Lock()
         self._failed: OSError | None = None
+        self.noted = False  # whether any file was
         self._files: set[str] | None = set()
         self._directories: set[str] = set()
 
     def note(self, path: str) -> None:
         """``path`` was written or renamed into place and must be durable after ``commit``."""
         with self._lock:
+            self.noted = True
             if self._files is not None:
                 self._files.add(path)
                 if len(self._files) > FSYNC_AT_MOST:

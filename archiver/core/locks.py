@@ -40,6 +40,23 @@ def _try_flock(fd: int, kind: int) -> bool:
     return True
 
 
+def wait_range(fd: int, start: int, length: int, *, exclusive: bool) -> None:
+    """The same, waiting for those who hold it. Locking again what this open file holds changes its kind."""
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def unlock_range(fd: int, start: int, length: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, length, 0))
+
+
+def range_is_locked(fd: int, start: int, length: int) -> bool:
+    """Whether somebody else holds a lock of any kind on one of the bytes."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
+
+
 class DirectoryLock:
     """flock on a directory; released by ``close`` or the end of the process."""
 

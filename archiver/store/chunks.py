@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from blake3 import blake3
@@ -13,6 +14,7 @@ from archiver.core.clock import Clock
 from archiver.core.disk import Barrier, Disk, explain
 from archiver.errors import Damaged, KeyProblem, TargetAbsent
 from archiver.store import layout as names
+from archiver.store.chunk_lock import ChunkLock, tell_unlisted
 from archiver.store.layout import Layout
 from formats import blob
 from formats.blob import BlobDecoder
@@ -50,6 +52,16 @@ class ChunkStore:
         self._layout = layout
         self._disk = disk
         self._clock = clock
+        self.lock = ChunkLock(layout, disk)
+        self._began_ns = 0
+
+    def close(self) -> None:
+        self.lock.close()
+
+    def began(self, start: int) -> None:
+        """A session began at ``start``, in seconds: what it touches or writes is spared as long as it lives, however
+        the clock is set meanwhile."""
+        self._began_ns = max(self._began_ns, start * 10**9)
 
     def seen(self, digest: bytes) -> os.stat_result | None:
         """lstat of the chunk file; None when there is none."""
@@ -61,18 +73,35 @@ class ChunkStore:
         except OSError as error:
             raise explain(error, "look at", path) from error
 
-    def touch(self, digest: bytes, status: os.stat_result) -> None:
-        """Set the access time to now, so that no garbage collection takes the chunk; mtime stays."""
+    def touch(self, digest: bytes, status: os.stat_result) -> bool:
+        """Set the access time to now, so that no garbage collection takes the chunk; mtime stays. False when one has
+        taken it since it was seen."""
+        with self.lock.used(digest) as earliest:
+            return self._touch(digest, status, earliest)
+
+    def touch_all(self, found: Iterable[tuple[bytes, os.stat_result]]) -> list[bool]:
+        """The same for many chunks: some thousands, as a garbage collection waits meanwhile."""
+        with self.lock.used() as earliest:
+            return [self._touch(digest, status, earliest) for digest, status in found]
+
+    def _touch(self, digest: bytes, status: os.stat_result, earliest: int) -> bool:
         path = self._layout.chunk(digest.hex())
+        when = max(self._clock.now_ns(), self._began_ns, earliest)
         try:
-            os.utime(path, ns=(self._clock.now_ns(), status.st_mtime_ns), follow_symlinks=False)
+            os.utime(path, ns=(when, status.st_mtime_ns), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         except OSError as error:
             raise explain(error, "touch", path) from error
+        return True
 
-    def keep(self, digest: bytes, status: os.stat_result, barrier: Barrier) -> None:
-        """Use the file that is there: it is spared by garbage collections, and durable after ``barrier.commit``."""
-        self.touch(digest, status)
-        self._note(self._layout.chunk(digest.hex()), barrier)
+    def keep(self, digest: bytes, status: os.stat_result, barrier: Barrier) -> bool:
+        """Use the file that is there: it is spared by garbage collections, and durable after ``barrier.commit``. False
+        when it is gone."""
+        kept = self.touch(digest, status)
+        if kept:
+            self._note(self._layout.chunk(digest.hex()), barrier)
+        return kept
 
     def insert(self, digest: bytes, header: bytes, body: Buffer, *, encrypted: bool, barrier: Barrier) -> Inserted:
         """Store an encoded chunk unless a usable one is there already (the table of spec datastore.md 5.1).
@@ -82,13 +111,20 @@ class ChunkStore:
         path = self._layout.chunk(digest.hex())
         length = len(header) + len(body)
         status = self.seen(digest)
-        if status is not None and self._keep_existing(path, status, length, header, encrypted):
-            self.keep(digest, status, barrier)
+        if (
+            status is not None
+            and self._keep_existing(path, status, length, header, encrypted)
+            and self.keep(digest, status, barrier)
+        ):
             return Inserted(True, status.st_size)
-        try:
-            self._write(path, [header, body])
-        except OSError as error:
-            raise explain(error, "write", path) from error
+        with self.lock.used(digest) as earliest:
+            try:
+                self._write(path, [header, body])
+                # Whatever the kernel's clock says, which may have been set meanwhile.
+                when = max(self._clock.now_ns(), self._began_ns, earliest)
+                os.utime(path, ns=(when, os.lstat(path).st_mtime_ns), follow_symlinks=False)
+            except OSError as error:
+                raise explain(error, "write", path) from error
         self._note(path, barrier)
         return Inserted(False, length)
 
@@ -136,6 +172,7 @@ class ChunkStore:
                 return None
             except OSError as error:
                 raise explain(error, "rename", path) from error
+            tell_unlisted(self._layout, self._disk)
             return target
         return None
 

@@ -16,6 +16,9 @@ SESSIONS = "sessions"
 REMOVED = "removed"
 DATABASE = "db"
 IDENTITY = "store.json"
+CHUNK_LOCK = "chunks.lock"
+UNLISTED = "unlisted"
+GC_STATUS = ".gc-status"
 
 MANIFEST = "index.json.blob"
 CLIENT_LOG = "client.log.blob"
@@ -121,6 +124,18 @@ class Layout:
     @property
     def identity(self) -> str:
         return os.path.join(self.base, PRIVATE, IDENTITY)
+
+    @property
+    def chunk_lock(self) -> str:
+        return os.path.join(self.base, PRIVATE, CHUNK_LOCK)
+
+    @property
+    def unlisted(self) -> str:
+        return os.path.join(self.base, PRIVATE, UNLISTED)
+
+    @property
+    def gc_status(self) -> str:
+        return os.path.join(self.base, GC_STATUS)
 
     def shard(self, digest_hex: str) -> str:
         return f"{self.base}/{CHUNKS}/{digest_hex[:4]}"

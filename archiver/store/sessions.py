@@ -1,7 +1,8 @@
 """A running backup: registered under a kernel lock, building its snapshot out of sight, published in one rename.
 
 ``.archiver/sessions/ID/`` holds ``session.json`` and ``snapshot/``, the directory that becomes the snapshot. The flock
-on the session directory lives as long as its process; a session nobody holds was interrupted. One that has a
+on the session directory lives as long as its process; a session nobody holds was interrupted. The name says when it
+began (``started``), which a garbage collection asks. One that has a
 ``resume.json`` is kept for 30 days, for a run that goes on where it was interrupted.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from types import TracebackType
@@ -20,25 +22,41 @@ from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Damaged, Locked, UsageError
 from archiver.store import layout as names
 from archiver.store import snapshots
+from archiver.store.chunk_lock import ChunkLock, tell_unlisted
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from archiver.store.snapshots import read_small
-from formats.naming import MAX_TIME, format_time
+from formats.errors import FormatError
+from formats.naming import MAX_TIME, format_time, parse_time
 
+_GC_WAIT = 60.0  # seconds that a session waits for a garbage collection that ends early for it
+_POLL = 0.02  # seconds
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
 _GROUP_ATTEMPTS = 100
 RESUME = "resume.json"
 
+_TIME_LENGTH = 20
 _LARGEST_RESUME = 4096  # bytes
-_KEPT = 30 * 86400.0  # seconds that an interrupted session is kept
+KEPT = 30 * 86400.0  # seconds that an interrupted session is kept
 _STALE_NEW = 3600.0  # seconds after which a session directory that was never registered is removed
+
+
+def started(name: str) -> int:
+    """When the session with this name began, Unix seconds; 0 when the name does not tell."""
+    try:
+        return parse_time(name[:_TIME_LENGTH])
+    except FormatError:
+        return 0
 
 
 class Session:
     """Use as a context manager; leaving it removes what was not published, unless it can be resumed."""
 
-    def __init__(self, layout: Layout, disk: Disk, clock: Clock, random: Random, listener: Listener) -> None:
-        """Raises Locked while a garbage collection runs."""
+    def __init__(
+        self, layout: Layout, disk: Disk, clock: Clock, random: Random, listener: Listener, chunks: ChunkLock
+    ) -> None:
+        """Raises Locked while a garbage collection runs that needs the store for itself, and goes on doing so."""
         self._layout = layout
+        self._chunk_lock = chunks
         self.disk = disk
         self._clock = clock
         self._listener = listener
@@ -51,12 +69,24 @@ class Session:
                 lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
             opened.callback(os.close, lock_fd)
             if not lock_range(lock_fd, 0, 1, exclusive=False):
-                raise Locked(f"{layout.base} is locked by a garbage collection", hint="try again when it has finished")
+                self._wait_for_collection(lock_fd)
             with explained("write into", layout.private):
-                self._register(random, opened)
                 self.barrier = Barrier(disk, layout.base)
-            opened.callback(self.barrier.close)
+                opened.callback(self.barrier.close)
+                self._register(random, opened)
             self._opened = opened.pop_all()
+
+    def _wait_for_collection(self, lock_fd: int) -> None:
+        deadline = self._clock.steady() + _GC_WAIT
+        with self._chunk_lock.waiting():
+            while True:
+                yields = self._chunk_lock.yields()  # asked first: one that is ending gives up the store before this
+                if lock_range(lock_fd, 0, 1, exclusive=False):
+                    return
+                if not yields or self._clock.steady() > deadline:
+                    base = self._layout.base
+                    raise Locked(f"{base} is locked by a garbage collection", hint="try again when it has finished")
+                time.sleep(_POLL)
 
     def _register(self, random: Random, opened: ExitStack) -> None:
         disk, sessions = self.disk, self._layout.sessions
@@ -66,7 +96,8 @@ class Session:
             except FileExistsError:
                 pass
         self._remove_dead()
-        self.id = f"{format_time(self._clock.now())}-{random(4).hex()}"
+        self.start = self._clock.now()
+        self.id = f"{format_time(self.start)}-{random(4).hex()}"
         self.path = os.path.join(sessions, f".new-{self.id}")
         disk.make_directory(self.path, names.PRIVATE_MODE)
         opened.enter_context(DirectoryLock(self.path))  # locked before anybody can take it for a dead one
@@ -75,7 +106,7 @@ class Session:
         self.path = os.path.join(sessions, self.id)
         self.snapshot_path = os.path.join(self.path, "snapshot")
         disk.make_directory(self.snapshot_path, names.SNAPSHOT_MODE)
-        about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self._clock.now()}).encode()
+        about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self.start}).encode()
         disk.put(os.path.join(self.path, "session.json"), [about], names.FILE_MODE, sync=False)
 
     def _remove_dead(self) -> None:
@@ -87,9 +118,10 @@ class Session:
                 age = self._clock.now() - entry.stat(follow_symlinks=False).st_mtime
                 if entry.name.startswith(".") and age < _STALE_NEW:
                     continue
-                if age < _KEPT and os.path.exists(os.path.join(entry.path, RESUME)):
+                if age < KEPT and os.path.exists(os.path.join(entry.path, RESUME)):
                     continue
                 with DirectoryLock(entry.path):
+                    tell_unlisted(self._layout, self.disk)
                     self.disk.remove_tree(entry.path)
 
     def resumable(self, about: bytes) -> None:
@@ -142,6 +174,7 @@ class Session:
                 raise explain(error, "publish", layout.snapshot(ref)) from error
         self._is_published, self._is_kept = True, False
         for old in self._interrupted:
+            tell_unlisted(layout, disk)
             with suppress(OSError):  # it is removed when it is too old
                 disk.remove_tree(old)
         return ref
@@ -179,6 +212,8 @@ class Session:
     def _remove(self) -> None:
         if self._is_kept:
             return
+        if not self._is_published and self.barrier.noted:
+            tell_unlisted(self._layout, self.disk)
         with suppress(OSError):  # what is left is removed by the next session
             self.disk.remove_tree(self.path)
 

@@ -108,6 +108,7 @@ class Store:
         if self._database is not None:
             self._database.close()
             self._database = None
+        self.chunks.close()
 
     def __enter__(self) -> Store:
         return self
@@ -278,19 +279,21 @@ class Store:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def check_writable(self) -> None:
-        """Raises UsageError when the store is not to be written to."""
-        if self.read_only:
-            raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
-
     def session(self) -> Session:
         """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
         self.check_writable()
+        session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
+        self.chunks.began(session.start)
+        return session
+
+    def check_writable(self) -> None:
+        """Before anything is written: UsageError where it cannot be; a store made by PBS gets its identity."""
+        if self.read_only:
+            raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
         if self.identity is None:
             self._close_database()  # readers have had their database elsewhere
             self._database_tried = False
             self.identity = creation.identify(self.layout.base, self.disk, self.random)
-        return Session(self.layout, self.disk, self.clock, self.random, self.listener)
 
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""

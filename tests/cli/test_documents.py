@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from archiver.core.locks import lock_range
 from tests.cli.command import ask, call
 from tests.cli.stores import SNAPSHOT
 from tests.golden_store import FINGERPRINT, write_key
@@ -112,6 +114,43 @@ def test_status(store: Path) -> None:
     (group,) = document["items"]
     assert group.keys() == {"group", "snapshots", "logical_bytes", "stored_bytes", "last", "deduplication_factor"}
     assert document["chunks"] == 2 and document["snapshots"] == group["snapshots"] == 1
+
+
+GC_KEYS = {"removed_chunks", "removed_bytes", "kept_chunks", "kept_bytes", "pending_chunks", "bad_chunks", "duration_s"}
+
+
+def test_gc(store: Path, source: Path) -> None:
+    (source / "file").write_bytes(b"other contents\n")
+    other = ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "other")
+    shutil.rmtree(store / SNAPSHOT)
+    for line in ("--dry-run", "--dry-run --from-files", "--cutoff 1445", "--immediate", "--from-files"):
+        options = line.split()
+        document = ask("--store", store, "gc", *options)
+        assert document.keys() >= GC_KEYS | {"schema", "mode", "reason", "complete"}
+        assert document["mode"] == ("cutoff" if "--cutoff" in options else "immediate")
+        assert document["dry_run"] == ("--dry-run" in options)
+        left = 0 if options == ["--from-files"] else 2
+        assert document["removed_chunks"] + document["pending_chunks"] == left
+        assert document["pending_chunks"] == (2 if document["mode"] == "cutoff" else 0)
+        assert (document["kept_chunks"], document["bad_chunks"]) == (2, 0)
+    assert len(list((store / ".chunks").glob("*/*"))) == 2
+    assert ask("--store", store, "verify", other["snapshot"])["errors"] == []
+    lines = call("--store", store, "gc").lines
+    assert lines[0] == "removed: 0 B in 0 chunks" and lines[1].startswith("kept: ") and len(lines) == 3
+
+
+def test_gc_refuses(store: Path) -> None:
+    assert call("--store", store, "gc", "--immediate", "--cutoff", "5").code == 2
+    assert call("--store", store, "gc", "--cutoff", "0").code == 2
+    assert call("--store", store, "gc", "--read-only").code == 2
+    assert call("--store", store, "gc", "--read-only", "--dry-run").code == 0
+    with open(store / ".lock", "r+b") as lock:
+        assert lock_range(lock.fileno(), 1, 0, exclusive=True)
+        done = call("--store", store, "gc", "--json")
+        assert done.code == 11 and done.error["code"] == "locked"
+    (store / SNAPSHOT / "tree.ppxar.didx").write_bytes(b"")
+    done = call("--store", store, "gc", "--from-files")
+    assert done.code == 20 and "nothing is removed" in done.err and "remove its snapshot" in done.err
 
 
 def test_db(store: Path) -> None:
@@ -263,6 +302,7 @@ def test_quiet(tmp_path: Path, source: Path) -> None:
         ("--store", store, "backup", f"tree.pxar:{source}", "--time", "1700000000"),
         ("--store", store, "restore", "latest", tmp_path / "out"),
         ("--store", store, "verify"),
+        ("--store", store, "gc"),
         ("--store", store, "db", "check"),
         ("--store", store, "db", "rebuild"),
     ]

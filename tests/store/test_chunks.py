@@ -170,10 +170,13 @@ def test_touch_sets_the_access_time_only(place: Place) -> None:
     place.put(encoded(100))
     status = place.chunks.seen(DIGEST)
     assert status is not None
-    place.chunks.touch(DIGEST, status)
+    assert place.chunks.touch(DIGEST, status)
     after = place.path.stat()
     assert (after.st_atime_ns, after.st_mtime_ns) == (place.clock.now_ns(), 1_100_000_000 * 10**9)
     place.path.unlink()
+    assert not place.chunks.touch(DIGEST, status)
+    place.path.parent.rmdir()
+    place.path.parent.write_bytes(b"")
     with pytest.raises(ArchiverError, match="touch"):
         place.chunks.touch(DIGEST, status)
 

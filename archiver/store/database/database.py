@@ -74,11 +74,12 @@ class Database:
 
     def _reset(self, txn: Any, store: uuid.UUID) -> None:
         meta = self._env.table(records.META)
-        used = txn.get(b"chunks", db=meta)
+        used = {name: txn.get(name, db=meta) for name in (b"chunks", b"snapshots")}
         for name in records.TABLES:
             txn.drop(self._env.table(name), delete=False)
-        if used is not None:  # a running backup remembers chunks by their numbers: none may come to mean another
-            txn.put(b"chunks", used, db=meta)
+        for name, value in used.items():
+            if value is not None:  # a running backup remembers chunks by numbers: none may come to mean another
+                txn.put(name, value, db=meta)
         txn.put(b"schema", records.U32.pack(records.SCHEMA), db=meta)
         txn.put(b"store", store.bytes, db=meta)
 
@@ -95,6 +96,10 @@ class Database:
     def change(self, work: Callable[[Any], T]) -> T | None:
         """Run ``work`` in a write transaction, again when the map was too small; None when that cannot be done."""
         return self._change(work)
+
+    def ask(self, work: Callable[[Any], T]) -> T | None:
+        """Run ``work`` in a read transaction; None when the database cannot be read."""
+        return self._ask(work, None)
 
     def get(self, table: bytes, key: bytes) -> bytes | None:
         """A value; None when there is none, or the database cannot be read."""
@@ -299,20 +304,21 @@ class Database:
         """
 
         def work(txn: Any) -> None:
-            packed = []
+            found = []
             for digests in indexes:
                 unique, positions = unique_digests(digests)
                 numbers = self._numbers_of(txn, unique)
                 if records.NO_NUMBER in numbers:
                     return
-                packed.append(records.pack_numbers(numbers[positions]))
+                found.append(numbers[positions])
             self._remove_snapshot(txn, row.path)
             number = self._counter(txn, b"snapshots")
             txn.put(b"snapshots", records.U32.pack(number + 1), db=self._env.table(records.META))
             txn.put(records.U32_KEY.pack(number), row.encode(), db=self._env.table(records.SNAPSHOT))
             txn.put(records.path_key(row.path), records.U32.pack(number), db=self._env.table(records.PATH))
-            for position, value in enumerate(packed):
-                txn.put(records.INDEX_KEY.pack(number, position), value, db=self._env.table(records.INDEX))
+            for position, numbers in enumerate(found):
+                key = records.INDEX_KEY.pack(number, position)
+                txn.put(key, records.pack_numbers(key, numbers), db=self._env.table(records.INDEX))
 
         self._change(work)
 
@@ -337,25 +343,32 @@ class Database:
 
     def references(self, path: str) -> list[Numbers] | None:
         """Chunk numbers of each index file of a snapshot, in manifest order; None when it is not recorded."""
+        found = self.recorded(path)
+        return None if found is None else found[1]
 
-        def look(txn: Any) -> list[Numbers] | None:
+    def recorded(self, path: str) -> tuple[SnapshotRow, list[Numbers]] | None:
+        """Record and references of a snapshot, as they were at one moment."""
+
+        def look(txn: Any) -> tuple[SnapshotRow, list[Numbers]] | None:
             number = self._snapshot_number(txn, path)
-            if number is None:
+            row = None if number is None else self._row(txn, number)
+            if number is None or row is None:
                 return None
-            found, count = list(self._indexes(txn, number)), self._counter(txn, b"chunks")
+            found, count = list(self.indexes(txn, number)), self._counter(txn, b"chunks")
             if any(len(numbers) and int(numbers.max()) >= count for numbers in found):
                 raise ValueError(f"{path} refers to chunk numbers that do not exist")
-            return found
+            return row, found
 
         return self._ask(look, None)
 
-    def _indexes(self, txn: Any, number: int) -> Iterator[Numbers]:
+    def indexes(self, txn: Any, number: int) -> Iterator[Numbers]:
+        """Chunk numbers of each index of the snapshot with this number."""
         cursor = txn.cursor(db=self._env.table(records.INDEX))
         if cursor.set_range(records.INDEX_KEY.pack(number, 0)):
             for key, value in cursor:
                 if records.INDEX_KEY.unpack(key)[0] != number:
                     return
-                yield records.unpack_numbers(value)
+                yield records.unpack_numbers(key, value)
 
     # -- verification ------------------------------------------------------------------------------------------------
 
@@ -428,7 +441,7 @@ class Database:
                 number, (path, _) = records.U32_KEY.unpack(key)[0], records.decode_head(value)
                 if self._snapshot_number(txn, path) != number:
                     found.append(f"snapshot {path} is not found by its path")
-                if any(len(refs) and int(refs.max()) >= count for refs in self._indexes(txn, number)):
+                if any(len(refs) and int(refs.max()) >= count for refs in self.indexes(txn, number)):
                     found.append(f"snapshot {path} refers to chunk numbers that do not exist")
             return found
 

@@ -11,12 +11,15 @@ table       key                               value
 ``path``    first 16 bytes of SHA-256 of      snapshot number u32
             the snapshot's path
 ``snap``    snapshot number, u32 big-endian   JSON, see SnapshotRow
-``index``   snapshot number u32, position of  count u32, then zstd of the chunk numbers in stream order: differences to
-            the file in the manifest u16      the one before as u32, byte-transposed
+``index``   snapshot number u32, position of  BLAKE3 of key and rest 16, count u32, then zstd of the chunk numbers in
+            the file in the manifest u16      stream order: differences to the one before as u32, byte-transposed
 ==========  ================================  =======================================================================
 
-Chunk numbers are dense and never leave the database; a rebuild may number anew. Integers are little-endian except in
-keys. A chunk's plain size is what an index needs besides its number, so index records hold numbers only.
+Chunk numbers are dense and never leave the database; a rebuild may number anew, but neither a chunk's nor a snapshot's
+number ever comes to mean another one. The sum in an index record is what a garbage collection relies on: a record that
+is not the one that was written under this key is never believed. ``meta`` also has ``walked`` (u32, Unix seconds of
+the last look at every chunk file) and ``bad`` (u32, chunks set aside that were left then). Integers are little-endian
+except in keys. A chunk's plain size is what an index needs besides its number, so index records hold numbers only.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import zstandard
+from blake3 import blake3
 from numpy.typing import NDArray
 
 SCHEMA = 8
@@ -65,6 +69,7 @@ NO_NUMBER = (1 << 32) - 1
 # What reading a record raises that holds other bytes than were written.
 DAMAGED = (ValueError, TypeError, IndexError, OverflowError, RecursionError, MemoryError, struct.error)
 
+_INDEX_SUM = 16
 _MOST_REFERENCES = 1 << 28  # of one index; more is not believed
 
 
@@ -109,20 +114,28 @@ def path_key(path: str) -> bytes:
     return hashlib.sha256(path.encode()).digest()[:16]
 
 
-def pack_numbers(numbers: NDArray[np.uint32]) -> bytes:
-    """The value of an index record."""
+def pack_numbers(key: bytes, numbers: NDArray[np.uint32]) -> bytes:
+    """The value of the index record with this key."""
     differences = np.diff(numbers, prepend=numbers.dtype.type(0)).astype("<u4")
     planes = differences.view(np.uint8).reshape(-1, 4).T.tobytes()
-    return U32.pack(len(numbers)) + zstandard.ZstdCompressor(level=1).compress(planes)
+    rest = U32.pack(len(numbers)) + zstandard.ZstdCompressor(level=1).compress(planes)
+    return _index_sum(key, rest) + rest
 
 
-def unpack_numbers(data: bytes) -> NDArray[np.uint32]:
-    """Chunk numbers of an index record. Raises one of DAMAGED when it is not one."""
+def _index_sum(key: bytes, rest: bytes | memoryview) -> bytes:
+    return blake3(key).update(rest).digest(length=_INDEX_SUM)
+
+
+def unpack_numbers(key: bytes, value: bytes) -> NDArray[np.uint32]:
+    """Chunk numbers of an index record. Raises one of DAMAGED when it is not the one that was written."""
+    data = memoryview(value)[_INDEX_SUM:]
+    if _index_sum(key, data) != value[:_INDEX_SUM]:
+        raise ValueError("index record is damaged: its sum is another")
     (count,) = U32.unpack_from(data)
     if count > _MOST_REFERENCES:
         raise ValueError("index record is too large")
     try:
-        planes = zstandard.ZstdDecompressor().decompress(memoryview(data)[U32.size :], max_output_size=4 * count)
+        planes = zstandard.ZstdDecompressor().decompress(data[U32.size :], max_output_size=4 * count)
     except zstandard.ZstdError as error:
         raise ValueError(f"index record is damaged: {error}") from error
     if len(planes) != 4 * count:
