@@ -279,21 +279,25 @@ class Store:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def session(self) -> Session:
-        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
-        self.check_writable()
-        session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
-        self.chunks.began(session.start)
-        return session
-
     def check_writable(self) -> None:
-        """Before anything is written: UsageError where it cannot be; a store made by PBS gets its identity."""
+        """Raises UsageError when the store is not to be written to."""
         if self.read_only:
             raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
+
+    def identify(self) -> None:
+        """The same; a store made by PBS gets its identity."""
+        self.check_writable()
         if self.identity is None:
             self._close_database()  # readers have had their database elsewhere
             self._database_tried = False
             self.identity = creation.identify(self.layout.base, self.disk, self.random)
+
+    def session(self) -> Session:
+        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+        self.identify()
+        session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
+        self.chunks.began(session.start)
+        return session
 
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""

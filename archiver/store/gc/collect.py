@@ -75,7 +75,7 @@ def collect(
     """
     began = store.clock.steady()
     if not dry_run:
-        store.check_writable()
+        store.identify()
     database = None if from_files else store.database  # brought up to date before anybody is kept out
     with exclusive(store, mode, cutoff, dry_run=dry_run) as (terms, others):
         marker = _marker(store)
