@@ -208,6 +208,11 @@ class ChunkReader:
 
         Returns (BLAKE3 of the stored bytes, their length). Raises ChunkDamaged.
         """
+        data, total = self.checked(digest, size, encrypted=encrypted)
+        return total, len(data)
+
+    def checked(self, digest: bytes, size: int, *, encrypted: bool) -> tuple[memoryview, bytes]:
+        """The same check: (the stored bytes, valid until the next call; their BLAKE3)."""
         _check_size(digest, size)
         data = self.stored(digest)
         try:
@@ -218,7 +223,7 @@ class ChunkReader:
                 self._decoder.decode_chunk(data, digest=digest, size=size, encrypted=encrypted)
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
-        return blake3(data).digest(), len(data)
+        return data, blake3(data).digest()
 
     def stored(self, digest: bytes) -> memoryview:
         """The bytes of the chunk file, unchecked; valid until the next call."""
