@@ -15,7 +15,7 @@ from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import snapshots
 from archiver.store.chunks import check_present
 from archiver.store.database import bulk, records
-from archiver.store.database.database import Database
+from archiver.store.database.database import Database, unique_digests
 from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from archiver.store.store import Store
@@ -125,7 +125,8 @@ class _Check:
             if not is_index(file.filename):
                 continue
             index = open_index(self._target.layout, to, file)
-            missing = sum(self._target.chunks.seen(index.digest(place)) is None for place in range(len(index)))
+            unique, _ = unique_digests(index.digests)
+            missing = sum(self._target.chunks.seen(bytes(digest)) is None for digest in unique)
             if missing:
                 self._add(ref, f"{missing} chunks of {file.filename} are missing")
 
