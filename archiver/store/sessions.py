@@ -33,6 +33,7 @@ _POLL = 0.02  # seconds
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
 _GROUP_ATTEMPTS = 100
 RESUME = "resume.json"
+SNAPSHOT = "snapshot"
 
 _TIME_LENGTH = 20
 _LARGEST_RESUME = 4096  # bytes
@@ -46,6 +47,11 @@ def started(name: str) -> int:
         return parse_time(name[:_TIME_LENGTH])
     except FormatError:
         return 0
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether an interrupted session can be gone on with: not one that was killed just after it had published."""
+    return os.path.exists(os.path.join(path, RESUME)) and os.path.isdir(os.path.join(path, SNAPSHOT))
 
 
 class Session:
@@ -104,7 +110,7 @@ class Session:
         opened.callback(self._remove)
         os.rename(self.path, os.path.join(sessions, self.id))
         self.path = os.path.join(sessions, self.id)
-        self.snapshot_path = os.path.join(self.path, "snapshot")
+        self.snapshot_path = os.path.join(self.path, SNAPSHOT)
         disk.make_directory(self.snapshot_path, names.SNAPSHOT_MODE)
         about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self.start}).encode()
         disk.put(os.path.join(self.path, "session.json"), [about], names.FILE_MODE, sync=False)
@@ -118,7 +124,7 @@ class Session:
                 age = self._clock.now() - entry.stat(follow_symlinks=False).st_mtime
                 if entry.name.startswith(".") and age < _STALE_NEW:
                     continue
-                if age < KEPT and os.path.exists(os.path.join(entry.path, RESUME)):
+                if age < KEPT and is_unfinished(entry.path):
                     continue
                 with DirectoryLock(entry.path):
                     tell_unlisted(self._layout, self.disk)

@@ -26,7 +26,7 @@ from archiver.store import layout as names
 from archiver.store import snapshots
 from archiver.store.layout import DEFAULT_OWNER, GroupRef, Layout, SnapshotRef
 from archiver.store.removal import Hold, Item, RemovalPlan
-from archiver.store.sessions import RESUME
+from archiver.store.sessions import RESUME, is_unfinished
 from archiver.store.store import Store
 from archiver.sync.filters import GroupFilter, chosen
 from formats.errors import FormatError
@@ -347,10 +347,10 @@ def _begun(layout: Layout) -> Iterator[SnapshotRef]:
     except OSError:
         return
     for name in found:
+        path = os.path.join(layout.sessions, name)
         with suppress(OSError, Damaged, ValueError, KeyError, TypeError, RecursionError, UsageError):
-            about = json.loads(snapshots.read_small(os.path.join(layout.sessions, name, RESUME), _LARGEST_RESUME))
-            ref = names.parse_reference(about["sync"])
-            if isinstance(ref, SnapshotRef):
+            ref = names.parse_reference(json.loads(snapshots.read_small(f"{path}/{RESUME}", _LARGEST_RESUME))["sync"])
+            if isinstance(ref, SnapshotRef) and is_unfinished(path):
                 yield ref
 
 

@@ -10,7 +10,9 @@ What is damaged in the source keeps its snapshot from being published, and no ot
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -212,19 +214,24 @@ class _Run:
             return
         path, place = os.path.join(self._source.layout.snapshot(ref), file.filename), session.file(file.filename)
         try:
-            with open_regular(path) as ours, explained("write", place):
-                new = self._target.disk.create(place, names.FILE_MODE)
-                try:
-                    while piece := ours.read(_PIECE):
-                        new.append(piece)
-                finally:
-                    new.close()
+            with open_regular(path) as ours:
+                self._write(place, iter(partial(ours.read, _PIECE), b""))
         except FileNotFoundError as error:
             raise Damaged(f"{file.filename} of {ref} is missing") from error
         except OSError as error:
             raise explain(error, "read", path) from error
         session.barrier.note(place)
         open_index_file(place, str(ref), file)
+
+    def _write(self, place: str, pieces: Iterator[bytes]) -> None:
+        with explained("write", place):
+            new = self._target.disk.create(place, names.FILE_MODE)
+        try:
+            for piece in pieces:
+                with explained("write", place):
+                    new.append(piece)
+        finally:
+            new.close()
 
     def _blob(self, ref: SnapshotRef, file: FileInfo) -> bytes:
         path = os.path.join(self._source.layout.snapshot(ref), file.filename)

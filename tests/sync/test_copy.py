@@ -21,7 +21,7 @@ from archiver.store.layout import SnapshotRef
 from archiver.store.removal import plan_forget, remove
 from archiver.store.snapshots import read_manifest_json
 from archiver.store.store import Store
-from archiver.sync.plan import SyncOptions, make_plan
+from archiver.sync.plan import SyncOptions, make_plan, resume_text
 from archiver.sync.run import carry_out
 from formats import blob
 from formats.manifest import with_unprotected
@@ -444,3 +444,14 @@ def test_rate(pair: Pair) -> None:
     total = sum(file.stat().st_size for file in chunk_files(pair.source))
     result = pair.sync(rate=total)
     assert result.copied.bytes == total and 0.9 < result.seconds < 10
+
+
+def test_killed_just_after_it_had_published(pair: Pair) -> None:
+    """What is left of the session says nothing: the copy may be forgotten and does not come back."""
+    pair.sync()
+    left = pair.target / ".archiver/sessions/2026-01-01T00:00:00Z-00000000"
+    left.mkdir()
+    (left / "resume.json").write_bytes(resume_text(pair.saved[0]))
+    with Store.open(pair.target) as store:
+        remove(store, plan_forget(store, [str(pair.saved[0])]))
+    assert pair.sync().done == [] and not left.exists()
