@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from archiver.core.disk import explain
 from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import snapshots
 from archiver.store.chunks import check_present
-from archiver.store.database import bulk, records
-from archiver.store.database.database import Database, unique_digests
+from archiver.store.database.database import unique_digests
 from archiver.store.indexes import is_index, open_index
-from archiver.store.layout import GroupRef, Layout, SnapshotRef
+from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from archiver.sync.filters import chosen
+from archiver.sync.missing import missing_chunks
 from archiver.sync.plan import SyncOptions, join, levels, wanted
 from formats.manifest import Manifest
 
@@ -138,7 +135,7 @@ class _Check:
         for _, to in self._recorded:
             for numbers in database.references(to.path) or []:
                 used[numbers[numbers < len(used)]] = True
-        missing = database.ask(lambda txn: _missing(txn, database, self._target.layout, used))
+        missing = missing_chunks(self._target, used)
         if missing is None:
             raise ArchiverError("the database of the target cannot be read", hint="try again: it is built anew then")
         for ref, to in self._recorded if missing.any() else ():
@@ -146,35 +143,3 @@ class _Check:
             count = sum(len(np.unique(numbers[missing[numbers]])) for numbers in references)
             if count:
                 self._add(ref, f"{count} chunks are missing or damaged")
-
-
-def _missing(txn: Any, database: Database, layout: Layout, used: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of the chunks ``used``, by number: those that have no file, or a damaged one as far as is known."""
-    missing = used.copy()
-    shard, present = "", frozenset[str]()
-    for digest, number, stored in _used(txn, database, used):
-        if digest[:4] != shard:
-            shard = digest[:4]
-            present = frozenset(_names(layout.shard(digest)))
-        missing[number] = not stored or digest not in present
-    return missing
-
-
-def _used(txn: Any, database: Database, used: NDArray[np.bool_]) -> Iterator[tuple[str, int, int]]:
-    """(digest, number, stored length) of the chunks ``used``, in the order of the digests."""
-    table = database.table(records.DIGEST)
-    for keys, entries in bulk.scan(txn, table, records.DIGEST_KEYS, records.DIGEST_VALUES):
-        numbers = entries["number"]
-        mine = (numbers < len(used)) & used[np.minimum(numbers, len(used) - 1)]
-        texts = np.ascontiguousarray(keys[mine]).view("V32").tolist()
-        stored = entries["stored"][mine].tolist()
-        yield from zip(map(bytes.hex, texts), numbers[mine].tolist(), stored, strict=True)
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain(error, "list", path) from error

@@ -29,6 +29,7 @@ from archiver.store.removal import Hold, Item, RemovalPlan
 from archiver.store.sessions import RESUME, is_unfinished
 from archiver.store.store import Store
 from archiver.sync.filters import GroupFilter, chosen
+from archiver.sync.missing import missing_chunks
 from formats.errors import FormatError
 from formats.manifest import Manifest
 from formats.naming import check_namespace
@@ -240,17 +241,19 @@ class _Planner:
         for file in manifest.files:
             if not os.path.isfile(os.path.join(target.layout.snapshot(step.target), file.filename)):
                 return f"{file.filename} is missing in the target"
-        database = target.database
+        database, lost = target.database, self._lost
         references = database.references(step.target.path) if database is not None else None
-        if references is not None and any(not self._stored[numbers].all() for numbers in references):
-            return "chunks are known to be damaged or missing in the target"
+        if references is None or lost is None:
+            return None
+        if any(lost[numbers[numbers < len(lost)]].any() for numbers in references):
+            return "chunks are missing in the target, or known to be damaged"
         return None
 
     @cached_property
-    def _stored(self) -> NDArray[np.uint32]:
-        """Stored length of the target's chunks by their numbers; 0: damaged or missing."""
+    def _lost(self) -> NDArray[np.bool_] | None:
+        """Of the target's chunks by their numbers."""
         database = self._target.database
-        return np.zeros(0, np.uint32) if database is None else database.sizes()[1]
+        return None if database is None else missing_chunks(self._target, np.ones(len(database.sizes()[0]), np.bool_))
 
     def _compare(self, step: Step) -> None:
         """The newest one of both. Raises Skipped where the target's must stay as it is."""

@@ -213,3 +213,20 @@ def test_interrupted(store: Path, source: Path, target: Path, number: signal.Sig
         assert running.returncode == 130 and time.monotonic() - began < 5, err
     there = len(chunk_files(target))
     assert there and ask("sync", store, target)["copied_chunks"] == len(chunk_files(target)) - there
+
+
+def test_two_processes_at_once(store: Path, source: Path, target: Path, tmp_path: Path) -> None:
+    """Both end well, whoever was first, and a third one with other groups beside them."""
+    names = [SNAPSHOT]
+    for number in range(4):
+        (source / "large").write_bytes(noise(number, 3 << 20))
+        names.append(add(store, source, 1700000100 + number))
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "other", "--time", "1700000000")
+    options = ([], [], ["--group", "group:host/other"])
+    running = [start("sync", store, target, "--json", *each) for each in options]
+    for each in running:
+        out, err = each.communicate()
+        assert each.returncode == 0, out + err
+    assert snapshots(target) == snapshots(store) and len(snapshots(target)) == len(names) + 1
+    assert ask("sync", store, target, "--check")["complete"] is True
+    assert ask("--store", target, "verify")["error_count"] == 0

@@ -287,11 +287,17 @@ def test_resync_corrupt_heals(pair: Pair, tmp_path: Path) -> None:
     assert os.listdir(pair.target / ".archiver/sessions") == []
 
 
-def test_resync_corrupt_heals_what_the_database_knows(pair: Pair) -> None:
+@pytest.mark.parametrize("how", ["flip and verify", "lose"])
+def test_resync_corrupt_heals_what_can_be_told(pair: Pair, how: str) -> None:
+    """The database was told of the damage, or a file is not there any more."""
     pair.sync()
     bad = pair.target / only_in(pair, 0).relative_to(pair.source)
-    bad.unlink()
-    assert len(damage(pair.target)) > 0  # which tells the database
+    if how == "lose":
+        bad.unlink()
+    else:
+        flip(bad)
+        assert len(damage(pair.target)) > 0
+    assert set(pair.lacking()) == {str(pair.saved[0])}
     result = pair.sync(resync_corrupt=True)
     assert [step.source for step in result.done] == [pair.saved[0]]
     assert damage(pair.target) == [] and bad.exists()

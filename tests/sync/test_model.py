@@ -1,4 +1,5 @@
-"""Random runs of backup, forget, gc, sync, interruption, loss of databases and damage, against two dictionaries."""
+"""Random runs of backup (plain and encrypted), forget, gc, sync, interruption, loss of databases and damage, against
+two dictionaries."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.removal import plan_forget, remove
 from archiver.store.store import Store
 from tests.random_trees import build_plain, mutate
-from tests.stores import chunk_files, damage, make_store, restored_differences, save
+from tests.stores import KEY, chunk_files, damage, make_store, restored_differences, save
 from tests.sync.pair import START, Pair, finished
 
 GROUPS = (GroupRef("", "host", "one"), GroupRef("inner", "host", "two"))
@@ -40,7 +41,8 @@ class Model:
         group = self.rng.choice(GROUPS)
         self.time += 3600
         mutate(self.pair.tree, self.rng.randrange(1 << 30), 3)
-        ref = save(self.pair.source, self.pair.tree, group=group, time=self.time).snapshot
+        crypt = KEY if group == GROUPS[1] else None
+        ref = save(self.pair.source, self.pair.tree, group=group, time=self.time, crypt=crypt).snapshot
         kept = self.place / f"kept-{self.time}"
         shutil.copytree(self.pair.tree, kept, symlinks=True)
         self.source[ref] = kept
@@ -129,13 +131,14 @@ class Model:
     def check(self) -> None:
         assert set(finished(self.pair.source)) == self.source.keys()
         assert set(finished(self.pair.target)) == self.target.keys()
-        assert damage(self.pair.source) == [] and damage(self.pair.target) == []
+        assert damage(self.pair.source, KEY) == [] and damage(self.pair.target, KEY) == []
         lacking = {str(ref) for ref in self.source.keys() - self.target.keys()}
         assert set(self.pair.lacking()) == lacking
         if self.target:
             ref = self.rng.choice(sorted(self.target))
             out = self.place / "out"
-            assert restored_differences(self.pair.target, ref, self.target[ref], out) == []
+            crypt = KEY if ref.group == GROUPS[1] else None
+            assert restored_differences(self.pair.target, ref, self.target[ref], out, crypt) == []
             shutil.rmtree(out)
 
 
