@@ -91,13 +91,14 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class SyncPlan:
     """``namespaces``: of the target, to be made, parents first; ``vanished``: those to be removed if nothing is left in
-    them."""
+    them. ``unreadable``: copies that there would be if the manifests were not damaged."""
 
     namespaces: tuple[str, ...]
     steps: tuple[Step, ...]
     problems: tuple[Problem, ...] = ()
     removal: RemovalPlan = field(default_factory=lambda: RemovalPlan(()))
     vanished: tuple[str, ...] = ()
+    unreadable: tuple[SnapshotRef, ...] = ()
 
     @property
     def work(self) -> list[Step]:
@@ -137,6 +138,7 @@ class _Planner:
         self._removed: list[Item] = []
         self._holds: list[Hold] = []
         self._gone_groups: list[GroupRef] = []
+        self._unreadable: list[SnapshotRef] = []
         self._begun = set(_begun(target.layout))
 
     def plan(self) -> SyncPlan:
@@ -154,7 +156,8 @@ class _Planner:
             self._namespace(join(options.namespace, rest), theirs)
         vanished = self._vanished_namespaces(set(present)) if options.remove_vanished else []
         removal = RemovalPlan(tuple(self._removed), tuple(self._holds), tuple(self._gone_groups))
-        return SyncPlan(tuple(made), tuple(self._steps), tuple(self._problems), removal, tuple(vanished))
+        steps, problems, unreadable = tuple(self._steps), tuple(self._problems), tuple(self._unreadable)
+        return SyncPlan(tuple(made), steps, problems, removal, tuple(vanished), unreadable)
 
     def _namespace(self, ours: str, theirs: str) -> None:
         groups = [group for group in self._source.groups(ours) if chosen(group, self._options.filters)]
@@ -180,6 +183,7 @@ class _Planner:
         times = [when for when in self._source.times(group) if self._source.is_finished(SnapshotRef(group, when))]
         present: set[int] = set()
         manifests: dict[int, Manifest] = {}
+        damaged: list[int] = []
         for when in times:
             ref = SnapshotRef(group, when)
             try:
@@ -189,12 +193,14 @@ class _Planner:
             except Damaged as error:
                 present.add(when)  # what the target has of it is all there is
                 self._problems.append(Problem(str(ref), error))
+                damaged.append(when)
                 continue
             if wanted(manifest, self._options):
                 present.add(when)
                 manifests[when] = manifest
         newest = self._target.newest(to)
         last = newest.time if newest is not None else None
+        self._unreadable += [SnapshotRef(to, when) for when in damaged if last is None or when > last]
         recent = set(sorted(present)[-self._options.transfer_last :]) if self._options.transfer_last else present
         for when, manifest in manifests.items():
             step = Step(SnapshotRef(group, when), SnapshotRef(to, when), "copy", "new", _size(manifest))

@@ -122,10 +122,20 @@ class _Run:
                 path = self._target.layout.namespace(level)
                 with explained("make", path):
                     self._target.disk.make_directories(path, names.SNAPSHOT_MODE)
+            for ref in plan.unreadable:
+                self._begin(ref)
             for step in plan.work:
                 self._step(step)
         except ArchiverError as error:  # the disk is full, a drive is gone: the next one would fail too
             self._result.stopped = error
+
+    def _begin(self, ref: SnapshotRef) -> None:
+        """Later ones are copied before this one can be: it counts as begun, so that it is tried again."""
+        about = resume_text(ref)
+        with self._target.session() as session:
+            session.interrupted(about)
+            session.resumable(about)
+            session.supersede()
 
     def _step(self, step: Step) -> None:
         try:
@@ -140,7 +150,7 @@ class _Run:
         else:
             if done:
                 self._result.done.append(step)
-                self._listener(Notice(f"{step.target}: {step.reason}"))
+                self._listener(Notice(f"{step.target} is {'updated' if step.action == 'update' else 'copied'}"))
 
     # -- a snapshot that is there ------------------------------------------------------------------------------------
 

@@ -222,7 +222,7 @@ def test_two_processes_at_once(store: Path, source: Path, target: Path, tmp_path
         (source / "large").write_bytes(noise(number, 3 << 20))
         names.append(add(store, source, 1700000100 + number))
     ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "other", "--time", "1700000000")
-    options = ([], [], ["--group", "group:host/other"])
+    options: list[list[str]] = [[], [], ["--group", "group:host/other"]]
     running = [start("sync", store, target, "--json", *each) for each in options]
     for each in running:
         out, err = each.communicate()

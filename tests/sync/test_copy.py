@@ -200,14 +200,21 @@ def test_damaged_chunk_in_the_source(pair: Pair, tmp_path: Path, how: str) -> No
 
 @pytest.mark.parametrize("name", ["tree.ppxar.didx", "tree.mpxar.didx", "index.json.blob"])
 def test_damaged_file_in_the_source(pair: Pair, name: str) -> None:
+    """It is named and not published, the others are; once healed it is brought after them."""
     file = pair.source / pair.saved[1].path / name
-    data = bytearray(file.read_bytes())
+    whole = file.read_bytes()
+    data = bytearray(whole)
     data[-1] ^= 1
     file.write_bytes(data)
-    result = pair.sync()
-    assert [problem.name for problem in result.problems] == [str(pair.saved[1])]
-    assert isinstance(result.problems[0].error, Damaged)
-    assert pair.copies() == [pair.saved[0], pair.saved[2]]
+    for _ in range(2):
+        result = pair.sync()
+        assert [problem.name for problem in result.problems] == [str(pair.saved[1])]
+        assert isinstance(result.problems[0].error, Damaged)
+        assert pair.copies() == [pair.saved[0], pair.saved[2]]
+        assert len(os.listdir(pair.target / ".archiver/sessions")) == 1
+    file.write_bytes(whole)
+    assert [step.source for step in pair.sync().done] == [pair.saved[1]]
+    assert damage(pair.target) == [] and pair.lacking() == {}
 
 
 def test_rot_in_an_encrypted_chunk_is_found_without_the_key(tmp_path: Path) -> None:
