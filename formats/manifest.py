@@ -160,9 +160,13 @@ class Manifest:
             return False
         if self.has_unknown:
             raise FormatError("signed manifest has fields that the signature does not cover")
-        if not hmac.compare_digest(crypt.auth_tag(self.canonical()), self.signature):
+        if not self.is_signed_with(crypt):
             raise IntegrityError("manifest signature does not match: it was altered, or signed with another key")
         return True
+
+    def is_signed_with(self, crypt: CryptConfig) -> bool:
+        """Whether the signature is that of this key, whatever fingerprint is named."""
+        return self.signature is not None and hmac.compare_digest(crypt.auth_tag(self.canonical()), self.signature)
 
     @property
     def fingerprint(self) -> bytes | None:

@@ -139,9 +139,7 @@ def generate(passphrase: bytes) -> tuple[bytes, bytes]:
     if not MIN_PASSPHRASE <= len(passphrase) <= MAX_MASTER_PASSPHRASE:
         raise FormatError("new passphrase", expected=f"{MIN_PASSPHRASE} to {MAX_MASTER_PASSPHRASE} bytes")
     key = rsa.generate_private_key(65537, MODULUS_BITS)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -8,8 +8,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.cli.command import ask, call
+from tests.cli.stores import small_tree
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -67,8 +71,78 @@ def test_keys(checkout: Path) -> None:
     start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
     output = run(start + block("archiver key create --hint"), checkout)
     assert output.count("compared bit for bit") == 2
-    assert "1 of 1 protected snapshots were made with this key" in output
+    assert "1 of 1 encrypted or signed snapshots were made with this key" in output
     assert (checkout / "home/.config/archiver/encryption-key.json").exists()
+
+
+MEMBER = re.compile(r"(\w+)(?: [\[{]([^]}]*)[]}](?: or null)?)?(?:, |$)")
+
+
+def documented() -> dict[str, dict[str, set[str]]]:
+    """Of each command the members of its document, and the members of these where they are told."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for commands, text in re.findall(r"^\| (`.*`) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        members = dict(found["key show"]) if text.startswith("the same, ") else {}
+        for name, inner in MEMBER.findall(text.removeprefix("the same, ")):
+            members[name] = set(inner.split(", ")) - {""}
+        found |= dict.fromkeys(re.findall(r"`(.*?)`", commands), members)
+    return found
+
+
+def inner_members(value: object) -> set[str]:
+    if isinstance(value, dict):
+        return set(value)
+    return {name for item in value for name in item} if isinstance(value, list) else set()
+
+
+def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the members that the table names, and no others."""
+    monkeypatch.setenv("ARCHIVER_STORE", str(tmp_path / "store"))
+    for name in ("PASSWORD", "NEW_PASSWORD", "MASTER_PASSWORD"):
+        monkeypatch.setenv(f"ARCHIVER_{name}", "a passphrase")
+    source, pem, out = small_tree(tmp_path / "source"), tmp_path / "master-private.pem", tmp_path / "out"
+    master = ("--master-keyfile", pem)
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "init": (tmp_path / "store",),
+        "key create": ("--kdf", "pbkdf2"),
+        "key show": (),
+        "key change-passphrase": ("--kdf", "pbkdf2"),
+        "key create-master-key": (tmp_path,),
+        "key import-master-pubkey": (tmp_path / "master-public.pem",),
+        "backup": (source,),
+        "snapshots": (),
+        "groups": (),
+        "files": ("latest",),
+        "ls": ("latest", "-R"),
+        "status": (),
+        "protect": ("latest", "--off"),
+        "note": ("latest",),
+        "owner": (),
+        "ns list": (),
+        "prune": ("--keep-last", "1"),
+        "gc": (),
+        "key test": (),
+        "key drill": master,
+        "key recover": (*master, "--kdf", "none", "--force"),
+    }
+    table = documented()
+    assert table.keys() == commands.keys() | {"verify", "restore", "forget"}
+    documents: dict[str, Any] = {}
+    for name, arguments in commands.items():
+        group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
+        documents[name] = ask(*name.split(), *group, *arguments)
+    documents["forget"] = ask("forget", "latest", "--dry-run")
+    chunks = (tmp_path / "store/.chunks").glob("*/*")
+    min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
+    for name, arguments in {"verify": (), "restore": ("latest", out)}.items():
+        done = call(name, *arguments, "--json")
+        assert done.code == 20 and done.document["errors"]
+        documents[name] = done.document
+    for name, document in documents.items():
+        assert document.keys() - {"schema"} == table[name].keys(), name
+        for member, inner in table[name].items():
+            if inner and not (name == "backup" and member == "errors"):
+                assert inner_members(document[member]) == inner, (name, member)
 
 
 def test_library_example(checkout: Path) -> None:

@@ -91,7 +91,7 @@ def find_previous(
         state = store.info(ref).verify_state
         if state is not None and state.get("state") == "failed":
             raise NoReference(f"{ref} failed its verification")
-        if crypt is not None and not snapshot.protected:
+        if crypt is not None and not snapshot.made_with_key:
             raise NoReference(f"{ref} is not signed")
         found = [archive for archive in snapshot.archives() if archive.name == name]
         if not found:

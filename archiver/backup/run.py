@@ -23,7 +23,6 @@ from archiver.backup.streams import Machinery, Stream, StreamResult
 from archiver.backup.tally import FileCounters
 from archiver.backup.unchanged import Unchanged
 from archiver.browse.catalog import ensure, open_catalog
-from archiver.browse.snapshot import WRAPPED_KEY
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
@@ -299,14 +298,14 @@ class _Run:
     def _audit(self, name: str, archived: PreviousArchive | None, reference: Reference) -> Audit | None:
         if archived is None or not self._options.audit:
             return None
-        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        catalog = open_catalog(self._store, self._options.group, name, self._options.crypt)
         contents = archived.snapshot.stream(archived.payload_file)
         turn = next_turn(catalog, self._store.clock.now())
         return Audit(self._options.audit, turn, contents, reference, self._deduplicator.distrust)
 
     def _open_catalog(self, name: str, session: Session) -> tuple[PreviousRun | None, RunWriter | None]:
         """The newest run that is recorded of an archive, and what records this one."""
-        catalog = open_catalog(self._store, self._options.group, name, self._chunk_crypt)
+        catalog = open_catalog(self._store, self._options.group, name, self._options.crypt)
         if catalog is None:
             return None, None
         newest = catalog.newest()
@@ -354,9 +353,9 @@ class _Run:
         if self._options.wrapped_key is None:
             return
         stored = blob.encode(self._options.wrapped_key, compress=False)
-        self._put(session, WRAPPED_KEY, stored)
+        self._put(session, names.WRAPPED_KEY, stored)
         csum = sha256(stored).digest()
-        self._manifest_files.append(FileInfo(WRAPPED_KEY, self._options.crypt_mode, len(stored), csum))
+        self._manifest_files.append(FileInfo(names.WRAPPED_KEY, self._options.crypt_mode, len(stored), csum))
 
     def _put(self, session: Session, name: str, data: bytes) -> None:
         path = session.file(name)

@@ -14,7 +14,7 @@ _PROGRESS_BYTES = 64 << 20
 
 @dataclass(slots=True)
 class FileCounters:
-    """Files of a run. ``problems`` are reported one by one as events and kept here for the result."""
+    """Files of a run."""
 
     total: int = 0
     unchanged: int = 0

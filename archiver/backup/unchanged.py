@@ -118,7 +118,7 @@ def _row(level: Level, entry: SourceEntry) -> bytes:
 
 
 def _has_metadata(level: Level, entry: SourceEntry, item: bytes) -> bool:
-    """Whether all metadata of a file are as in its old items."""
+    """Whether all metadata of a file are as in its old items (spec change-detection.md 5.2)."""
     if entry.stat.st_size != int.from_bytes(item[-8:], "little"):
         return False
     try:

@@ -44,8 +44,8 @@ _SAY_FROM = 64 << 20  # bytes of an archive that takes so long to read that it i
 
 
 def open_catalog(store: Store, group: GroupRef, name: str, crypt: CryptConfig | None) -> Catalog | None:
-    """The catalog of the archives ``name`` (``x.pxar``) of a group. ``crypt``: the key if they are encrypted, not if
-    they are only signed. None without a database."""
+    """The catalog of the archives ``name`` (``x.pxar``) of a group. ``crypt``: the key if they are encrypted or signed:
+    what the next backup leans on must be proven, too. None without a database."""
     database = store.database
     return None if database is None else Catalog(database, group, name, Seal(crypt, store.random))
 
@@ -58,7 +58,7 @@ def ensure(snapshot: Snapshot, name: str) -> Catalog | None:
     """
     archive = snapshot.archive(name)
     tree = snapshot.tree(archive)
-    key = snapshot.crypt if tree.metadata_file.crypt_mode == "encrypt" else None
+    key = snapshot.crypt if tree.metadata_file.crypt_mode != "none" else None
     catalog = open_catalog(snapshot.store, snapshot.ref.group, archive.name, key)
     if catalog is None:
         return None

@@ -12,7 +12,7 @@ from archiver.browse.stream import ChunkStream, Cursor
 from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, Unsigned, UsageError
 from archiver.store.chunks import ChunkReader
 from archiver.store.indexes import Index, open_index
-from archiver.store.layout import SnapshotRef
+from archiver.store.layout import WRAPPED_KEY, SnapshotRef
 from archiver.store.snapshots import made_with_key, read_small
 from archiver.store.store import Store
 from formats import blob
@@ -24,7 +24,6 @@ from formats.pxar.decoder import Decoder
 from formats.wire import Buffer
 
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
-WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +61,13 @@ class Snapshot:
         self.allow_unsigned = allow_unsigned
         self.key_in_use = False  # set it for a key, too, that was not loaded because nothing in here is of it
         self.crypt: CryptConfig | None = None
-        if self.protected and self.manifest.signature is None:
+        if self.made_with_key and self.manifest.signature is None:
             raise Damaged(f"the manifest of {ref} has lost its signature", hint="somebody may have altered it")
         if crypt is not None:
             self.unlock(crypt)
 
     @property
-    def protected(self) -> bool:
+    def made_with_key(self) -> bool:
         """Whether it was encrypted or signed."""
         return made_with_key(self.manifest)
 
@@ -77,6 +76,8 @@ class Snapshot:
         fingerprint = self.manifest.fingerprint
         self.key_in_use = True
         if fingerprint is not None and fingerprint != crypt.fingerprint:
+            if self.manifest.is_signed_with(crypt):
+                raise Damaged(f"the manifest of {self.ref} was altered: it names another key than its signature's")
             raise KeyProblem(
                 f"{self.ref} was made with the key {short_fingerprint(fingerprint)},"
                 f" the key given is {short_fingerprint(crypt.fingerprint)}"
@@ -150,7 +151,7 @@ class Snapshot:
         """Raises KeyProblem without the key that ``file`` is encrypted with or that proves it, Unsigned (see above)."""
         if file.filename == WRAPPED_KEY:  # for those who have lost the key, of use to nobody else
             return
-        if self.protected and self.crypt is None:
+        if self.made_with_key and self.crypt is None:
             fingerprint = self.manifest.fingerprint
             which = f" {short_fingerprint(fingerprint)}" if fingerprint is not None else ""
             hint = f"give its key{which} with --keyfile"
@@ -159,7 +160,7 @@ class Snapshot:
             if not self.allow_unsigned:
                 text = f"{self.ref} is signed, and whether it was altered cannot be told without its key"
                 raise KeyProblem(text, hint=f"{hint}, or take it as it is with --allow-unsigned")
-        elif not self.protected and self.key_in_use and not self.allow_unsigned and self._group_is_signed():
+        elif not self.made_with_key and self.key_in_use and not self.allow_unsigned and self._group_is_signed():
             raise Unsigned(
                 f"{self.ref} is unsigned, other snapshots of its group are signed: somebody may have put it there",
                 hint="if you trust it: --allow-unsigned",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -100,9 +101,18 @@ def verify(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig | None,
     return _Verification(store, crypt, listener).run(refs)
 
 
+def any_made_with_key(store: Store, refs: Iterable[SnapshotRef]) -> bool:
+    """Whether a key is of use to check ``refs``. It looks at manifests only."""
+    for ref in refs:
+        with suppress(ArchiverError):  # unfinished or damaged
+            if made_with_key(store.manifest(ref)):
+                return True
+    return False
+
+
 def require_fitting_key(store: Store, refs: Iterable[SnapshotRef], crypt: CryptConfig) -> None:
     """Raises KeyProblem when ``refs`` were made with keys, but none with this one. It looks at manifests only."""
-    other: tuple[SnapshotRef, bytes] | None = None
+    others: set[str] = set()
     for ref in refs:
         try:
             manifest = store.manifest(ref)
@@ -112,12 +122,13 @@ def require_fitting_key(store: Store, refs: Iterable[SnapshotRef], crypt: CryptC
         if fingerprint == crypt.fingerprint or (fingerprint is None and made_with_key(manifest)):
             return
         if fingerprint is not None:
-            other = ref, fingerprint
-    if other is not None:
-        ref, fingerprint = other
-        theirs, ours = short_fingerprint(fingerprint), short_fingerprint(crypt.fingerprint)
-        hint = "without a key everything is checked that can be"
-        raise KeyProblem(f"{ref} was made with the key {theirs}, the key given is {ours}", hint=hint)
+            others.add(short_fingerprint(fingerprint))
+    if others:
+        raise KeyProblem(
+            f"nothing here was made with the key {short_fingerprint(crypt.fingerprint)},"
+            f" but with {', '.join(sorted(others))}",
+            hint="--without-key checks everything that can be checked without one",
+        )
 
 
 class _Verification:
@@ -153,11 +164,11 @@ class _Verification:
     def _open(self, ref: SnapshotRef) -> Snapshot:
         snapshot = Snapshot(self._store, ref, manifest=self._store.manifest(ref, from_file=True), allow_unsigned=True)
         try:
-            if self._crypt is not None and snapshot.protected:
+            if self._crypt is not None and snapshot.made_with_key:
                 snapshot.unlock(self._crypt)
         except KeyProblem as error:
             self._listener(Notice(f"{error}; its chunks are checked without a key", "warning"))
-        state = "unsigned" if not snapshot.protected else "unchecked" if snapshot.crypt is None else "valid"
+        state = "unsigned" if not snapshot.made_with_key else "unchecked" if snapshot.crypt is None else "valid"
         self._result.signatures[state].append(str(ref))
         return snapshot
 

@@ -79,16 +79,18 @@ class Context:
     def open_snapshot(
         self, store: Store, text: str, *, allow_unsigned: bool = False, with_key: bool = True
     ) -> Snapshot:
-        """The snapshot a user names; nobody removes it before the store is closed. A key that was not asked for is not
-        needed where nothing is protected: it is not loaded then, but it counts as one in use. ``with_key`` False: no
-        key is."""
+        """The snapshot a user names; nobody removes it before the store is closed.
+
+        A key that was not asked for is not needed where nothing is protected: it is not loaded then, but it counts as
+        one in use. ``with_key`` False: no key is.
+        """
         from archiver.browse.snapshot import Snapshot
 
         ref = store.find(text, self.namespace)
         store.hold(ref)
         snapshot = Snapshot(store, ref, allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
-        if with_key and (self.keyfile is not None or snapshot.protected):
+        if with_key and (self.keyfile is not None or snapshot.made_with_key):
             crypt = self.key()
             try:
                 if crypt is not None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options, prompt
-from archiver.cli.master import create_master_key, drill, import_master_pubkey, recover
+from archiver.cli.master import KDFS, create_master_key, drill, import_master_pubkey, recover
 from archiver.cli.output import Output, printable
-from archiver.errors import KeyProblem, UsageError
+from archiver.errors import EXIT_DAMAGED, EXIT_OK, KeyProblem, UsageError
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _KDF = click.option(
     "--kdf",
-    type=click.Choice(["scrypt", "pbkdf2", "none"]),
+    type=KDFS,
     default="scrypt",
     show_default=True,
     help="How the passphrase protects the key; none: there is no passphrase.",
@@ -106,6 +106,8 @@ def change_passphrase(context: Context, path: str | None, kdf: str, hint: str | 
     check_hint(kdf, hint)
     old = unlock(read_key_file(place), place, os.environ, prompt)
     made = protect(old.crypt, place, kdf, hint, old.file.created, os.environ, prompt, NEW_PASSWORD)
+    if read_key_file(place) != old.file:  # a prompt can stand there for hours
+        raise KeyProblem(f"somebody else has changed {place} meanwhile", hint="nothing was written")
     write_file(place, made.encode(), force=True)
     _tell(context.output, place, made)
 
@@ -142,68 +144,67 @@ def paper(context: Context, path: str | None, form: str, subject: str | None) ->
 @key.command()
 @click.argument("path", required=False)
 @global_options
-def test(context: Context, path: str | None) -> None:
+@click.pass_context
+def test(ctx: click.Context, context: Context, path: str | None) -> None:
     """Prove a key file and its passphrase; with a store also that its snapshots were made with this key."""
     from archiver.cli.context import default_store
     from archiver.keys.ring import read_key_file, unlock
+    from formats.crypt import short_fingerprint
 
     place, output = _place(context, path), context.output
     unlocked = unlock(read_key_file(place), place, os.environ, prompt)
     document = {"schema": 1, **_described(place, unlocked.file), "fingerprint": unlocked.crypt.fingerprint.hex(":")}
     document |= {"unlocked": True, "fingerprint_compared": unlocked.file.fingerprint is not None, "store": None}
     _summarize(output, "unlocked", place, unlocked.crypt, unlocked.file.fingerprint is not None)
-    problem = None
+    damaged = False
     if not context.uses_default_store() or os.path.exists(default_store()):
         with context.open_store(output) as store:
             found = _made_with(store, context.namespace, unlocked.crypt)
             document["store"] = {"path": store.layout.base, **found}
         output.summary(
-            f"{found['with_this_key']} of {found['protected']} protected snapshots were made with this key"
-            f" ({found['plain']} are not protected)"
+            f"{found['with_this_key']} of {found['with_keys']} encrypted or signed snapshots were made with this key"
+            f" ({found['plain']} are plain)"
         )
         for other in found["other_keys"]:
             output.summary(f"  other snapshots need the key {other}")
         for text in found["problems"]:
-            output.summary(f"  {text}")
-        if found["protected"] and not found["with_this_key"]:
-            problem = KeyProblem(
-                f"no snapshot of this store was made with the key {unlocked.crypt.fingerprint[:8].hex(':')}",
+            output.line(f"  {text}")
+        if found["other_keys"] and not found["with_this_key"]:
+            raise KeyProblem(
+                f"no snapshot of this store was made with the key {short_fingerprint(unlocked.crypt.fingerprint)}",
                 hint="the key itself is good; the snapshots need: " + ", ".join(found["other_keys"]),
             )
-    if problem is not None:
-        raise problem
+        damaged = bool(found["problems"])
     if output.as_json:
         output.document(document)
+    ctx.exit(EXIT_DAMAGED if damaged else EXIT_OK)
 
 
 def _made_with(store: Store, namespace: str, crypt: CryptConfig) -> dict[str, Any]:
     """Which snapshots open with the key: the signature of each is checked."""
     from archiver.browse.snapshot import Snapshot
     from archiver.errors import Damaged, NotFound
-    from archiver.store.layout import SnapshotRef
     from formats.crypt import short_fingerprint
 
-    numbers = {"plain": 0, "protected": 0, "with_this_key": 0}
+    numbers = {"plain": 0, "with_keys": 0, "with_this_key": 0}
     others: set[str] = set()
     problems: list[str] = []
-    for below in store.namespaces(namespace):
-        for group in store.groups(below):
-            for when in store.times(group):
-                try:
-                    snapshot = Snapshot(store, SnapshotRef(group, when))
-                    if not snapshot.protected:
-                        numbers["plain"] += 1
-                        continue
-                    numbers["protected"] += 1
-                    snapshot.unlock(crypt)
-                    numbers["with_this_key"] += 1
-                except NotFound:
-                    continue  # unfinished
-                except KeyProblem:
-                    fingerprint = snapshot.manifest.fingerprint
-                    others.add("of an unknown fingerprint" if fingerprint is None else short_fingerprint(fingerprint))
-                except Damaged as error:
-                    problems.append(str(error))
+    for ref in store.snapshots(namespace):
+        try:
+            snapshot = Snapshot(store, ref)
+            if not snapshot.made_with_key:
+                numbers["plain"] += 1
+                continue
+            numbers["with_keys"] += 1
+            snapshot.unlock(crypt)
+            numbers["with_this_key"] += 1
+        except NotFound:
+            continue  # unfinished
+        except KeyProblem:
+            fingerprint = snapshot.manifest.fingerprint
+            others.add("of an unknown fingerprint" if fingerprint is None else short_fingerprint(fingerprint))
+        except Damaged as error:
+            problems.append(str(error))
     return {**numbers, "other_keys": sorted(others), "problems": problems}
 
 

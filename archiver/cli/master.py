@@ -11,7 +11,7 @@ import click
 
 from archiver.cli.context import Context, global_options, prompt
 from archiver.cli.output import Output, size_text
-from archiver.errors import KeyProblem, NotFound, UsageError
+from archiver.errors import ArchiverError, KeyProblem, NotFound, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from archiver.store.layout import SnapshotRef
     from archiver.store.store import Store
     from formats.paperkey import PaperKey
+
+KDFS = click.Choice(["scrypt", "pbkdf2", "none"])
 
 _FORCE = click.option("--force", is_flag=True, help="Overwrite files that are there.")
 _MASTER = click.option("--master-keyfile", metavar="PEM", help="The private master key; also typed in from paper.")
@@ -67,7 +69,7 @@ def import_master_pubkey(context: Context, file: str, force: bool) -> None:
 @_MASTER
 @_PAPER
 @click.option("--output", "-o", "target", metavar="PATH", help="The key file to write. Default: your own one.")
-@click.option("--kdf", type=click.Choice(["scrypt", "pbkdf2", "none"]), help="As for create; default: scrypt.")
+@click.option("--kdf", type=KDFS, help="As for create; default: scrypt.")
 @click.option("--hint", metavar="TEXT", help="What helps you remember the new passphrase.")
 @_FORCE
 @global_options
@@ -98,9 +100,7 @@ def recover(
     if snapshot is not None and (encrypted_keyfile is not None or paper_file is not None):
         raise UsageError("the key comes from one place: SNAPSHOT, --encrypted-keyfile or --paper")
     if paper_file is not None and (kdf or hint):
-        raise UsageError(
-            "a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase"
-        )
+        raise UsageError("a paper key keeps its passphrase and hint", hint="afterwards: archiver key change-passphrase")
     if target == "":
         raise UsageError("the path of the key file is empty")
     output, place = context.output, target or configuration(os.environ, KEY_NAME)
@@ -123,9 +123,8 @@ def recover(
                 ref = store.find(snapshot or "latest", context.namespace)
                 found = unwrap(private, _wrapped(store, ref), str(ref))
                 _opened(store, ref, found)
-        made = protect(
-            found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD
-        )
+                _tell_other_keys(output, store, ref, found)
+        made = protect(found.crypt, place, kdf, hint, found.file.created, os.environ, prompt, PASSWORD, NEW_PASSWORD)
     write_file(place, made.encode(), force=force)
     fingerprint = None if made.fingerprint is None else made.fingerprint.hex(":")
     if output.as_json:
@@ -175,6 +174,7 @@ def drill(context: Context, snapshot: str | None, master_keyfile: str | None, pa
         output.summary(f"the key {fingerprint} comes back from {way}")
         opened = _opened(store, ref, found)
         output.summary(f"it is the key of {ref}, whose signature is right")
+        _tell_other_keys(output, store, ref, found)
         restored = run(opened, output.hear)
     output.summary(
         f"{restored.path} of {restored.archive} ({size_text(restored.size)}) was restored with it, read again and"
@@ -213,15 +213,7 @@ def _tell_checksum(output: Output, typed: PaperKey) -> None:
 
 def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
     """Raises NotFound; Damaged where a newer one cannot be read: finding that out is what a drill is for."""
-    from archiver.store.layout import SnapshotRef
-
-    refs = (
-        SnapshotRef(group, when)
-        for below in store.namespaces(namespace)
-        for group in store.groups(below)
-        for when in store.times(group)
-    )
-    for ref in sorted(refs, key=lambda ref: ref.time, reverse=True):
+    for ref in sorted(store.snapshots(namespace), key=lambda ref: ref.time, reverse=True):
         with suppress(NotFound):  # unfinished
             if any(file.crypt_mode == "encrypt" for file in store.manifest(ref).files):
                 return ref
@@ -230,7 +222,8 @@ def _newest_encrypted(store: Store, namespace: str) -> SnapshotRef:
 
 def _wrapped(store: Store, ref: SnapshotRef) -> bytes:
     """The wrapped key that is kept with a snapshot; it is read without the key."""
-    from archiver.browse.snapshot import WRAPPED_KEY, Snapshot
+    from archiver.browse.snapshot import Snapshot
+    from archiver.store.layout import WRAPPED_KEY
 
     snapshot = Snapshot(store, ref)
     file = snapshot.manifest.file(WRAPPED_KEY)
@@ -240,6 +233,22 @@ def _wrapped(store: Store, ref: SnapshotRef) -> bytes:
             hint="it was made without one; see: archiver key import-master-pubkey --help",
         )
     return snapshot.blob(file)
+
+
+def _tell_other_keys(output: Output, store: Store, ref: SnapshotRef, key: UnlockedKey) -> None:
+    """Whoever has the store and the public master key can put a snapshot there, with the wrapped key of their own."""
+    from archiver.store.layout import SnapshotRef
+    from formats.crypt import short_fingerprint
+
+    others = set()
+    for when in store.times(ref.group):
+        with suppress(ArchiverError):  # unfinished or damaged
+            fingerprint = store.manifest(SnapshotRef(ref.group, when)).fingerprint
+            if fingerprint not in (None, key.crypt.fingerprint):
+                others.add(short_fingerprint(fingerprint))
+    if others:
+        output.message(f"warning: other snapshots of {ref.group} were made with the key {', '.join(sorted(others))}")
+        output.message(f"  If you have not changed keys, {ref} is not yours: recover the key from another one.")
 
 
 def _opened(store: Store, ref: SnapshotRef, key: UnlockedKey) -> Snapshot:

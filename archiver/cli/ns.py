@@ -68,9 +68,7 @@ def _depth(namespace: str) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask before groups are forgotten.")
 @global_options
 @click.pass_context
-def delete(
-    ctx: click.Context, context: Context, namespace: str, delete_groups: bool, dry_run: bool, yes: bool
-) -> None:
+def delete(ctx: click.Context, context: Context, namespace: str, delete_groups: bool, dry_run: bool, yes: bool) -> None:
     """Remove a NAMESPACE and those in it. Protected snapshots stay, and what they are in."""
     from archiver.store import namespaces
 

@@ -191,4 +191,3 @@ def _shortfall(plan: RemovalPlan, outcome: Outcome) -> ArchiverError | None:
         hint = f"allow it with: archiver protect --off {plan.protected[0]}"
         return Skipped(f"protected, and still there: {names}", hint=hint)
     return None
-

@@ -33,8 +33,8 @@ def restore(
 
     The signature of a snapshot that was made with a key is checked before anything is restored.
     """
-    from archiver.browse.snapshot import WRAPPED_KEY
     from archiver.restore.run import restore as run
+    from archiver.store.layout import WRAPPED_KEY
 
     output = context.output
     with context.open_store(output) as store:

@@ -9,7 +9,7 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_DAMAGED, EXIT_OK
+from archiver.errors import EXIT_DAMAGED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.verify import VerifyResult
@@ -19,32 +19,31 @@ _FILES_SHOWN = 20
 
 @click.command()
 @click.argument("snapshot", required=False)
+@click.option("--without-key", is_flag=True, help="Take no key, also where there is one: no passphrase is needed.")
 @global_options
 @click.pass_context
-def verify(ctx: click.Context, context: Context, snapshot: str | None) -> None:
+def verify(ctx: click.Context, context: Context, snapshot: str | None, without_key: bool) -> None:
     """Read everything back and check it: the whole store, or one SNAPSHOT.
 
     With the key encrypted chunks are checked completely. Without it their kind and CRC are checked, and the BLAKE3 of
     their stored bytes where the database has it from the backup or from a verification with the key. What was not
     checked is told.
     """
-    from archiver.browse.verify import require_fitting_key
+    from archiver.browse.verify import any_made_with_key, require_fitting_key
     from archiver.browse.verify import verify as run
-    from archiver.store.layout import SnapshotRef
 
     output = context.output
+    if without_key and context.keyfile is not None:
+        raise UsageError("--without-key and --keyfile exclude each other")
     with context.open_store(output) as store:
         if snapshot is not None:
             refs = [store.find(snapshot, context.namespace)]
         else:
-            refs = [
-                SnapshotRef(group, when)
-                for namespace in store.namespaces(context.namespace)
-                for group in store.groups(namespace)
-                for when in reversed(store.times(group))
-            ]
-        crypt = context.key()
-        if crypt is not None and context.chosen_keyfile() is not None:
+            refs = list(store.snapshots(context.namespace))
+        crypt, is_chosen = None, context.chosen_keyfile() is not None
+        if not without_key and (is_chosen or any_made_with_key(store, refs)):
+            crypt = context.key()
+        if crypt is not None and is_chosen:
             require_fitting_key(store, refs, crypt)
         result = run(store, refs, crypt, output.hear)
     if output.as_json:

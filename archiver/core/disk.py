@@ -127,6 +127,15 @@ class Disk:
         os.mkdir(path, mode)
         os.chmod(path, mode)
 
+    def ensure_directory(self, path: str, mode: int) -> None:
+        """mkdir where there is nothing. Raises Damaged where there is something else, a symlink too: with it, whoever
+        had the drive could have us write, and remove, anywhere."""
+        try:
+            self.make_directory(path, mode)
+        except FileExistsError:
+            if not is_directory(path):
+                raise Damaged(f"{path} is not a directory", hint="look at what it is, then remove it") from None
+
     def make_directories(self, path: str, mode: int) -> None:
         """mkdir with parents; existing ones are left as they are. Each new directory's parent is made durable."""
         if os.path.isdir(path):
@@ -195,7 +204,12 @@ class Disk:
             pass
 
     def remove_tree(self, path: str) -> None:
-        """Remove a directory of plain files and directories (ours: two levels at most); missing is fine."""
+        """Remove a directory of plain files and directories (ours: two levels at most); missing is fine.
+
+        Raises OSError, also for a symlink: what it leads to is not ours.
+        """
+        if os.path.islink(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         try:
             with os.scandir(path) as entries:
                 children = list(entries)

@@ -32,14 +32,6 @@ def lock_range(fd: int, start: int, length: int, *, exclusive: bool) -> bool:
     return True
 
 
-def _try_flock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def wait_range(fd: int, start: int, length: int, *, exclusive: bool) -> None:
     """The same, waiting for those who hold it. Locking again what this open file holds changes its kind."""
     kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
@@ -55,6 +47,14 @@ def range_is_locked(fd: int, start: int, length: int) -> bool:
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
     kind: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
     return kind != fcntl.F_UNLCK
+
+
+def _try_flock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class DirectoryLock:

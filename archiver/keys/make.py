@@ -14,8 +14,6 @@ from formats.crypt import IV_SIZE, KEY_SIZE, CryptConfig
 from formats.errors import FormatError
 from formats.keyfile import Kdf, KeyFile, KeyTime, Pbkdf2, Scrypt
 
-KDFS = ("scrypt", "pbkdf2", "none")
-
 _SALT_SIZE = 32
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
@@ -76,9 +74,14 @@ def protect(
 
 
 def check_free(path: str, force: bool) -> None:
-    """Raises UsageError where a file would be overwritten that may not be."""
-    if os.path.isdir(path):
+    """Raises UsageError where no file can be, or one would be overwritten that may not be."""
+    directory = os.path.dirname(path) or "."
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        raise UsageError(f"{directory} is no directory")
+    if os.path.isdir(path) or path.endswith("/"):
         raise UsageError(f"{path} is a directory", hint="name the file to write")
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/null must stay what it is
+        raise UsageError(f"{path} is no regular file", hint="name the file to write")
     if not force and os.path.lexists(path):
         raise UsageError(f"{path} exists already", hint="--force overwrites it")
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
 PRIVATE_NAME = "master-private.pem"
-WRAPPED_KEY = "rsa-encrypted.key"  # as an archive of a snapshot
 
 _LARGEST_WRAPPED = masterkey.LARGEST_MODULUS + blob.ENCRYPTED_HEADER
 
@@ -82,9 +81,7 @@ def load_private(path: str, environment: Mapping[str, str], prompt: Prompt) -> R
     return open_private(read_file(path, "private master key", MAX_TEXT), path, environment, prompt)
 
 
-def open_private(
-    data: bytes, path: str, environment: Mapping[str, str], prompt: Prompt
-) -> RSAPrivateKey:
+def open_private(data: bytes, path: str, environment: Mapping[str, str], prompt: Prompt) -> RSAPrivateKey:
     """The same of the contents of ``path``."""
     try:
         if not data.startswith(b"-----BEGIN"):
@@ -108,7 +105,7 @@ def read_wrapped(path: str) -> bytes:
     """A wrapped key as it was restored from a snapshot, or as it is stored in one. Raises KeyProblem."""
     data = read_file(path, "wrapped key", _LARGEST_WRAPPED)
     if len(data) > _LARGEST_WRAPPED or not data:
-        raise KeyProblem(f"{path} is no wrapped key", hint=f"restore it with: --archive {WRAPPED_KEY}")
+        raise KeyProblem(f"{path} is no wrapped key", hint="restore it with: --archive rsa-encrypted.key")
     try:
         return bytes(blob.decode(data)) if data.startswith(blob.PLAIN_MAGIC) else data
     except FormatError as error:

@@ -21,6 +21,8 @@ MASTER_PASSWORD = "ARCHIVER_MASTER_PASSWORD"
 KEY_NAME = "encryption-key.json"
 PUBLIC_NAME = "master-public.pem"
 
+_SECRETS = (PASSWORD, NEW_PASSWORD, MASTER_PASSWORD)
+_STDERR = 2
 _LARGEST_PASSPHRASE = 4096
 _COMMAND_SECONDS = 120
 _SECONDS_TO_WAIT = 120.0  # for who writes into a pipe
@@ -101,7 +103,7 @@ def read_file(path: str, what: str, limit: int) -> bytes:
                 if block is None:  # nothing yet
                     select.select([fd], [], [], max(0.0, deadline - Clock().steady()))
                     if Clock().steady() >= deadline:
-                        raise TimeoutError(errno.ETIMEDOUT, f"nothing came for {_SECONDS_TO_WAIT} seconds")
+                        raise TimeoutError(errno.ETIMEDOUT, f"nothing came for {_SECONDS_TO_WAIT:g} seconds")
                     continue
                 if not block:
                     break
@@ -160,24 +162,45 @@ def _where_from(variable: str) -> str:
 
 
 def _from_descriptor(value: str) -> bytes:
+    """It is closed, unless it is stdin, stdout or stderr: a file that is opened later must not take their place."""
     if not (value.isascii() and value.isdigit() and len(value) < 10):
         raise OSError(errno.EBADF, "it is no number of a descriptor")
-    with os.fdopen(int(value), "rb") as file:
-        return file.readline(_LARGEST_PASSPHRASE + 1)
+    with os.fdopen(int(value), "rb", buffering=0, closefd=int(value) > _STDERR) as file:
+        return _read_line(file.fileno())
 
 
 def _from_file(value: str) -> bytes:
-    with open(value, "rb") as file:
-        return file.readline(_LARGEST_PASSPHRASE + 1)
+    fd = os.open(value, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(fd, "rb", buffering=0):
+        return _read_line(fd)
+
+
+def _read_line(fd: int) -> bytes:
+    """Who writes into a pipe is waited for, also who has not opened it yet, but not for ever."""
+    deadline = Clock().steady() + _SECONDS_TO_WAIT
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    os.read(fd, 0)  # says at once where reading makes no sense
+    line = b""
+    while b"\n" not in line and len(line) <= _LARGEST_PASSPHRASE:
+        if not waiting.poll(max(0.0, deadline - Clock().steady()) * 1000):
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing came for {_SECONDS_TO_WAIT:g} seconds")
+        block = os.read(fd, _LARGEST_PASSPHRASE + 1 - len(line))
+        if not block:
+            break
+        line += block
+    return line
 
 
 def _from_command(value: str) -> bytes:
     """The command has to succeed, and soon. Only its shell is killed when it does not: in a process group of its own a
-    command could not ask on the terminal."""
+    command could not ask on the terminal. It is not told other passphrases: it may start what lives on, like an agent.
+    """
     import subprocess
 
     deadline = Clock().steady() + _COMMAND_SECONDS
-    with subprocess.Popen(value, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    told = {name: text for name, text in os.environ.items() if name not in _SECRETS}
+    with subprocess.Popen(value, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=told) as process:
         assert process.stdout is not None
         try:
             output = _read_until(deadline, process.stdout.fileno())

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archiver.browse.snapshot import WRAPPED_KEY, ArchiveFiles, Snapshot, Tree
+from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.browse.stream import Cursor
 from archiver.core import linux
 from archiver.core.disk import explained
 from archiver.core.events import Listener
 from archiver.errors import Damaged, NotFound
 from archiver.restore.run import restore
+from archiver.store.layout import WRAPPED_KEY
 from formats.errors import FormatError
 from formats.pxar.decoder import LEAVE, Decoder, LeaveDirectory
 from formats.pxar.items import Entry
@@ -38,7 +39,7 @@ def drill(snapshot: Snapshot, listener: Listener) -> Restored:
     """
     sample = _Sample(snapshot)
     chosen = sample.choose()
-    with explained("write", tempfile.gettempdir()):
+    with explained("write into", "a directory for temporary files"):
         directory = tempfile.TemporaryDirectory(prefix="archiver-drill-")
     with directory as place:
         result = restore(sample, [chosen], os.path.join(place, "restored"), verify=True, listener=listener)

@@ -76,10 +76,7 @@ def read_identity(base: str) -> Identity | None:
 def write_identity(base: str, identity: Identity, disk: Disk) -> None:
     layout = Layout(base)
     with explained("write", layout.identity):
-        try:
-            disk.make_directory(layout.private, names.PRIVATE_MODE)
-        except FileExistsError:
-            pass
+        disk.ensure_directory(layout.private, names.PRIVATE_MODE)
         disk.sync_directory(base)
         disk.put(layout.identity, [identity.encode()], names.FILE_MODE, sync=True)
 
@@ -88,10 +85,7 @@ def identify(base: str, disk: Disk, random: Random) -> Identity:
     """The identity of the store at ``base``; one that has none gets it now, the same for all who ask at once."""
     layout = Layout(base)
     with explained("write", layout.private):
-        try:
-            disk.make_directory(layout.private, names.PRIVATE_MODE)
-        except FileExistsError:
-            pass
+        disk.ensure_directory(layout.private, names.PRIVATE_MODE)
         with DirectoryLock(layout.private, wait_seconds=_IDENTIFY_WAIT):
             identity = read_identity(base)
             if identity is None:

@@ -23,6 +23,7 @@ GC_STATUS = ".gc-status"
 
 MANIFEST = "index.json.blob"
 CLIENT_LOG = "client.log.blob"
+WRAPPED_KEY = "rsa-encrypted.key.blob"  # carries the snapshot's mode but is never encrypted with its key
 PROTECTED = ".protected"
 OWNER = "owner"
 NOTES = "notes"

@@ -97,10 +97,7 @@ class Session:
     def _register(self, random: Random, opened: ExitStack) -> None:
         disk, sessions = self.disk, self._layout.sessions
         for path in (self._layout.private, sessions):
-            try:
-                disk.make_directory(path, names.PRIVATE_MODE)
-            except FileExistsError:
-                pass
+            disk.ensure_directory(path, names.PRIVATE_MODE)
         self._remove_dead()
         self.start = self._clock.now()
         self.id = f"{format_time(self.start)}-{random(4).hex()}"
@@ -260,6 +257,7 @@ class Session:
     def _make_group(self, group: GroupRef, owner: str) -> None:
         path = self._layout.group(group)
         self.disk.make_directories(path, names.SNAPSHOT_MODE)
+        self.disk.ensure_directory(path, names.SNAPSHOT_MODE)
         owner_file = os.path.join(path, names.OWNER)
         if not os.path.lexists(owner_file):
             self.disk.put(owner_file, [owner.encode() + b"\n"], names.FILE_MODE, sync=True)

@@ -179,6 +179,13 @@ class Store:
     def times(self, group: GroupRef) -> list[int]:
         return snapshots.times(self.layout, group)
 
+    def snapshots(self, namespace: str = "") -> Iterator[SnapshotRef]:
+        """Every snapshot directory at or below ``namespace``, unfinished ones too; of each group the newest first."""
+        for below in self.namespaces(namespace):
+            for group in self.groups(below):
+                for when in reversed(self.times(group)):
+                    yield SnapshotRef(group, when)
+
     def owner(self, group: GroupRef) -> str | None:
         return snapshots.owner(self.layout, group)
 
@@ -291,20 +298,20 @@ class Store:
         if self.read_only:
             raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
 
-    def identify(self) -> None:
-        """The same; a store made by PBS gets its identity."""
-        self.check_writable()
-        if self.identity is None:
-            self._close_database()  # readers have had their database elsewhere
-            self._database_tried = False
-            self.identity = creation.identify(self.layout.base, self.disk, self.random)
-
     def session(self) -> Session:
         """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
         self.identify()
         session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
         self.chunks.began(session.start)
         return session
+
+    def identify(self) -> None:
+        """A store made by PBS gets an identity of its own. Raises UsageError on one that cannot be written."""
+        self.check_writable()
+        if self.identity is None:
+            self._close_database()  # readers have had their database elsewhere
+            self._database_tried = False
+            self.identity = creation.identify(self.layout.base, self.disk, self.random)
 
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""

@@ -155,9 +155,9 @@ def test_altered_manifest(store: Store) -> None:
 def test_signature_of_plain_archives(store: Store) -> None:
     """Whatever the manifest says of its archives: what is signed must have been signed so."""
     signed = manifest("a.pxar.didx").sign(KEY)
-    assert Snapshot(store, REF, KEY, manifest=signed).protected
+    assert Snapshot(store, REF, KEY, manifest=signed).made_with_key
     bare = Manifest("host", "x", REF.time, signed.files, {}, signed.signature)
-    assert Snapshot(store, REF, KEY, manifest=bare).protected
+    assert Snapshot(store, REF, KEY, manifest=bare).made_with_key
     other = Manifest("host", "x", REF.time, manifest("b.pxar.didx").files, {}, signed.signature)
     with pytest.raises(Damaged, match="was altered"):
         Snapshot(store, REF, KEY, manifest=other)

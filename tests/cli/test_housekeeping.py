@@ -190,9 +190,7 @@ def test_snapshot_that_is_read_is_skipped(five: Path) -> None:
         done = call("--store", five, "prune", "--keep-last", "3", "--json")
         assert done.code == 14 and done.document["error"]["code"] == "skipped"
         assert done.document["removed"] == [name(1)]
-        assert done.document["skipped"] == [
-            {"snapshot": name(0), "reason": f"{name(0)} is in use by another process"}
-        ]
+        assert done.document["skipped"] == [{"snapshot": name(0), "reason": f"{name(0)} is in use by another process"}]
         done = call("--store", five, "prune", "--keep-last", "3")
         assert done.code == 14 and f"not removed: {name(0)} is in use" in done.err
         assert reader.stdin is not None

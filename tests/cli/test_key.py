@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from formats.keyfile import KeyFile, Pbkdf2, Scrypt
+from formats import blob
+from formats.crypt import CryptConfig
+from formats.keyfile import KeyFile, KeyTime, Pbkdf2, Scrypt
 from formats.paperkey import PaperKey
 from tests.cli.command import Argument, ask, call
 from tests.cli.stores import filled_store
@@ -219,6 +222,23 @@ def test_change_passphrase_at_a_terminal(own: Path, passphrase: str, monkeypatch
     assert KeyFile.decode(own.read_bytes()).unlock(b"new passphrase")
 
 
+def test_key_that_was_exchanged_while_a_person_was_asked(
+    own: Path, passphrase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing the old key over the new one would lose it."""
+    ask("key", "create")
+    new = KeyFile.wrap(CryptConfig(bytes(32)), None, None, None, KeyTime(0), KeyTime(0)).encode()
+
+    def answer(question: str) -> str:
+        own.write_bytes(new)
+        return "new passphrase"
+
+    answers(monkeypatch)
+    monkeypatch.setattr(getpass, "getpass", answer)
+    done = call("key", "change-passphrase")
+    assert done.code == 12 and "meanwhile" in done.err and own.read_bytes() == new
+
+
 def test_wrong_passphrase_names_the_key(own: Path, passphrase: str, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ask("key", "create", "--hint", "my cat")["fingerprint"][:23]
     old = own.read_bytes()
@@ -271,7 +291,7 @@ def test_key_and_store(sealed: dict[str, Any], tmp_path: Path) -> None:
     assert document.keys() == SHOWN | {"unlocked", "fingerprint_compared", "store"}
     assert document["fingerprint"] == FINGERPRINT and document["fingerprint_compared"] is False
     found = document["store"]
-    assert (found["plain"], found["protected"], found["with_this_key"]) == (1, 3, 2)
+    assert (found["plain"], found["with_keys"], found["with_this_key"]) == (1, 3, 2)
     assert len(found["other_keys"]) == 1 and found["problems"] == []
     third = write_key(tmp_path / "third.json", bytes([7]) * 32)
     done = call("key", "test", third, "--store", sealed["store"])
@@ -281,15 +301,26 @@ def test_key_and_store(sealed: dict[str, Any], tmp_path: Path) -> None:
     assert ask("key", "test", sealed["key"])["store"] is None
 
 
-def test_altered_snapshot_is_told(sealed: dict[str, Any]) -> None:
-    manifest = next(Path(sealed["store"]).glob("host/a/*/index.json.blob"))
-    from formats import blob
-
+def alter(store: Path, group: str) -> None:
+    (manifest,) = store.glob(f"host/{group}/*/index.json.blob")
     text = json.loads(blob.decode(manifest.read_bytes()))
     text["files"][0]["size"] += 1
     manifest.write_bytes(blob.encode(json.dumps(text).encode()))
-    found = ask("key", "test", sealed["key"], "--store", sealed["store"])["store"]
-    assert found["with_this_key"] == 1 and "altered" in found["problems"][0]
+
+
+def test_altered_snapshot_is_told(sealed: dict[str, Any]) -> None:
+    """It is damage, also where no sound snapshot is left to prove the key by."""
+    command = ("key", "test", sealed["key"], "--store", sealed["store"])
+    alter(sealed["store"], "a")
+    done = call(*command, "--json")
+    found = done.document["store"]
+    assert done.code == 20 and found["with_this_key"] == 1 and "altered" in found["problems"][0]
+    quiet = call(*command, "-q")
+    assert quiet.code == 20 and "altered" in quiet.out
+    alter(sealed["store"], "b")
+    shutil.rmtree(sealed["store"] / "host/c")
+    done = call(*command, "--json")
+    assert done.code == 20 and (done.document["store"]["with_keys"], len(done.document["store"]["problems"])) == (2, 2)
 
 
 # Wrong keys elsewhere.
@@ -310,9 +341,25 @@ def test_verify_with_a_key_that_is_nobodys(sealed: dict[str, Any], tmp_path: Pat
     third = write_key(tmp_path / "third.json", bytes([7]) * 32)
     done = call("--store", sealed["store"], "verify", "--keyfile", third)
     assert done.code == 12 and FINGERPRINT[:23] in done.err
+    assert "".join(ask("key", "test", sealed["other"])["fingerprint"][:23]) in done.err  # each key that is needed
     mixed = call("--store", sealed["store"], "verify", "--keyfile", sealed["key"])
     assert mixed.code == 0 and "checked without a key" in mixed.err
     assert call("--store", sealed["store"], "verify", "host/tester", "--keyfile", third).code == 0
+
+
+def test_verify_without_the_passphrase(
+    sealed: dict[str, Any], passphrase: str, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the user's own key: none is needed for plain snapshots, and elsewhere only to check everything."""
+    store = ("--store", sealed["store"])
+    ask("key", "create")
+    ask(*store, "backup", f"tree.pxar:{source}", "--id", "own")
+    monkeypatch.delenv("ARCHIVER_PASSWORD")
+    assert ask(*store, "verify", "host/tester")["without_key"] == 0
+    assert call(*store, "verify", "host/own").code == 12
+    found = ask(*store, "verify", "host/own", "--without-key")
+    assert found["without_key"] > 0 and len(found["signatures"]["unchecked"]) == 1
+    assert call(*store, "verify", "--without-key", "--keyfile", sealed["key"]).code == 2
 
 
 @pytest.mark.parametrize(
@@ -352,6 +399,8 @@ def test_wrong_passphrase_before_any_work(
 def test_create_master_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Path) -> None:
     place = tmp_path / "new"
     assert call("key", "create-master-key", place).code == 12 and not place.exists()
+    (tmp_path / "file").touch()
+    assert call("key", "create-master-key", tmp_path / "file").code == 2  # before a passphrase is asked for
     monkeypatch.setenv("ARCHIVER_MASTER_PASSWORD", "master passphrase")
     document = ask("key", "create-master-key", place)
     assert document == {

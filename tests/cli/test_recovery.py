@@ -394,6 +394,24 @@ def test_key_that_somebody_else_wrapped(material: dict[str, Any], desk: Path, mo
     assert not (desk / "new/config/archiver/encryption-key.json").exists()
 
 
+def test_newest_snapshot_of_somebody_elses_key(
+    material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be told from one that was made after a change of keys, so it is told that there are two keys."""
+    monkeypatch.setenv("ARCHIVER_MASTER_PASSWORD", PASSPHRASE.decode())
+    store, pem = material["store"], material["drawer"] / "private.pem"
+    (desk / "planted").mkdir()
+    (desk / "planted/f").write_bytes(b"x")
+    options = ("--keyfile", write_key(desk / "k"), "--master-pubkey-file", material["drawer"] / "public.pem")
+    name = ask("--store", store, "backup", desk / "planted", "--id", "me", "--time", "2100000000", *options)["snapshot"]
+    for command in (("drill",), ("recover", "--kdf", "none")):
+        done = call("--store", store, "key", *command, "--master-keyfile", pem)
+        assert done.code == 0 and name in done.err and f"with the key {material['fingerprint'][:23]}" in done.err
+    shutil.rmtree(store / name)
+    done = call("--store", store, "key", "drill", "--master-keyfile", pem)
+    assert done.code == 0 and "other snapshots" not in done.err
+
+
 def test_when_a_master_key_is_used(tmp_path: Path, source: Path, store: Path) -> None:
     imported = tmp_path / ".xdg/config/archiver/master-public.pem"
     imported.parent.mkdir(parents=True)

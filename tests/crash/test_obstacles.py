@@ -40,6 +40,6 @@ def test_no_file_where_the_database_was(tmp_path: Path, harm: str) -> None:
         database.symlink_to(tmp_path / "nowhere")
     heard = Heard()
     saved = save(store, source, mode="metadata", heard=heard)
-    assert any("it is not a regular file" in text for text in heard.notices)
+    assert any("data.mdb is not a regular file" in text for text in heard.notices)
     assert database.is_file() and not (tmp_path / "nowhere").exists()
     assert restored_differences(store, saved.snapshot, source, tmp_path / "out") == []

@@ -158,9 +158,7 @@ def states(steps: Sequence[Step], limit: int, rng: random.Random) -> Iterator[li
     for stop in range(len(steps) + 1):
         done = steps[:stop]
         doubtful = [
-            number
-            for number, step in enumerate(done)
-            if step.kind != "sync" and not durable(step, done[number + 1 :])
+            number for number, step in enumerate(done) if step.kind != "sync" and not durable(step, done[number + 1 :])
         ]
         subsets = [set(some) for size in range(len(doubtful) + 1) for some in combinations(doubtful, size)]
         for lost in subsets if len(subsets) <= limit else rng.sample(subsets, limit):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import zstandard
@@ -59,44 +61,51 @@ class Scanner:
 
     def tree(self, root: Path) -> Iterator[tuple[Path, str, str]]:
         """(path, name of the word, form) for everything below ``root``: names, targets of links, attributes, contents
-        of files."""
+        of files. What is removed meanwhile is passed over."""
         for directory, directories, files in os.walk(root):
             for name in (*directories, *files):
-                path = Path(directory, name)
-                shown = [os.fsencode(name)]
-                if path.is_symlink():
-                    shown.append(os.fsencode(os.readlink(path)))
-                shown += [
-                    os.fsencode(key) + os.getxattr(path, key) for key in os.listxattr(path, follow_symlinks=False)
-                ]
-                for data in shown:
-                    yield from ((path, word, f"name {form}") for word, form in self.data(data))
-                if path.is_file() and not path.is_symlink():
-                    yield from ((path, word, form) for word, form in self.file(path))
+                with suppress(FileNotFoundError):
+                    yield from self._entry(Path(directory, name))
+
+    def _entry(self, path: Path) -> Iterator[tuple[Path, str, str]]:
+        shown = [os.fsencode(path.name)]
+        if path.is_symlink():
+            shown.append(os.fsencode(os.readlink(path)))
+        shown += [os.fsencode(key) + os.getxattr(path, key) for key in os.listxattr(path, follow_symlinks=False)]
+        for data in shown:
+            yield from ((path, word, f"name {form}") for word, form in self.data(data))
+        if path.is_file() and not path.is_symlink():
+            yield from ((path, word, form) for word, form in self.file(path))
 
     def trees(self, roots: Iterable[Path]) -> list[tuple[Path, str, str]]:
         return [hit for root in roots for hit in self.tree(root)]
 
     def nameless(self, roots: Iterable[Path]) -> Iterator[tuple[str, str, str]]:
         """The same for files without a name that this process has open: (where it was, name of the word, form)."""
-        for path in nameless_files(roots):
-            yield from ((os.readlink(path), word, form) for word, form in self.file(path))
+        for place, data in nameless_files(roots):
+            yield from ((place, word, form) for word, form in self.data(data))
 
 
-def nameless_files(roots: Iterable[Path]) -> list[str]:
-    """Paths by which the nameless files of this process that were made below ``roots`` can be opened."""
-    found = []
+def nameless_files(roots: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """(where it was, contents) of the files without a name that this process has open and that were made below
+    ``roots``. Other threads go on: what is behind a number may be another thing, or nothing, when it is opened."""
     starts = tuple(f"{root}/" for root in roots)
     for name in os.listdir("/proc/self/fd"):
         path = f"/proc/self/fd/{name}"
         try:
             place = os.readlink(path)
-            is_gone = place.startswith(starts) and place.endswith(" (deleted)") and os.path.isfile(path)
+            if not (place.startswith(starts) and place.endswith(" (deleted)")):
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
-        if is_gone:
-            found.append(path)
-    return found
+        try:
+            status = os.fstat(fd)
+            if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+                with open(fd, "rb", closefd=False) as file:
+                    yield place, file.read()
+        finally:
+            os.close(fd)
 
 
 def _frames(data: bytes, magics: Iterable[bytes], unpack: Callable[[memoryview], bytes]) -> Iterator[bytes]:

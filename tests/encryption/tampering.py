@@ -199,7 +199,7 @@ def signed_with_another_key_in_our_name(lab: Lab) -> None:
     lab.alter(SECOND, lambda fields: fields.update(unprotected=ours))
 
 
-@case(f"{SECOND} was made with the key", SECOND)
+@case(f"manifest of {SECOND} was altered", SECOND)
 def fingerprint_of_another_key(lab: Lab) -> None:
     other = {"key-fingerprint": format_fingerprint(bytes(32))}
     lab.alter(SECOND, lambda fields: fields.update(unprotected=other))

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from archiver.backup.run import CryptMode
 from archiver.core.clock import system_random
 from archiver.store.catalog.catalog import _SEALED_FROM, NEWEST_KEY, RUN_KEY, Catalog
 from archiver.store.catalog.seal import Seal
 from archiver.store.database import records
 from archiver.store.database.database import Database
 from archiver.store.store import Store
-from formats.crypt import CryptConfig
 from tests.compare import differences
 from tests.stores import KEY, bring_back, make_store, save
 
@@ -45,22 +45,23 @@ def put(database: Database, values: dict[tuple[bytes, bytes], bytes]) -> None:
     database.change(work)
 
 
-@pytest.mark.parametrize("crypt", [None, KEY], ids=["plain", "encrypted"])
-def test_places_of_an_earlier_run_put_back(tmp_path: Path, crypt: CryptConfig | None) -> None:
+@pytest.mark.parametrize("mode", ["none", "sign-only", "encrypt"])
+def test_places_of_an_earlier_run_put_back(tmp_path: Path, mode: CryptMode) -> None:
     """They say where contents lay in another stream. A plain catalog takes them, which shows what they would do."""
+    crypt = None if mode == "none" else KEY
     path, source = make_store(tmp_path / "store"), tmp_path / "source"
     source.mkdir()
     fill(source / "a", range(8), 0)
     fill(source / "b", range(20), 100)
-    save(path, source, mode="metadata", crypt=crypt)
+    save(path, source, mode="metadata", crypt=crypt, crypt_mode=mode)
     earlier = newest_of(path)
     fill(source / "a", range(12), 30)
-    save(path, source, mode="metadata", crypt=crypt)
+    save(path, source, mode="metadata", crypt=crypt, crypt_mode=mode)
     assert newest_of(path).keys() == earlier.keys()
     with Store.open(path) as store:
         assert store.database is not None
         put(store.database, {(records.NEWEST, key): value for key, value in earlier.items()})
-    saved = save(path, source, mode="metadata", crypt=crypt)
+    saved = save(path, source, mode="metadata", crypt=crypt, crypt_mode=mode)
     problems = bring_back(path, saved.snapshot, tmp_path / "out", crypt=crypt).problems
     wrong = bool(problems) or differences(source, tmp_path / "out") != []
     assert wrong == (crypt is None)

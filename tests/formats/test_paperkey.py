@@ -10,6 +10,7 @@ import random
 import re
 import string
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -201,11 +202,16 @@ def test_every_key_file_comes_back(key: bytes, hint: str | None, salt: bytes | N
     assert not PaperKey.typed(between_marks(page)).is_checked
 
 
+@cache
+def scrypt_page() -> str:
+    return PaperKey.of(SCRYPT).text(None)
+
+
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_no_single_wrong_character_is_missed(data: st.DataObject) -> None:
     """Within the key, with the checksum beside it: a wrong, lost or doubled character, or two neighbours exchanged."""
-    page = PaperKey.of(SCRYPT).text(None)
+    page = scrypt_page()
     start, end = page.index("{\n"), page.index(END) - 1
     at = data.draw(st.integers(start, end - 2))
     old = page[at]

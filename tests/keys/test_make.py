@@ -149,10 +149,30 @@ def test_directory_is_never_overwritten(tmp_path: Path) -> None:
             write_file(str(tmp_path), b"x", force=force)
 
 
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link to a device", "directory that is absent"])
+def test_what_is_no_file_is_never_overwritten(tmp_path: Path, kind: str) -> None:
+    """For root, a rename would put a file in the place of /dev/null."""
+    path = tmp_path / "place"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "socket":
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    elif kind == "link to a device":
+        path.symlink_to("/dev/null")
+    name = f"{path}/" if kind == "directory that is absent" else str(path)
+    before = path.lstat() if os.path.lexists(path) else None
+    for force in (False, True):
+        with pytest.raises(UsageError, match="is a directory" if name.endswith("/") else "is no regular file"):
+            write_file(name, b"x", force=force)
+    assert (path.lstat() if os.path.lexists(path) else None) == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
 def test_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ArchiverError, match="cannot write"):
-        write_file(str(tmp_path / "file/key.json"), b"x", force=False)
+    for name, told in (("file/key.json", "file is no directory"), ("file/below/key.json", "cannot write")):
+        with pytest.raises(ArchiverError, match=told):
+            write_file(str(tmp_path / name), b"x", force=False)
 
 
 class Recorded(Disk):

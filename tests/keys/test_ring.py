@@ -3,6 +3,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,6 +198,41 @@ def test_descriptor_is_closed() -> None:
         os.fstat(reading)
 
 
+def test_standard_descriptors_stay_open() -> None:
+    """What is opened next would take the place of stdout, and what is printed would go into it."""
+    program = (
+        "import os, sys; from archiver.keys.ring import passphrase_from;"
+        "assert passphrase_from({'ARCHIVER_PASSWORD_FD': sys.argv[1]}) == b'secret'; os.fstat(int(sys.argv[1]))"
+    )
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        files: dict[str, Any] = {name: descriptor(b"secret\n")}
+        assert subprocess.run([sys.executable, "-c", program, str(number)], **files).returncode == 0, name
+
+
+@pytest.mark.parametrize("kind", ["FILE", "FD"])
+def test_pipe_that_nobody_writes_into(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "_SECONDS_TO_WAIT", 0.2)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    value = str(fifo) if kind == "FILE" else str(os.open(fifo, os.O_RDWR))
+    with bounded(), pytest.raises(KeyProblem, match=f"ARCHIVER_PASSWORD_{kind} does not work") as caught:
+        passphrase_from({f"ARCHIVER_PASSWORD_{kind}": value})
+    assert caught.value.hint == "nothing came for 0.2 seconds"
+
+
+def test_writer_that_comes_late(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["sh", "-c", 'sleep 0.3; { printf sec; sleep 0.1; echo ret; } > "$0"', str(fifo)]), bounded():
+        assert passphrase_from({"ARCHIVER_PASSWORD_FILE": str(fifo)}) == b"secret"
+
+
+def test_descriptor_that_cannot_be_read(tmp_path: Path) -> None:
+    _, writing = os.pipe()
+    with bounded(), pytest.raises(KeyProblem, match="ARCHIVER_PASSWORD_FD does not work"):
+        passphrase_from({"ARCHIVER_PASSWORD_FD": str(writing)})
+
+
 @pytest.mark.parametrize("value", ["", "secret", "-1", "-7", "99999", "1e3", "9" * 30, "9" * 5000, "0x0", "\udcff"])
 def test_descriptor_that_is_none(value: str) -> None:
     with pytest.raises(KeyProblem, match="ARCHIVER_PASSWORD_FD does not work") as caught:
@@ -223,6 +259,13 @@ def test_file_that_cannot_be_read(value: str) -> None:
 
 def test_command_runs_in_a_shell_without_input() -> None:
     assert passphrase_from({"ARCHIVER_PASSWORD_COMMAND": "x=secret; read line; echo $x$line"}) == b"secret"
+
+
+def test_command_is_not_told_other_passphrases(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ARCHIVER_PASSWORD", "ARCHIVER_NEW_PASSWORD", "ARCHIVER_MASTER_PASSWORD", "OTHER"):
+        monkeypatch.setenv(name, name.lower())
+    command = "echo $ARCHIVER_PASSWORD$ARCHIVER_NEW_PASSWORD$ARCHIVER_MASTER_PASSWORD$OTHER"
+    assert passphrase_from({"ARCHIVER_PASSWORD_COMMAND": command}) == b"other"
 
 
 @pytest.mark.parametrize(

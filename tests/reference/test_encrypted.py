@@ -37,7 +37,7 @@ def test_manifest(store: Path, name: str) -> None:
     if SAME_ZSTD:
         assert blob.encode(again.encode()) == raw
     with Store.open(store, read_only=True) as opened:
-        assert Snapshot(opened, opened.find(name), KEY).protected
+        assert Snapshot(opened, opened.find(name), KEY).made_with_key
 
 
 @pytest.mark.parametrize("name", [name for name in DATASTORE["indexes"] if name.startswith("ns/") or "signed" in name])

@@ -55,7 +55,7 @@ def test_note_leaves_everything_else(golden: Path, name: str) -> None:
         ref = store.find(name)
         before = text_of(store, ref)
         others = {other: text_of(store, other) for other in every_snapshot(store) if other != ref}
-        for text in ("first line\nsecond line", "ÄÖÜ \U0001f4a1 \x07 \\ \"", ""):
+        for text in ("first line\nsecond line", 'ÄÖÜ \U0001f4a1 \x07 \\ "', ""):
             set_note(store, ref, text)
             assert note_of(store, ref) == text
             after = text_of(store, ref)

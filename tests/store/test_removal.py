@@ -189,9 +189,7 @@ def lose_its_manifest(directory: Path) -> None:
         (shutil.rmtree, "not there any more"),
     ],
 )
-def test_changed_meanwhile(
-    path: Path, refs: list[SnapshotRef], change: Callable[[Path], None], reason: str
-) -> None:
+def test_changed_meanwhile(path: Path, refs: list[SnapshotRef], change: Callable[[Path], None], reason: str) -> None:
     with Store.open(path) as store:
         plan = plan_forget(store, [str(ref) for ref in refs[:2]])
         change(path / refs[0].path)
@@ -332,9 +330,7 @@ def test_symlinks_are_not_followed(path: Path, refs: list[SnapshotRef], tmp_path
     check(path, refs)
 
 
-def test_symlinks_in_a_snapshot_are_removed_themselves(
-    path: Path, refs: list[SnapshotRef], tmp_path: Path
-) -> None:
+def test_symlinks_in_a_snapshot_are_removed_themselves(path: Path, refs: list[SnapshotRef], tmp_path: Path) -> None:
     outside = victim(tmp_path / "outside")
     (path / refs[0].path / "link").symlink_to(outside)
     (path / refs[0].path / "below").mkdir()
@@ -346,9 +342,7 @@ def test_symlinks_in_a_snapshot_are_removed_themselves(
 
 
 @pytest.mark.parametrize("name", [".archiver/removed", ".archiver"])
-def test_places_of_ours_that_lead_elsewhere(
-    path: Path, refs: list[SnapshotRef], tmp_path: Path, name: str
-) -> None:
+def test_places_of_ours_that_lead_elsewhere(path: Path, refs: list[SnapshotRef], tmp_path: Path, name: str) -> None:
     outside = victim(tmp_path / "outside")
     victim(outside / "removed")
     if name == ".archiver":
@@ -375,9 +369,7 @@ def test_what_a_killed_process_left_is_swept(path: Path, refs: list[SnapshotRef]
     check(path, refs[2:])
 
 
-def test_files_that_cannot_be_unlinked(
-    path: Path, refs: list[SnapshotRef], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_cannot_be_unlinked(path: Path, refs: list[SnapshotRef], monkeypatch: pytest.MonkeyPatch) -> None:
     """The snapshot is gone all the same; the rest is told, and tried again by the next one."""
     heard = Heard()
     with monkeypatch.context() as patched:
@@ -417,9 +409,7 @@ def test_one_that_fails_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EXDEV])
-def test_without_a_rename(
-    path: Path, refs: list[SnapshotRef], monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_without_a_rename(path: Path, refs: list[SnapshotRef], monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The manifest goes first."""
     unlinked: list[str] = []
     unlink = os.unlink

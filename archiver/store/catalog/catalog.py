@@ -200,12 +200,12 @@ class Catalog:
         self._number: int | None = None
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def close(self, value: bytes, key: bytes, time: int = 0) -> bytes:
+    def sealed(self, value: bytes, key: bytes, time: int = 0) -> bytes:
         """``value`` sealed for the database key ``key`` of this catalog, and for the run ``time`` where the key does
         not say of which one it is. So it cannot be put into another place, nor back when another has taken its own."""
         return self.seal.close(value, self.key + key + _TIME.pack(time))
 
-    def open(self, value: bytes, key: bytes, time: int = 0) -> bytes:
+    def unsealed(self, value: bytes, key: bytes, time: int = 0) -> bytes:
         """Raises ValueError when it was not sealed so."""
         return self.seal.open(value, self.key + key + _TIME.pack(time))
 
@@ -241,7 +241,7 @@ class Catalog:
     def encode_run(self, key: bytes, header: RunHeader) -> bytes:
         """The value of the ``run`` table."""
         head = RunHead(self.seal.identity, header.parent or 0, header.chain, LIVE)
-        return self._join_run(key, head, self.close(header.encode(), key))
+        return self._join_run(key, head, self.sealed(header.encode(), key))
 
     def _join_run(self, key: bytes, head: RunHead, sealed: bytes) -> bytes:
         packed = _RUN_HEAD.pack(*head)
@@ -267,7 +267,7 @@ class Catalog:
     def _decode_run(self, key: bytes, value: bytes) -> RunHeader | None:
         if self.decode_head(key, value).identity != self.seal.identity:
             return None
-        return RunHeader.decode(self.open(value[_SEALED_FROM:], key))
+        return RunHeader.decode(self.unsealed(value[_SEALED_FROM:], key))
 
     def forget_kept(self, time: int) -> None:
         """What is kept in memory of a run is no longer true."""
@@ -373,7 +373,7 @@ class Catalog:
         value = self.database.get(table, key)
         if value is None:
             return None
-        columns = self.database.checked(lambda: unpack_columns(self.open(value, key, time)))
+        columns = self.database.checked(lambda: unpack_columns(self.unsealed(value, key, time)))
         return columns if columns is not None and len(columns) == count else None
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ class Catalog:
 
     def _opened(self, value: bytes, key: bytes) -> bytes:
         try:
-            return self._decompressor.decompress(self.open(value, key), max_output_size=_LARGEST_PACK)
+            return self._decompressor.decompress(self.unsealed(value, key), max_output_size=_LARGEST_PACK)
         except zstandard.ZstdError as error:
             raise ValueError(f"a catalog record is damaged: {error}") from error
 

@@ -177,7 +177,7 @@ class _Clearing:
                 pack[at:behind] = LENGTH.pack(length | DROPPED) + bytes(behind - at - LENGTH.size)
             at = behind
         if pack != before:
-            value = self._catalog.close(compress(bytes(pack)), key)
+            value = self._catalog.sealed(compress(bytes(pack)), key)
             database.change(lambda txn: txn.put(key, value, db=database.table(records.PACK)))
 
 

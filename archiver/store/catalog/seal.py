@@ -1,4 +1,4 @@
-"""Catalogs of encrypted archives are sealed: without the key there is no catalog (DESIGN.md 2, P6; 3).
+"""Catalogs of encrypted and signed archives are sealed: without the key there is no catalog (DESIGN.md 2, P6; 3).
 
 A sealed value: nonce 12, AES-256-GCM of the value under a key that is derived from the encryption key; the additional
 data says what it is sealed for (the catalog, the database key of the record, the run), so that no value can stand in

@@ -226,7 +226,7 @@ class RunWriter:
             row = runs.forget_newest(catalog, txn, row)
             for part, value in newest.items():
                 place = NEWEST_KEY.pack(row.number, part)
-                self._put_all([(records.NEWEST, place, catalog.close(value, place, time))], txn)
+                self._put_all([(records.NEWEST, place, catalog.sealed(value, place, time))], txn)
             runs.put_archive_row(
                 catalog,
                 txn,
@@ -304,7 +304,7 @@ class RunWriter:
             for part, value in enumerate(values, first):
                 key = PART_KEY.pack(number, time, part)
                 plain = value if table == records.PLACE else self._catalog.seal.open(value, _SPOOLED)
-                yield table, key, self._catalog.close(plain, key)
+                yield table, key, self._catalog.sealed(plain, key)
 
 
 def new_names(before: Record | None, names: Sequence[bytes]) -> list[bytes]:

@@ -8,6 +8,7 @@ is told from corruption by statvfs.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ _SMALLEST_MAP = 1 << 30
 _TABLES = 16
 _USE_LOCK = "use.lock"
 _DAMAGED = "damaged"
+_LOCK = "lock.mdb"
 _POLL_SECONDS = 0.05
 
 
@@ -162,8 +164,9 @@ class Environment:
     def condemn(self) -> None:
         """What is in the file is wrong: the next process that has it for itself makes a new one."""
         self.broken = True
-        with suppress(OSError), open(os.path.join(self.directory, _DAMAGED), "wb"):
-            pass
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with suppress(OSError):
+            os.close(os.open(os.path.join(self.directory, _DAMAGED), flags, 0o600))
 
     def close(self) -> None:
         if os.getpid() != self._pid:
@@ -192,8 +195,10 @@ def _take_use_lock(fd: int) -> bool:
 
 def _damage(directory: str, data: str, alone: bool) -> str | None:
     """Why the data file must not be mapped; None when it may."""
-    if os.path.lexists(data) and not os.path.isfile(data):
-        return "it is not a regular file"
+    for name in (inspection.DATA, _LOCK, inspection.STAMP):  # a symlink would have LMDB write anywhere
+        path = os.path.join(directory, name)
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            return f"{name} is not a regular file"
     if not os.path.lexists(data) or os.path.getsize(data) == 0:
         return None if alone else "the file was removed while another process uses it"
     if os.path.lexists(os.path.join(directory, _DAMAGED)):
@@ -206,7 +211,7 @@ def _damage(directory: str, data: str, alone: bool) -> str | None:
 
 
 def _remove_files(directory: str) -> None:
-    for name in (inspection.DATA, "lock.mdb", inspection.STAMP, _DAMAGED):
+    for name in (inspection.DATA, _LOCK, inspection.STAMP, _DAMAGED):
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, name))
 

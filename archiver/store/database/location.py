@@ -20,8 +20,10 @@ def database_directory(layout: Layout, store: uuid.UUID, *, writable: bool) -> s
     if chosen:
         return os.path.join(os.path.abspath(chosen), str(store))
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if writable and _device(cache) == os.stat(layout.base).st_dev:
-        return os.path.join(layout.private, DATABASE)
+    own = os.path.join(layout.private, DATABASE)
+    led_away = os.path.islink(layout.private) or os.path.islink(own)  # where it would write over what is not ours
+    if writable and not led_away and _device(cache) == os.stat(layout.base).st_dev:
+        return own
     return os.path.join(cache, "archiver", str(store))
 
 

@@ -35,7 +35,7 @@ import zstandard
 from blake3 import blake3
 from numpy.typing import NDArray
 
-SCHEMA = 8
+SCHEMA = 9
 
 META = b"meta"
 DIGEST = b"digest"

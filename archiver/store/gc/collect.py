@@ -44,7 +44,7 @@ from archiver.store.gc.result import Result
 from archiver.store.gc.sweep import Stopped, Sweep
 from archiver.store.store import Store
 
-_LOOK_AGAIN = 7 * 86400  # seconds after which every shard is listed: 10 M chunks take half a minute
+_LOOK_AGAIN = 7 * 86400  # seconds after which every shard is listed, which costs as much as the store is large
 
 _WALKED = b"walked"
 _BAD = b"bad"
