@@ -61,6 +61,8 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
     tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
     assert "\nremoved: " in run(f"{tour}\n{block('archiver gc')}", checkout)
+    copied = run(f"{tour}\n{block('archiver sync')}", checkout)
+    assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
 
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "prune": ("prune", "prune"),
     "verify": ("verify", "verify"),
     "gc": ("gc", "gc"),
+    "sync": ("sync", "sync"),
     "status": ("store", "status"),
     "ns": ("ns", "ns"),
     "db": ("db", "db"),

@@ -8,23 +8,28 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
+from archiver.errors import UsageError
 
 
 @click.command()
 @click.argument("directory", required=False)
 @click.option("--name", help="Name of the store, 3 to 32 characters. Default: the directory's.")
 @click.option("--complete-shards", is_flag=True, help="Make all 65,536 chunk directories, so that a PBS can adopt it.")
+@click.option("--new-uuid", is_flag=True, help="DIRECTORY is a copy of a store: make it known as another one.")
 @global_options
-def init(context: Context, directory: str | None, name: str | None, complete_shards: bool) -> None:
+def init(context: Context, directory: str | None, name: str | None, complete_shards: bool, new_uuid: bool) -> None:
     """Make an empty store in DIRECTORY (default: the store that other commands would use)."""
     from archiver.store.store import Store
 
     output = context.output
     path = os.path.abspath(directory or context.store_path())
-    identity = Store.create(path, name=name, complete_shards=complete_shards)
+    if new_uuid and (name is not None or complete_shards):
+        raise UsageError("--new-uuid changes nothing else of a store", hint="leave out --name and --complete-shards")
+    identity = Store.renew(path) if new_uuid else Store.create(path, name=name, complete_shards=complete_shards)
     if output.as_json:
         output.document({"schema": 1, "store": path, "uuid": str(identity.uuid), "name": identity.name})
-    output.summary(f"made the store {identity.name} in {path}")
+    what = f"the store in {path} is known as {identity.uuid} now" if new_uuid else None
+    output.summary(what or f"made the store {identity.name} in {path}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from archiver.core.clock import Random, system_random
-from archiver.core.linux import start_write_back, syncfs
+from archiver.core.linux import exchange, start_write_back, syncfs
 from archiver.errors import ArchiverError, Damaged, NoSpace
 
 Buffers = Sequence[bytes | bytearray | memoryview]
@@ -23,6 +23,8 @@ Buffers = Sequence[bytes | bytearray | memoryview]
 _UNREADABLE = {errno.EIO, errno.EUCLEAN, errno.ELOOP, errno.ENXIO, errno.EISDIR}
 # What file systems without files that have no name say.
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+# What file systems say that cannot exchange two names.
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 # What file systems without hard links say.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -151,6 +153,21 @@ class Disk:
         os.rename(source, target)
         self.sync_directory(os.path.dirname(target))
         self.sync_directory(os.path.dirname(source))
+
+    def exchange_directories(self, new: str, old: str) -> None:
+        """Durable exchange: what was ``new`` is at ``old`` then, and the other way round. At one instant where the file
+        system can do that, else nothing is at ``old`` for a moment."""
+        try:
+            exchange(new, old)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            aside = self.temp_name(new)
+            os.rename(old, aside)
+            os.rename(new, old)
+            os.rename(aside, new)
+        self.sync_directory(os.path.dirname(old))
+        self.sync_directory(os.path.dirname(new))
 
     def sync_directory(self, path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

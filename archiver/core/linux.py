@@ -115,6 +115,7 @@ _U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number 
 _TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE = 2
+_RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
@@ -124,6 +125,7 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_char_p]
+_libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _libc.futimens.argtypes = [ctypes.c_int, ctypes.c_char_p]
@@ -248,6 +250,11 @@ def device_of(name: bytes, dir_fd: int) -> int:
 def syncfs(fd: int) -> None:
     """Write everything of the file system that ``fd`` lies on; write-back errors since its opening are raised."""
     _check(_libc.syncfs(fd))
+
+
+def exchange(first: str, second: str) -> None:
+    """Each of two names leads to what the other did, at one instant. Not every file system can do that: EINVAL."""
+    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE))
 
 
 def start_write_back(fd: int) -> None:

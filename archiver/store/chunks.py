@@ -210,6 +210,11 @@ class ChunkReader:
 
         Returns (BLAKE3 of the stored bytes, their length). Raises ChunkDamaged.
         """
+        data, total = self.checked(digest, size, encrypted=encrypted)
+        return total, len(data)
+
+    def checked(self, digest: bytes, size: int, *, encrypted: bool) -> tuple[memoryview, bytes]:
+        """The same check: (the stored bytes, valid until the next call; their BLAKE3)."""
         _check_size(digest, size)
         data = self.stored(digest)
         try:
@@ -222,7 +227,7 @@ class ChunkReader:
                 self._decoder.check_stored(data)
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
-        return blake3(data).digest(), len(data)
+        return data, blake3(data).digest()
 
     def is_bad(self, digest: bytes) -> bool:
         """Whether what lies in the place of a chunk is certainly not it, whatever is said of the chunk elsewhere.

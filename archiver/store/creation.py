@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from archiver.core.clock import Random
 from archiver.core.disk import Disk, explain, explained
-from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Damaged, TooNew, UsageError
+from archiver.core.locks import DirectoryLock, lock_range
+from archiver.errors import ArchiverError, Damaged, Locked, TooNew, UsageError
 from archiver.store import layout as names
 from archiver.store.layout import Layout
 from archiver.store.snapshots import read_small
@@ -91,6 +91,23 @@ def identify(base: str, disk: Disk, random: Random) -> Identity:
             if identity is None:
                 identity = new_identity(default_name(base), random)
                 write_identity(base, identity, disk)
+    return identity
+
+
+def renew(base: str, disk: Disk, random: Random) -> Identity:
+    """Give the store at ``base``, a copy of another one, an identity of its own; the name stays. Locked while anybody
+    writes into it."""
+    layout = Layout(base)
+    before = identify(base, disk, random)
+    with explained("open", layout.lock):
+        fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, names.FILE_MODE)
+    try:
+        if not lock_range(fd, 0, 0, exclusive=True):
+            raise Locked(f"the store {base} is in use by another process", hint="try again later")
+        identity = new_identity(before.name, random)
+        write_identity(base, identity, disk)
+    finally:
+        os.close(fd)
     return identity
 
 

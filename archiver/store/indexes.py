@@ -38,17 +38,21 @@ def load_index(path: str) -> Index:
 
 def open_index(layout: Layout, ref: SnapshotRef, info: FileInfo) -> Index:
     """An index file of a snapshot. Raises Damaged unless kind, size and checksum are those of the manifest."""
-    path = os.path.join(layout.snapshot(ref), info.filename)
+    return open_index_file(os.path.join(layout.snapshot(ref), info.filename), str(ref), info)
+
+
+def open_index_file(path: str, of: str, info: FileInfo) -> Index:
+    """The same for the file at ``path``; ``of`` says in messages what it belongs to."""
     try:
         index = load_index(path)
     except FileNotFoundError as error:
-        raise Damaged(f"{info.filename} of {ref} is missing") from error
+        raise Damaged(f"{info.filename} of {of} is missing") from error
     except OSError as error:
         raise explain(error, "read", path) from error
     except FormatError as error:
-        raise Damaged(f"{info.filename} of {ref} is damaged: {error}") from error
+        raise Damaged(f"{info.filename} of {of} is damaged: {error}") from error
     if isinstance(index, FixedIndex) != info.filename.endswith(".fidx"):
-        raise Damaged(f"{info.filename} of {ref} is an index of the other kind")
+        raise Damaged(f"{info.filename} of {of} is an index of the other kind")
     if index.size != info.size or index.csum() != info.csum:
-        raise Damaged(f"{info.filename} of {ref} is not the file that its manifest describes")
+        raise Damaged(f"{info.filename} of {of} is not the file that its manifest describes")
     return index

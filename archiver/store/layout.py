@@ -16,6 +16,7 @@ SESSIONS = "sessions"
 REMOVED = "removed"
 DATABASE = "db"
 IDENTITY = "store.json"
+SYNC_TARGETS = "sync-targets.json"
 CHUNK_LOCK = "chunks.lock"
 UNLISTED = "unlisted"
 GC_STATUS = ".gc-status"
@@ -121,6 +122,10 @@ class Layout:
     def removed(self) -> str:
         """Where removed snapshots lie until their files are unlinked."""
         return os.path.join(self.base, PRIVATE, REMOVED)
+
+    @property
+    def sync_targets(self) -> str:
+        return os.path.join(self.base, PRIVATE, SYNC_TARGETS)
 
     @property
     def identity(self) -> str:

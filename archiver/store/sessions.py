@@ -1,4 +1,4 @@
-"""A running backup: registered under a kernel lock, building its snapshot out of sight, published in one rename.
+"""A running backup or sync: registered under a kernel lock, its snapshot built out of sight, published in one rename.
 
 ``.archiver/sessions/ID/`` holds ``session.json`` and ``snapshot/``, the directory that becomes the snapshot. The flock
 on the session directory lives as long as its process; a session nobody holds was interrupted. The name says when it
@@ -33,6 +33,7 @@ _POLL = 0.02  # seconds
 _GROUP_WAIT = 60.0  # seconds that a publishing backup waits for another one to finish publishing
 _GROUP_ATTEMPTS = 100
 RESUME = "resume.json"
+SNAPSHOT = "snapshot"
 
 _TIME_LENGTH = 20
 _LARGEST_RESUME = 4096  # bytes
@@ -46,6 +47,11 @@ def started(name: str) -> int:
         return parse_time(name[:_TIME_LENGTH])
     except FormatError:
         return 0
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether an interrupted session can be gone on with: not one that was killed just after it had published."""
+    return os.path.exists(os.path.join(path, RESUME)) and os.path.isdir(os.path.join(path, SNAPSHOT))
 
 
 class Session:
@@ -101,7 +107,7 @@ class Session:
         opened.callback(self._remove)
         os.rename(self.path, os.path.join(sessions, self.id))
         self.path = os.path.join(sessions, self.id)
-        self.snapshot_path = os.path.join(self.path, "snapshot")
+        self.snapshot_path = os.path.join(self.path, SNAPSHOT)
         disk.make_directory(self.snapshot_path, names.SNAPSHOT_MODE)
         about = json.dumps({"schema": 1, "pid": os.getpid(), "start": self.start}).encode()
         disk.put(os.path.join(self.path, "session.json"), [about], names.FILE_MODE, sync=False)
@@ -115,7 +121,7 @@ class Session:
                 age = self._clock.now() - entry.stat(follow_symlinks=False).st_mtime
                 if entry.name.startswith(".") and age < _STALE_NEW:
                     continue
-                if age < KEPT and os.path.exists(os.path.join(entry.path, RESUME)):
+                if age < KEPT and is_unfinished(entry.path):
                     continue
                 with DirectoryLock(entry.path):
                     tell_unlisted(self._layout, self.disk)
@@ -129,7 +135,7 @@ class Session:
 
     def interrupted(self, about: bytes) -> list[str]:
         """Directories of interrupted sessions that were kept for the same, the newest first. They belong to this
-        session now: they are removed when it has published its snapshot."""
+        session now: they are removed when it has published its snapshot, or by ``supersede``."""
         found = []
         for name in sorted(os.listdir(self._layout.sessions), reverse=True):
             path = os.path.join(self._layout.sessions, name)
@@ -162,19 +168,68 @@ class Session:
                 self._listener(Notice(text, "warning"))
             ref = SnapshotRef(group, when)
             try:
-                disk.put(self.file(names.MANIFEST), [manifest(when)], names.FILE_MODE, sync=False)
-                self.barrier.note(self.file(names.MANIFEST))
-                self.barrier.note_directory(self.snapshot_path)
-                self.barrier.commit()
+                self._complete(manifest(when))
                 disk.rename_directory(self.snapshot_path, layout.snapshot(ref))
             except OSError as error:
                 raise explain(error, "publish", layout.snapshot(ref)) from error
-        self._is_published, self._is_kept = True, False
-        for old in self._interrupted:
-            tell_unlisted(layout, disk)
-            with suppress(OSError):  # it is removed when it is too old
-                disk.remove_tree(old)
+        self._end()
         return ref
+
+    def publish_copy(self, ref: SnapshotRef, owner: str, manifest: bytes, *, replace: bool) -> bool:
+        """The same for a snapshot that has its time already; ``manifest`` is the file as it is to be.
+
+        False when there is a finished one of that name and it is not to be replaced. One that is replaced is there
+        until the new one is; it stays protected if it is. Locked while somebody reads it.
+        """
+        path = self._layout.snapshot(ref)
+        with self._locked_group(ref.group, owner):
+            try:
+                if os.path.lexists(path):
+                    published = self._exchange(ref, path, manifest, replace)
+                else:
+                    self._complete(manifest)
+                    self.disk.rename_directory(self.snapshot_path, path)
+                    published = True
+            except OSError as error:
+                raise explain(error, "publish", path) from error
+        self._end()
+        return published
+
+    def _exchange(self, ref: SnapshotRef, path: str, manifest: bytes, replace: bool) -> bool:
+        try:
+            lock = DirectoryLock(path, follow=False)
+        except BlockingIOError as error:
+            raise Locked(f"{ref} is in use by another process", hint="try again later") from error
+        with lock:
+            if not lock.is_at(path):
+                raise Locked(f"{ref} is being removed by another process", hint="try again later")
+            if snapshots.manifest_stamp(self._layout, ref) is not None and not replace:
+                return False
+            if snapshots.is_protected(self._layout, ref):
+                self.disk.put(self.file(names.PROTECTED), [], names.FILE_MODE, sync=False)
+                self.barrier.note(self.file(names.PROTECTED))
+            self._complete(manifest)
+            self.disk.exchange_directories(self.snapshot_path, path)
+        return True
+
+    def _complete(self, manifest: bytes) -> None:
+        """The snapshot under construction and all chunks are durable then."""
+        self.disk.put(self.file(names.MANIFEST), [manifest], names.FILE_MODE, sync=False)
+        self.barrier.note(self.file(names.MANIFEST))
+        self.barrier.note_directory(self.snapshot_path)
+        self.barrier.commit()
+
+    def _end(self) -> None:
+        self._is_published, self._is_kept = True, False
+        self.supersede()
+
+    def supersede(self) -> None:
+        """Remove the interrupted sessions that belong to this one: all they tell is in this one."""
+        for old in self._interrupted:
+            tell_unlisted(self._layout, self.disk)
+            with suppress(OSError):  # it is removed when it is too old
+                self.disk.remove_tree(old)
+        self._interrupted.clear()
 
     def _locked_group(self, group: GroupRef, owner: str) -> DirectoryLock:
         """The lock on the group's directory, which is made again when it is removed just now with its last snapshot."""

@@ -150,15 +150,24 @@ def manifest_stamp(layout: Layout, ref: SnapshotRef) -> Stamp | None:
 
 def read_manifest_json(layout: Layout, ref: SnapshotRef) -> bytes:
     """The JSON text in the manifest blob. NotFound for no snapshot or an unfinished one, Damaged otherwise."""
+    return manifest_json(ref, read_manifest_blob(layout, ref))
+
+
+def read_manifest_blob(layout: Layout, ref: SnapshotRef) -> bytes:
+    """The manifest file as it is. NotFound for no snapshot or an unfinished one."""
     path = layout.manifest(ref)
     try:
-        data = read_small(path, _LARGEST_MANIFEST)
+        return read_small(path, _LARGEST_MANIFEST)
     except FileNotFoundError as error:
         if os.path.isdir(layout.snapshot(ref)):
             raise NotFound(f"snapshot {ref} is unfinished", hint="its backup did not come to its end") from error
         raise NotFound(f"there is no snapshot {ref}", hint="see the list with: archiver snapshots") from error
     except OSError as error:
         raise explain(error, "read", path) from error
+
+
+def manifest_json(ref: SnapshotRef, data: bytes) -> bytes:
+    """The JSON text in a manifest file. Raises Damaged."""
     try:
         return bytes(blob.decode(data, max_size=MAX_TEXT, encrypted=False))
     except FormatError as error:

@@ -101,6 +101,13 @@ class Store:
         base = os.path.abspath(os.fspath(path))
         return creation.create(base, name=name, complete_shards=complete_shards, disk=Disk(random), random=random)
 
+    @classmethod
+    def renew(cls, path: str | os.PathLike[str], *, random: Random = system_random) -> Identity:
+        """Make the copy of a store a store of its own. Raises as ``open``; UsageError where it cannot be written."""
+        with cls.open(path, random=random) as store:
+            store.check_writable()
+            return creation.renew(store.layout.base, store.disk, random)
+
     def close(self) -> None:
         self._held.close()
         self._close_database()

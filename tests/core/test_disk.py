@@ -143,6 +143,32 @@ def test_make_directories_over_a_file_fails(tmp_path: Path) -> None:
         Disk().make_directories(str(tmp_path / "a" / "b"), 0o755)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_exchanged_directories_are_durable_in_both_parents(
+    tmp_path: Path, synced: Synced, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    for name in ("a/new", "b/old"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    if not at_once:
+
+        def refuse(first: str, second: str) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+        monkeypatch.setattr(door, "exchange", refuse)
+    Disk().exchange_directories(str(tmp_path / "a/new"), str(tmp_path / "b/old"))
+    assert (tmp_path / "b/old/file").read_text() == "a/new" and (tmp_path / "a/new/file").read_text() == "b/old"
+    assert os.listdir(tmp_path / "a") == ["new"] and os.listdir(tmp_path / "b") == ["old"]
+    assert synced.paths == [str(tmp_path / "b"), str(tmp_path / "a")]
+
+
+def test_exchange_fails_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    with pytest.raises(FileNotFoundError):
+        Disk().exchange_directories(str(tmp_path / "new"), str(tmp_path / "old"))
+    assert os.listdir(tmp_path) == ["new"]
+
+
 def test_renamed_directory_is_durable_in_both_parents(tmp_path: Path, synced: Synced) -> None:
     (tmp_path / "from" / "x").mkdir(parents=True)
     (tmp_path / "to").mkdir()
