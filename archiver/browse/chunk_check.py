@@ -25,6 +25,7 @@ from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import ArchiverError
 from archiver.store.chunks import ChunkDamaged, ChunkReader
+from archiver.store.recorded_sums import is_recorded
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 
@@ -158,22 +159,10 @@ class ChunkCheck:
 
     def _read(self, reader: ChunkReader, task: Task) -> _Read:
         total, stored = reader.verify(task.digest, task.size, encrypted=task.encrypted)
-        is_proven = task.with_key or not task.encrypted or self._has_recorded_sum(task.digest, total)
+        is_proven = (
+            task.with_key or not task.encrypted or is_recorded(self._store.chunks, self._database, task.digest, total)
+        )
         return _Read(total, stored, is_proven)
-
-    def _has_recorded_sum(self, digest: bytes, total: bytes) -> bool:
-        """Whether ``total`` is the sum that was recorded of a chunk's stored bytes. False when none was, or when its
-        file was written since: another program has stored the chunk again, encrypted with another IV. Raises
-        ChunkDamaged when the bytes have changed by themselves."""
-        recorded = self._database.recorded_sum(digest) if self._database is not None else None
-        if recorded is None:
-            return False
-        if recorded[0] == total:
-            return True
-        status = self._store.chunks.seen(digest)
-        if status is not None and status.st_mtime > recorded[1] + 1:
-            return False
-        raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
 
     def _read_again(self, reader: ChunkReader, task: Task) -> _Read | None:
         """None when the chunk is damaged still; then it is set aside if that is certain, and the database told."""

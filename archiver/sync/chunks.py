@@ -25,6 +25,7 @@ from archiver.store.chunks import ChunkDamaged, ChunkReader
 from archiver.store.database.database import unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
 from archiver.store.indexes import Index
+from archiver.store.recorded_sums import is_recorded
 from archiver.store.store import Store
 from archiver.sync.rate import Rate
 from formats import blob
@@ -161,7 +162,7 @@ class Chunks:
             return None, False
         try:
             data, total = reader.checked(digest, size, encrypted=encrypted)
-            is_proven = not encrypted or self._is_recorded(self._target, digest, total)
+            is_proven = not encrypted or is_recorded(self._target.chunks, self._into, digest, total)
         except ChunkDamaged:
             return None, True
         if not is_proven and self._from is not None:
@@ -183,7 +184,7 @@ class Chunks:
     ) -> ChunkRow:
         """Copy a chunk. ``is_damaged``: a bad one is in its place."""
         data, total = reader.checked(digest, size, encrypted=encrypted)
-        is_proven = not encrypted or self._is_recorded(self._source, digest, total)
+        is_proven = not encrypted or is_recorded(self._source.chunks, self._from, digest, total)
         self._rate.spend(len(data), pipeline)
         if is_damaged:
             self._listener(Notice(f"chunk {digest.hex()} was damaged in the target; it is stored again", "warning"))
@@ -200,20 +201,6 @@ class Chunks:
         if total is None:
             return ChunkRow(digest, size, stored, UNKNOWN_SUM, 0)
         return ChunkRow(digest, size, stored, total, self._target.clock.now())
-
-    def _is_recorded(self, store: Store, digest: bytes, total: bytes) -> bool:
-        """Whether the database of ``store`` has this sum of the stored bytes. False when it has none, or when the file
-        was written since. Raises ChunkDamaged when the bytes have changed by themselves."""
-        database = self._from if store is self._source else self._into
-        recorded = database.recorded_sum(digest) if database is not None else None
-        if recorded is None:
-            return False
-        if recorded[0] == total:
-            return True
-        status = store.chunks.seen(digest)
-        if status is not None and status.st_mtime > recorded[1] + 1:
-            return False
-        raise ChunkDamaged(digest, "is not what was stored: its bytes have another BLAKE3 than the database says")
 
     # -- telling the database ----------------------------------------------------------------------------------------
 
