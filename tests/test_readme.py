@@ -67,7 +67,7 @@ def test_first_command_then_tour(checkout: Path) -> None:
 
 
 def test_keys(checkout: Path) -> None:
-    run("mkdir home && echo a good passphrase > passphrase && .venv/bin/archiver --store ./store init", checkout)
+    run("mkdir home && .venv/bin/archiver --store ./store init", checkout)
     start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
     output = run(start + block("archiver key create --hint"), checkout)
     assert output.count("compared bit for bit") == 2
