@@ -173,7 +173,14 @@ def test_pbs_store_gets_one_identity_however_many_write(tmp_path: Path) -> None:
 def test_pbs_store_is_not_written_by_whoever_reads(tmp_path: Path, source: Path) -> None:
     path = unpack(tmp_path)
     before = listing(path)
-    for command in (["snapshots"], ["verify", "--read-only"], ["status"], ["db", "check"], ["db", "stats"], ["db", "rebuild"]):
+    for command in (
+        ["snapshots"],
+        ["verify", "--read-only"],
+        ["status"],
+        ["db", "check"],
+        ["db", "stats"],
+        ["db", "rebuild"],
+    ):
         assert run(["--store", str(path), "-q", *command], False) in (0, 20), command
     with Store.open(path) as store:
         known = store.uuid
