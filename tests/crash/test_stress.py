@@ -59,14 +59,14 @@ def stress(place: Path, seconds: float, seed: int) -> int:
         time.sleep(0.05)
         for name, process in list(running.items()):
             if process.poll() is not None:
-                out, err = process.communicate(timeout=60)
+                _, err = process.communicate(timeout=60)
                 assert b"Traceback" not in err and b"bug" not in err, err.decode()
                 assert process.returncode in EXPECTED, (process.args, process.returncode, err.decode())
                 done += 1
                 del running[name]
     for number, tree in enumerate(trees):
         process = start(store, *backup(number, tree))
-        out, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err.decode()
         with Store.open(store) as opened:
             newest = max(ref for ref in every_snapshot(opened) if ref.group.id == f"b{number}")
