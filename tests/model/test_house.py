@@ -262,10 +262,11 @@ class House:
                     is_known = isinstance(problem.error, (Locked, Skipped)) or self.has_harmed or self.inside
                     assert is_known, problem
 
+        before = dict(ours.held)
         self.do(f"sync from {ours.path.name} {options}", work, stores=True)
         present = self.finished(theirs)
-        for ref in present - set(theirs.held):
-            theirs.held[ref] = ours.held[ref]
+        for ref in present - set(theirs.held):  # some may be forgotten in the source since they were copied
+            theirs.held[ref] = before[ref] if ref in before else ours.held[ref]
         for ref in theirs.held.keys() & ours.held.keys():  # forgotten, made again in the same second, and replaced then
             if ref in present and same_files(ours.path / ref.path, theirs.path / ref.path):
                 theirs.held[ref] = ours.held[ref]
