@@ -107,7 +107,10 @@ class Deduplicator:
 
     def distrust(self, digest: bytes) -> None:
         """A chunk turned out to be damaged: it is set aside, and stored again when its contents come by."""
-        self._store.chunks.set_aside(digest)
+        reader = self._store.reader(self._crypt)
+        with self._store.chunks.lock.cleared(int.from_bytes(digest[:2])):
+            if reader.is_bad(digest):  # still: another process may just have stored it again
+                self._store.chunks.set_aside(digest)
         known = self._database.lookup(digest) if self._database is not None else None
         if self._database is None or known is None:
             return
@@ -153,13 +156,17 @@ class Deduplicator:
     def _checked(self, digest: bytes, size: int) -> bytes | None:
         """Read the stored chunk: BLAKE3 of its file. A damaged one is set aside, so that it is stored again."""
         reader = self._store.reader(self._crypt)
+
+        def read() -> bytes:
+            return reader.verify(digest, size, encrypted=self._crypt is not None)[0]
+
         try:
-            total, _ = reader.verify(digest, size, encrypted=self._crypt is not None)
+            return read()
         except ChunkDamaged as error:
-            self._store.listener(Notice(f"{error}; it is stored again", "warning"))
-            self._store.chunks.set_aside(digest)
-            return None
-        return total
+            total = self._store.chunks.set_aside_unless(digest, read)
+            if total is None:
+                self._store.listener(Notice(f"{error}; it is stored again", "warning"))
+            return total
 
     def store(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> tuple[bool, int]:
         """Encode and insert a claimed chunk; (whether it is new, stored length in bytes)."""
@@ -188,6 +195,8 @@ class Deduplicator:
     def _insert(self, digest: bytes, data: Buffer, encoder: BlobEncoder) -> ChunkRow:
         iv = self._store.random(_IV_SIZE) if self._crypt is not None else None
         header, body = encoder.encode(data, iv)
+        if self._database is not None:
+            self._database.about_to_store(digest)
         done = self._store.chunks.insert(
             digest, header, body, encrypted=self._crypt is not None, barrier=self._session.barrier
         )

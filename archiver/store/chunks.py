@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from blake3 import blake3
 
@@ -26,6 +26,8 @@ from formats.wire import Buffer
 MAX_CHUNK = 16 << 20  # plain bytes
 _MAX_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
 _BAD_NAMES = 10
+
+T = TypeVar("T")
 
 
 class ChunkDamaged(Damaged):
@@ -159,6 +161,16 @@ class ChunkStore:
             except FileExistsError:
                 pass
             self._disk.put(path, parts, names.FILE_MODE, sync=False)
+
+    def set_aside_unless(self, digest: bytes, check: Callable[[], T]) -> T | None:
+        """Set aside a chunk that was found damaged, and is so still: ``check`` raises ChunkDamaged. What it returns
+        when another process has stored a good one meanwhile, as it may be the only one that has the contents."""
+        with self.lock.cleared(int.from_bytes(digest[:2])):
+            try:
+                return check()
+            except ChunkDamaged:
+                self.set_aside(digest)
+                return None
 
     def set_aside(self, digest: bytes) -> str | None:
         """Rename a bad chunk to ``.N.bad`` so that the next backup stores it again; None when it is gone."""

@@ -71,13 +71,16 @@ def update_unprotected(store: Store, ref: SnapshotRef, change: Callable[[Unprote
         store.update_records()
 
 
-def replace_manifest(store: Store, ref: SnapshotRef, data: bytes) -> None:
-    """Replace a manifest file by another one of the same contents (``unprotected`` apart), durably."""
+def replace_manifest(store: Store, ref: SnapshotRef, data: bytes, check: Callable[[bytes], None]) -> None:
+    """Replace a manifest file by another one of the same contents (``unprotected`` apart), durably. ``check`` gets the
+    one that is there while nobody else changes it, and raises what keeps it from being replaced."""
     store.check_writable()
     path = store.layout.manifest(ref)
     check_inside(store.layout, path)
-    with store.held(ref), _manifest_lock(ref, path) as status, explained("write", path):
-        store.disk.put(path, [data], names.FILE_MODE, sync=True, like=status)
+    with store.held(ref), _manifest_lock(ref, path) as status:
+        check(snapshots.read_manifest_blob(store.layout, ref))
+        with explained("write", path):
+            store.disk.put(path, [data], names.FILE_MODE, sync=True, like=status)
     store.update_records()
 
 

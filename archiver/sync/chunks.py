@@ -140,7 +140,7 @@ class Chunks:
             row, is_damaged = self._found(readers[1], digest, size, barrier, encrypted)
             is_new = row is None
             if row is None:
-                row = self._fetch(pipeline, readers[0], digest, size, barrier, encrypted, is_damaged)
+                row = self._fetch(pipeline, readers, digest, size, barrier, encrypted, is_damaged)
             with self._lock:
                 self._pending[digest] = size
                 self._rows.append(row)
@@ -161,8 +161,7 @@ class Chunks:
         if status is None or not status.st_size:
             return None, False
         try:
-            data, total = reader.checked(digest, size, encrypted=encrypted)
-            is_proven = not encrypted or is_recorded(self._target.chunks, self._into, digest, total)
+            stored, total, is_proven = self._read(reader, digest, size, encrypted)
         except ChunkDamaged:
             return None, True
         if not is_proven and self._from is not None:
@@ -170,25 +169,33 @@ class Chunks:
             is_proven = recorded is not None and recorded[0] == total
         if not self._target.chunks.keep(digest, status, barrier):
             return None, False
-        return self._row(digest, size, len(data), total if is_proven else None), False
+        return self._row(digest, size, stored, total if is_proven else None), False
+
+    def _read(self, reader: ChunkReader, digest: bytes, size: int, encrypted: bool) -> tuple[int, bytes, bool]:
+        """(Length of the file in the target, BLAKE3 of its bytes, whether that proves it). Raises ChunkDamaged."""
+        data, total = reader.checked(digest, size, encrypted=encrypted)
+        is_proven = not encrypted or is_recorded(self._target.chunks, self._into, digest, total)
+        return len(data), total, is_proven
 
     def _fetch(
         self,
         pipeline: Pipeline,
-        reader: ChunkReader,
+        readers: tuple[ChunkReader, ChunkReader],
         digest: bytes,
         size: int,
         barrier: Barrier,
         encrypted: bool,
         is_damaged: bool,
     ) -> ChunkRow:
-        """Copy a chunk. ``is_damaged``: a bad one is in its place."""
-        data, total = reader.checked(digest, size, encrypted=encrypted)
+        """Copy a chunk. ``is_damaged``: a bad one is in its place. ``readers``: of the source and of the target."""
+        data, total = readers[0].checked(digest, size, encrypted=encrypted)
         is_proven = not encrypted or is_recorded(self._source.chunks, self._from, digest, total)
         self._rate.spend(len(data), pipeline)
         if is_damaged:
             self._listener(Notice(f"chunk {digest.hex()} was damaged in the target; it is stored again", "warning"))
-            self._target.chunks.set_aside(digest)
+            self._target.chunks.set_aside_unless(digest, lambda: self._read(readers[1], digest, size, encrypted))
+        if self._into is not None:
+            self._into.about_to_store(digest)
         header = bytes(data[: blob.PLAIN_HEADER])
         done = self._target.chunks.insert(
             digest, header, data[blob.PLAIN_HEADER :], encrypted=encrypted, barrier=barrier

@@ -273,11 +273,8 @@ class _Planner:
             return
         new = snapshots.decode_manifest(step.source, snapshots.manifest_json(step.source, ours))
         old = snapshots.decode_manifest(step.target, snapshots.manifest_json(step.target, theirs))
-        if verify_state(old) == "failed":
-            raise Skipped(
-                f"a verification of {step.target} failed in the target", hint="bring it again with --resync-corrupt"
-            )
-        if new.fingerprint == old.fingerprint and _signed_contents(new) == _signed_contents(old):
+        check_not_failed(step.target, old)
+        if new.fingerprint == old.fingerprint and signed_contents(new) == signed_contents(old):
             self._add(step, "update", "what is not signed in its manifest has changed: notes or verify state")
         elif new.fingerprint is not None and new.fingerprint == old.fingerprint:
             self._add(step, "replace", "it was made again with the same key")
@@ -337,7 +334,13 @@ def verify_state(manifest: Manifest) -> str | None:
     return str(state.get("state")) if isinstance(state, Mapping) else None
 
 
-def _signed_contents(manifest: Manifest) -> tuple[bytes, bytes | None, bool]:
+def check_not_failed(ref: SnapshotRef, manifest: Manifest) -> None:
+    """Raises Skipped for a snapshot of the target that was found damaged there: nothing may hide that."""
+    if verify_state(manifest) == "failed":
+        raise Skipped(f"a verification of {ref} failed in the target", hint="bring it again with --resync-corrupt")
+
+
+def signed_contents(manifest: Manifest) -> tuple[bytes, bytes | None, bool]:
     return manifest.canonical(), manifest.signature, manifest.has_unknown
 
 

@@ -30,7 +30,7 @@ from archiver.store.sessions import Session
 from archiver.store.snapshots import open_regular, read_small
 from archiver.store.store import Store
 from archiver.sync.chunks import Chunks, Copied
-from archiver.sync.plan import Problem, Step, SyncOptions, SyncPlan, resume_text
+from archiver.sync.plan import Problem, Step, SyncOptions, SyncPlan, check_not_failed, resume_text, signed_contents
 from archiver.sync.rate import Rate
 from formats import blob
 from formats.errors import FormatError
@@ -157,8 +157,17 @@ class _Run:
     def _update(self, step: Step) -> bool:
         target = self._target
         data = snapshots.read_manifest_blob(self._source.layout, step.source)
+        ours = snapshots.decode_manifest(step.source, snapshots.manifest_json(step.source, data))
+
+        def check(there: bytes) -> None:
+            """The plan may be hours old."""
+            theirs = snapshots.decode_manifest(step.target, snapshots.manifest_json(step.target, there))
+            check_not_failed(step.target, theirs)
+            if signed_contents(ours) != signed_contents(theirs):
+                raise Skipped(f"{step.target} of the target has changed since it was looked at")
+
         if data != snapshots.read_manifest_blob(target.layout, step.target):
-            labels.replace_manifest(target, step.target, data)
+            labels.replace_manifest(target, step.target, data, check)
         log = self._log(step.source)
         path = os.path.join(target.layout.snapshot(step.target), names.CLIENT_LOG)
         if log is not None and not os.path.lexists(path):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from archiver.browse.verify import verify
+from archiver.core.events import ignore
 from archiver.core.locks import DirectoryLock
 from archiver.errors import Damaged, Locked, Skipped
 from archiver.store.chunks import ChunkReader
@@ -397,6 +398,29 @@ def test_a_failed_state_is_not_hidden(pair: Pair) -> None:
     result = pair.sync()
     assert [type(problem.error) for problem in result.problems] == [Skipped]
     assert snapshot_files(pair.target, pair.saved[-1]) == before
+
+
+@pytest.mark.parametrize("how", ["failed", "made again"])
+def test_what_happens_in_the_target_after_the_plan(pair: Pair, how: str) -> None:
+    """What is copied before may take hours."""
+    pair.sync()
+    ref = pair.saved[-1]
+    set_state(pair.source, ref, "ok")
+    plan = pair.plan()
+    assert [step.action for step in plan.work] == ["update"]
+    if how == "failed":
+        set_state(pair.target, ref, "failed")
+    else:
+        with Store.open(pair.target) as store:
+            remove(store, plan_forget(store, [str(ref)]))
+        (pair.tree / "other").write_bytes(b"other")
+        save(pair.target, pair.tree, time=ref.time)
+    before = snapshot_files(pair.target, ref)
+    with Store.open(pair.source) as ours, Store.open(pair.target) as theirs:
+        result = carry_out(ours, theirs, plan, SyncOptions(), ignore)
+    assert [type(problem.error) for problem in result.problems] == [Skipped]
+    assert snapshot_files(pair.target, ref) == before
+    assert damage(pair.target) == []
 
 
 def test_another_snapshot_of_the_same_name(pair: Pair) -> None:

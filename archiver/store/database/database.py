@@ -418,6 +418,12 @@ class Database:
 
         self._change(work)
 
+    def about_to_store(self, digest: bytes) -> None:
+        """Its file will not be durable at once: what is known of an earlier one that has gone must not vouch for what a
+        power cut leaves of the new one."""
+        if self.lookup(digest) is not None:
+            self.mark_damaged(digest)
+
     def recorded_sum(self, digest: bytes) -> tuple[bytes, int] | None:
         """The BLAKE3 of the stored bytes of a chunk, also of one that was found damaged since, and when they were known
         to be right (Unix seconds); None: not known."""

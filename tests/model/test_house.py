@@ -1,0 +1,532 @@
+"""Random runs of everything that keeps a store in order, beside each other and beside backups, against a dictionary.
+
+An action may be killed at any of its system calls, and while a backup or sync stores chunks another action may come in
+between. Whatever happens, a published snapshot restores exactly, or it needs a chunk that the test has damaged, and a
+verification names it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archiver.browse.verify import VerifyOptions, verify
+from archiver.core.clock import Clock
+from archiver.core.events import ignore
+from archiver.errors import ArchiverError, Locked, NoSpace, Skipped
+from archiver.store.chunks import ChunkDamaged, ChunkStore
+from archiver.store.gc.collect import collect
+from archiver.store.labels import protect
+from archiver.store.layout import GroupRef, SnapshotRef
+from archiver.store.namespaces import move, plan_move
+from archiver.store.prune import Keep
+from archiver.store.removal import RemovalPlan, plan_forget, remove
+from archiver.store.retention import Retention, plan_prune
+from archiver.store.store import Store
+from archiver.sync.partners import open_target, remember
+from archiver.sync.plan import SyncOptions, make_plan
+from archiver.sync.run import carry_out
+from formats.crypt import CryptConfig
+from formats.index import decode_index
+from tests import golden_store
+from tests.mounts import small_file_system
+from tests.random_trees import build_plain, mutate
+from tests.store.collecting import make_old
+from tests.stores import (
+    KEY,
+    Heard,
+    bring_back,
+    chunk_files,
+    every_snapshot,
+    make_store,
+    restored_differences,
+    save_into,
+)
+from tests.sync.pair import find
+
+DAY = 86400
+GROUPS = [
+    (GroupRef("", "host", "data"), "data", None),
+    (GroupRef("", "host", "meta"), "metadata", None),
+    (GroupRef("inner", "host", "meta"), "metadata", None),
+    (GroupRef("inner", "host", "secret"), "metadata", KEY),
+    (GroupRef("", "host", "old"), "legacy", KEY),
+]
+_CALLS = ("rename", "unlink", "utime", "fsync", "mkdir", "write")
+_KILLED = 9
+
+
+class Jumping(Clock):
+    """Ahead by ``offset`` seconds."""
+
+    offset = 7200
+
+    def now(self) -> int:
+        return super().now() + self.offset
+
+    def now_ns(self) -> int:
+        return super().now_ns() + self.offset * 10**9
+
+
+@dataclass
+class Place:
+    """A store and what it must hold: snapshot -> a copy of its tree. ``harmed``: chunks that the test has damaged."""
+
+    path: Path
+    held: dict[SnapshotRef, Path] = field(default_factory=dict)
+    harmed: set[str] = field(default_factory=set)
+    saved_database: Path | None = None
+
+
+def needs(path: Path, ref: SnapshotRef) -> set[str]:
+    """Digests of all chunks of a snapshot."""
+    found = set()
+    for file in (path / ref.path).glob("*.?idx"):
+        index = decode_index(file.read_bytes())
+        found |= {index.digest(entry).hex() for entry in range(len(index))}
+    return found
+
+
+def same_files(one: Path, other: Path) -> bool:
+    """Whether two snapshots have the same indexes, whose uuids tell one from another."""
+    return {file.name: file.read_bytes() for file in one.glob("*.?idx")} == {
+        file.name: file.read_bytes() for file in other.glob("*.?idx")
+    }
+
+
+def key_of(ref: SnapshotRef) -> CryptConfig | None:
+    if ref.group.id in ("secret", "old"):
+        return KEY
+    return golden_store.KEY if ref.group.type == "ct" or ref.group.id == "signed" else None
+
+
+class House:
+    def __init__(self, work: Path, seed: int, small: Path | None = None) -> None:
+        """``small``: where the first store may run out of space."""
+        self.work = work
+        self.rng = random.Random(seed)
+        self.clock = Jumping()
+        self.tree = work / "tree"
+        build_plain(self.tree, seed, files=10, max_size=250_000)
+        self.first, self.second = Place((small or work) / "first"), Place(make_store(work / "second"))
+        self.obstacles = (Locked, NoSpace) if small else (Locked,)
+        self.is_small = small is not None
+        if seed % 4 == 3 and small is None:
+            self.begin_with_golden()
+        else:
+            make_store(self.first.path)
+        self.copies = 0
+        self.log: list[str] = []
+        self.has_harmed = self.harmed_inside = False
+        self.inside = False  # an action comes in between another one
+
+    def begin_with_golden(self) -> None:
+        """With a datastore of the reference implementation."""
+        os.rename(golden_store.unpack(self.work), self.first.path)
+        chosen = [*golden_store.PLAIN, golden_store.ENCRYPTED[1]]
+        chosen.remove("host/features/2023-11-14T22:13:31Z")  # as the other encrypted one: it has immutable files
+        for number, name in enumerate(chosen):
+            kept = self.work / f"golden-{number}"
+            bring_back(self.first.path, find(name), kept, crypt=key_of(find(name)))
+            self.first.held[find(name)] = kept
+        with self.open(self.first) as store:
+            others = [ref for ref in every_snapshot(store) if store.is_finished(ref) and ref not in self.first.held]
+            remove(store, plan_forget(store, [str(ref) for ref in others]))
+
+    def open(self, place: Place) -> Store:
+        return Store.open(place.path, clock=self.clock, listener=Heard())
+
+    def place(self) -> Place:
+        return self.rng.choice([self.first, self.first, self.second])
+
+    def finished(self, place: Place) -> set[SnapshotRef]:
+        with self.open(place) as store:
+            return {ref for ref in every_snapshot(store) if store.is_finished(ref)}
+
+    # -- actions: each returns what is to be done, and what follows from it in the model -----------------------------
+
+    def backup(self) -> None:
+        group, mode, crypt = self.rng.choice(GROUPS)
+        if not self.inside:
+            self.clock.offset += self.rng.randrange(60, 8000)
+            mutate(self.tree, self.rng.randrange(1 << 30), 3)
+        self.copies += 1
+        kept = self.work / f"kept-{self.copies}"
+        shutil.copytree(self.tree, kept, symlinks=True)
+        place, audit = self.first, self.rng.choice([0, 0, 50])
+        mode = self.rng.choice([mode, mode, mode, "data"])
+
+        def work() -> None:
+            with self.open(place) as store:
+                save_into(store, self.tree, group=group, mode=mode, crypt=crypt, audit=audit)  # type: ignore[arg-type]
+
+        before = set(place.held)
+        self.do(f"backup {group} {mode}", work, stores=True)
+        new = self.finished(place) - before - set(place.held)
+        assert {ref.group for ref in new} <= {group}, (new, group)
+        assert len(new) <= 1
+        for ref in new:
+            place.held[ref] = kept
+
+    def forget(self) -> None:
+        place = self.place()
+        if place.held:
+            ref = self.rng.choice(sorted(place.held))
+            with self.open(place) as store:
+                self.remove(place, plan_forget(store, [str(ref)]))
+
+    def prune(self) -> None:
+        place = self.place()
+        with self.open(place) as store:
+            groups = [group for level in store.namespaces() for group in store.groups(level)]
+            plan = plan_prune(store, groups, Retention(Keep(last=self.rng.randrange(1, 4))))
+        for group in groups:
+            ours = [item for item in plan.items if item.ref.group == group and item.finished]
+            assert not ours or any(item.keep for item in ours)
+        self.remove(place, plan)
+
+    def remove(self, place: Place, plan: RemovalPlan) -> None:
+        def work() -> None:
+            with self.open(place) as store:
+                outcome = remove(store, plan)
+                assert not outcome.failed, outcome
+
+        self.do(f"remove {len(plan.removed)} in {place.path.name}", work)
+        planned, present = {item.ref for item in plan.removed}, self.finished(place)
+        for ref in list(place.held):
+            if ref not in present:
+                assert ref in planned, ref
+                del place.held[ref]
+
+    def protect(self) -> None:
+        place = self.place()
+        if place.held:
+            with self.open(place) as store:
+                protect(store, self.rng.choice(sorted(place.held)), on=self.rng.random() < 0.5)
+
+    def gc(self) -> None:
+        place = self.place()
+        options: dict[str, Any] = {
+            "mode": self.rng.choice([None, None, "immediate", "cutoff"]),
+            "cutoff": self.rng.choice([0, 5, 1445]),
+            "from_files": self.rng.random() < 0.25,
+        }
+        if not self.inside and self.rng.random() < 0.4:
+            make_old(place.path)
+
+        def work() -> None:
+            with self.open(place) as store:
+                collect(store, **options)
+
+        self.do(f"gc {place.path.name} {options}", work)
+
+    def verify(self) -> None:
+        place, crypt = self.place(), self.rng.choice([KEY, KEY, None])
+        options = VerifyOptions(set_aside=True, write_state=True, skip_verified=self.rng.random() < 0.3)
+
+        def work() -> None:
+            with self.open(place) as store:
+                verify(store, every_snapshot(store), crypt, ignore, options)
+
+        self.do(f"verify {place.path.name} {crypt is not None} {options.skip_verified}", work)
+
+    def sync(self) -> None:
+        ours, theirs = (self.first, self.second) if self.rng.random() < 0.8 else (self.second, self.first)
+        options = SyncOptions(
+            remove_vanished=self.rng.random() < 0.2,
+            resync_corrupt=self.rng.random() < 0.5,
+            transfer_last=self.rng.choice([None, None, 2]),
+        )
+
+        def work() -> None:
+            with (
+                self.open(ours) as source,
+                open_target(source, str(theirs.path), ignore, new_target=False) as target,
+            ):
+                target.clock = self.clock
+                target.identify()
+                remember(source, target)
+                result = carry_out(source, target, make_plan(source, target, options), options, ignore)
+                assert result.stopped is None or isinstance(result.stopped, self.obstacles), result.stopped
+                for problem in result.problems:
+                    is_known = isinstance(problem.error, (Locked, Skipped)) or self.has_harmed or self.inside
+                    assert is_known, problem
+
+        before = dict(ours.held)
+        self.do(f"sync from {ours.path.name} {options}", work, stores=True)
+        present = self.finished(theirs)
+        for ref in present - set(theirs.held):  # some may be forgotten in the source since they were copied
+            theirs.held[ref] = before[ref] if ref in before else ours.held[ref]
+        for ref in theirs.held.keys() & ours.held.keys():  # forgotten, made again in the same second, and replaced then
+            if ref in present and same_files(ours.path / ref.path, theirs.path / ref.path):
+                theirs.held[ref] = ours.held[ref]
+        for ref in set(theirs.held) - present:
+            assert options.remove_vanished and ref not in ours.held, ref
+            del theirs.held[ref]
+
+    def move(self) -> None:
+        old, new = self.rng.choice([("inner", "other"), ("other", "inner")])
+        place = self.first
+        if not os.path.isdir(place.path / "ns" / old):
+            return
+
+        def work() -> None:
+            with self.open(place) as store:
+                move(store, plan_move(store, old, new))
+
+        self.do(f"move {old} {new}", work)
+        present = self.finished(place)
+        for ref in sorted(place.held):
+            if ref.group.namespace == old and ref not in present:
+                to = SnapshotRef(GroupRef(new, ref.group.type, ref.group.id), ref.time)
+                assert to in present, ref
+                place.held[to] = place.held.pop(ref)
+
+    def harm(self) -> None:
+        place = self.place()
+        files = chunk_files(place.path)
+        if not files:
+            return
+        file = self.rng.choice(files)
+        place.harmed.add(file.name)
+        self.has_harmed = True
+        self.harmed_inside = self.harmed_inside or self.inside
+        self.log.append(f"harm {file.name[:8]} in {place.path.name}")
+        data, how = bytearray(file.read_bytes()), self.rng.randrange(4)
+        if how == 0:
+            file.unlink()
+            return
+        if how == 1:
+            del data[len(data) // 2 :]
+        elif how == 2 or not data:
+            data = bytearray(len(data))
+        else:
+            data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
+        times = file.stat()
+        file.write_bytes(data)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def lose_database(self) -> None:
+        place, how = self.place(), self.rng.choice(["delete", "save", "back", "back", "damage"])
+        database, kept = place.path / ".archiver/db", self.work / f"db-{place.path.name}"
+        if self.inside or not database.is_dir():
+            return
+        self.log.append(f"database of {place.path.name}: {how}")
+        if how == "delete":
+            shutil.rmtree(database)
+        elif how == "save":
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(database, kept)
+        elif how == "back" and kept.is_dir():
+            shutil.rmtree(database)
+            shutil.copytree(kept, database)
+        elif how == "damage" and (data := database / "data.mdb").is_file() and data.stat().st_size:
+            with data.open("r+b") as file:
+                file.seek(self.rng.randrange(data.stat().st_size))
+                file.write(self.rng.randbytes(40))
+
+    def jump(self) -> None:
+        if not self.inside:
+            self.clock.offset += self.rng.choice([-400 * DAY, -DAY, 3600, 40 * DAY, 100 * DAY, 400 * DAY])
+            self.clock.offset = max(self.clock.offset, 7200)
+
+    # -- how they are done -------------------------------------------------------------------------------------------
+
+    def do(self, name: str, work: Callable[[], None], *, stores: bool = False) -> None:
+        """To the end, or killed on the way, or with another action in between."""
+        if self.inside:
+            self.log.append(f"  meanwhile: {name}")
+            self.bear(name, work)
+            return
+        self.harmed_inside = False
+        how = self.rng.random()
+        if how < 0.3:
+            calls = int(self.rng.paretovariate(0.4)) % 400 + 1
+            self.log.append(f"{name}, killed at call {calls}")
+            self.killed(name, work, calls)
+        elif how < 0.6 and stores:
+            self.log.append(name)
+            with self.between():
+                self.bear(name, work)
+        else:
+            self.log.append(name)
+            self.bear(name, work)
+
+    def bear(self, name: str, work: Callable[[], None]) -> None:
+        """Somebody may be in the way."""
+        try:
+            work()
+        except Locked as error:
+            self.log.append(f"  {error}")
+        except NoSpace as error:
+            if not self.is_small or name.startswith(("gc", "remove")):
+                raise
+            self.log.append(f"  {error}")
+        except ArchiverError as error:
+            # A chunk that was just stored is gone: it must not be published.
+            if not (self.harmed_inside and "cannot publish" in str(error)):
+                raise
+            self.log.append(f"  {error}")
+
+    def killed(self, name: str, work: Callable[[], None], calls: int) -> None:
+        child = os.fork()
+        if not child:
+            try:
+                left = iter(range(calls))
+                for call in _CALLS:
+                    self.count(call, left)
+                self.bear(name, work)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) in (0, _KILLED)
+
+    @staticmethod
+    def count(name: str, left: Iterator[int]) -> None:
+        real = getattr(os, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                os._exit(_KILLED)
+            return real(*arguments, **options)
+
+        setattr(os, name, counted)
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Another action, when chunks are stored or used for the n-th time."""
+        left = self.rng.randrange(1, 15)
+        lock, failures = threading.Lock(), []
+        others = [
+            self.gc,
+            self.gc,
+            self.forget,
+            self.prune,
+            self.verify,
+            self.verify,
+            self.harm,
+            self.backup,
+            self.move,
+        ]
+        other = self.rng.choice(others)
+
+        def come(self_: ChunkStore) -> None:
+            nonlocal left
+            with lock:
+                left -= 1
+                if left or self.inside:
+                    return
+                self.inside = True
+            try:
+                other()
+            except BaseException as error:
+                failures.append(error)
+                raise
+            finally:
+                self.inside = False
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("insert", "touch", "touch_all"):
+                real = getattr(ChunkStore, name)
+
+                def wrapped(self_: ChunkStore, *arguments: Any, real: Any = real, **options: Any) -> Any:
+                    come(self_)
+                    result = real(self_, *arguments, **options)
+                    come(self_)
+                    return result
+
+                patch.setattr(ChunkStore, name, wrapped)
+            yield
+        assert not failures
+
+    # -- what must hold ----------------------------------------------------------------------------------------------
+
+    def check(self, place: Place, *, restores: int) -> None:
+        with self.open(place) as store:
+            assert {ref for ref in every_snapshot(store) if store.is_finished(ref)} == set(place.held)
+            result = verify(store, every_snapshot(store), KEY, ignore)
+            named = {error.snapshot for error in result.errors}
+            for error in result.errors:
+                assert error.chunk in place.harmed, (error, place.path.name)
+            place.harmed = {name for name in place.harmed if self.is_harmed(store, name)}
+        sound = [ref for ref in sorted(place.held) if str(ref) not in named]
+        for ref in place.held:
+            lacking = {
+                name for name in needs(place.path, ref) if not (place.path / ".chunks" / name[:4] / name).exists()
+            }
+            assert str(ref) in named or not lacking
+        for ref in self.rng.sample(sound, min(restores, len(sound))):
+            out = self.work / "out"
+            crypt = key_of(ref)
+            found = restored_differences(place.path, ref, place.held[ref], out, crypt)
+            if ref.group.type == "vm":  # images have no times
+                found = [text for text in found if "mtime" not in text]
+            assert found == [], ref
+            shutil.rmtree(out)
+
+    @staticmethod
+    def is_harmed(store: Store, name: str) -> bool:
+        reader = store.reader(KEY)
+        try:
+            reader.stored(bytes.fromhex(name))
+        except ChunkDamaged:
+            return True
+        return reader.is_bad(bytes.fromhex(name))
+
+
+def run(work: Path, seed: int, steps: int, small: Path | None = None) -> None:
+    house = House(work, seed, small)
+    actions: dict[Callable[[], None], int] = {
+        house.backup: 8,
+        house.sync: 4,
+        house.gc: 4,
+        house.verify: 2,
+        house.forget: 1,
+        house.prune: 2,
+        house.protect: 1,
+        house.move: 1,
+        house.harm: 1,
+        house.lose_database: 2,
+        house.jump: 1,
+    }
+    try:
+        for step in range(steps):
+            (action,) = house.rng.choices(list(actions), list(actions.values()))
+            action()
+            if step % 4 == 3:
+                house.check(house.rng.choice([house.first, house.second]), restores=2)
+        house.check(house.first, restores=1000)
+        house.check(house.second, restores=1000)
+    except BaseException:
+        print("\n".join(house.log))
+        raise
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_short_runs(tmp_path: Path, seed: int) -> None:
+    run(tmp_path, seed, 30)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_short_runs_on_a_small_disk(tmp_path: Path, seed: int) -> None:
+    with small_file_system(tmp_path, 6 << 20) as place:
+        run(tmp_path, seed, 30, place)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_long_runs(tmp_path: Path, seed: int) -> None:
+    run(tmp_path, seed, 120)
