@@ -29,6 +29,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -172,9 +173,9 @@ def _tell_database(store: Store, plan: Plan, result: Result, gone: list[Numbers]
     if plan.all_shards and result.complete:
         told = {_WALKED: store.clock.now(), _BAD: result.bad_chunks}
 
-        def work(txn: object) -> None:
+        def work(txn: Any) -> None:
             for key, value in told.items():
-                txn.put(key, records.U32.pack(value), db=database.table(records.META))  # type: ignore[attr-defined]
+                txn.put(key, records.U32.pack(value), db=database.table(records.META))
 
         database.change(work)
 
