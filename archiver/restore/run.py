@@ -38,6 +38,21 @@ class RestoreResult:
     kinds: dict[str, int] = field(default_factory=dict)
     problems: list[FileProblem] = field(default_factory=list)
 
+    def hearing(self, listener: Listener) -> Listener:
+        """A listener for any thread, which counts problems; one event at a time reaches ``listener``."""
+        lock = threading.Lock()
+
+        def hear(event: Event) -> None:
+            with lock:
+                if isinstance(event, FileProblem):
+                    self.problem_count += 1
+                    self.kinds[event.kind] = self.kinds.get(event.kind, 0) + 1
+                    if len(self.problems) < _PROBLEMS_KEPT:
+                        self.problems.append(event)
+                listener(event)
+
+        return hear
+
     def as_json(self) -> dict[str, Any]:
         return {
             "schema": 1,
@@ -68,18 +83,7 @@ def restore(
     clock = snapshot.store.clock
     began = clock.steady()
     result = RestoreResult(str(snapshot.ref), target)
-    lock = threading.Lock()
-
-    def hear(event: Event) -> None:
-        """From any thread; one event at a time reaches the listener."""
-        with lock:
-            if isinstance(event, FileProblem):
-                result.problem_count += 1
-                result.kinds[event.kind] = result.kinds.get(event.kind, 0) + 1
-                if len(result.problems) < _PROBLEMS_KEPT:
-                    result.problems.append(event)
-            listener(event)
-
+    hear = result.hearing(listener)
     places = [_place(archive, target, several=len(archives) > 1) for archive in archives]
     for archive, place in zip(archives, places, strict=True):
         for file in archive.files:
