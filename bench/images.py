@@ -106,7 +106,8 @@ def report(times: dict[tuple[str, str], list[measure.Usage]]) -> None:
         for name, usage in best.items():
             ratio = f", {min(peers) / usage.wall:.2f} times as fast as the faster of them" if peers else ""
             ratio = ratio if name.startswith("archiver") else ""
-            print(f"{work:5} {name:12} {usage.wall:6.2f} s, {usage.anon >> 20} MiB anonymous memory{ratio}")
+            took = f"{usage.wall:6.2f} s, {usage.cpu:6.2f} s of CPU, {usage.anon >> 20} MiB anonymous memory"
+            print(f"{work:5} {name:12} {took}{ratio}")
 
 
 if __name__ == "__main__":

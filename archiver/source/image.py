@@ -101,8 +101,11 @@ class Source:
             ) from error
 
     def _has_gone(self) -> bool:
+        """Whether it is a device that was taken away: then every read of it fails, and its name has vanished."""
         try:
-            return self.is_device and device_size(self.fd) != self.size
+            return self.is_device and (
+                device_size(self.fd) != self.size or os.stat(self.name).st_rdev != self.stat.st_rdev
+            )
         except OSError:
             return True
 

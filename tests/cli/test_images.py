@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import ask, call, process, start
+from archiver.source import image
+from tests.cli.command import ROOT, ask, call, process, start
 
 SIZE = 5_000_001
 MIB = 1 << 20
@@ -56,10 +60,13 @@ def test_standard_input(store: Path, disk: Path, data: bytes, tmp_path: Path) ->
     assert call("--store", store, "cat", "host/pipe", "disk.img").raw == data
 
 
-def test_closed_and_empty_standard_input(store: Path) -> None:
-    for shell in ("<&-", "</dev/null"):
-        done = process("--store", store, "backup", "disk.img:-", "--id", "pipe", stdin=subprocess.DEVNULL)
-        assert shell and done.code == 1 and "is empty" in done.err
+@pytest.mark.parametrize("redirection", ["<&-", "</dev/null", "<{empty}"])
+def test_closed_and_empty_standard_input(store: Path, tmp_path: Path, redirection: str) -> None:
+    (tmp_path / "empty").touch()
+    program = shlex.join([sys.executable, "-m", "archiver", "--store", str(store), "backup", "disk.img:-"])
+    shell = f"{program} {redirection.format(empty=tmp_path / 'empty')}"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1 and "is empty" in done.stderr and "Traceback" not in done.stderr
     assert len(snapshots(store)) == 1
 
 
@@ -301,15 +308,29 @@ def test_mounted_device(store: Path, disk: Path, tmp_path: Path) -> None:
             subprocess.run(["umount", str(place)], check=True)
 
 
-def test_device_that_vanishes(store: Path, tmp_path: Path) -> None:
-    """The drive is pulled while it is read: nothing is published."""
-    with loop_device(tmp_path / "backing", 64 * MIB) as device:
-        filled(device, 8)
-        os.truncate(tmp_path / "backing", 20 * MIB)
-        subprocess.run(["losetup", "-c", str(device)], check=True)
-        os.truncate(tmp_path / "backing", 10 * MIB)
-        done = call("--store", store, "backup", f"disk.img:{device}", "--id", "device", "--json")
-        # What the backing file lost, the device cannot read: zeros, told with exit code 3, or an error.
-        assert done.code in (1, 3)
-        if done.code == 3:
-            assert "could not be read" in done.document["errors"][0]["reason"]
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_device_that_fails(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vanishes: bool) -> None:
+    """What it cannot read any more is told and zeros; of a drive that was pulled nothing is published."""
+    with loop_device(tmp_path / "backing", 16 * MIB) as device:
+        data = filled(device, 8)
+        subprocess.run(["blockdev", "--flushbufs", str(device)], check=True)
+        node = tmp_path / "stick"
+        os.mknod(node, 0o600 | stat.S_IFBLK, device.stat().st_rdev)
+        os.truncate(tmp_path / "backing", 5 * MIB)
+        read_into = image.Source.read_into
+
+        def read(self: image.Source, view: memoryview, offset: int) -> int:
+            if vanishes and offset >= 4 * MIB:
+                node.unlink(missing_ok=True)
+            return read_into(self, view, offset)
+
+        monkeypatch.setattr(image.Source, "read_into", read)
+        done = call("--store", store, "backup", f"disk.img:{node}", "--id", "device", "--json")
+        if vanishes:
+            assert done.code == 1 and "still there" in done.error["hint"]
+            assert len(snapshots(store)) == 1
+            return
+        assert done.code == 3
+        (error,) = done.document["errors"]
+        assert error["path"] == "disk.img" and f"bytes {5 * MIB}-{16 * MIB - 1}" in error["reason"]
+        assert restored(store, "host/device", tmp_path / "out") == data[: 5 * MIB].ljust(16 * MIB, b"\0")
