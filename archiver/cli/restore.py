@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="TARGET is a directory, or a file of this kind (- for stdout).",
 )
+@click.option("--to-device", is_flag=True, help="TARGET is a block device: an image replaces everything on it.")
 @allow_unsigned_option
 @global_options
 @click.pass_context
@@ -40,12 +41,13 @@ def restore(
     archive_name: str | None,
     verify: bool,
     form: str,
+    to_device: bool,
     allow_unsigned: bool,
 ) -> None:
     """Restore a SNAPSHOT into TARGET, a new or empty directory, or with --format as a file of another kind.
 
     SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
-    of several each at TARGET/NAME.
+    of several each at TARGET/NAME. An image or small file becomes the new file TARGET.
 
     The signature of a snapshot that was made with a key is checked before anything is restored.
     """
@@ -64,7 +66,7 @@ def restore(
         if left and archive_name is None:
             output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
         if form == "dir":
-            result = run(opened, archives, target, verify=verify, listener=output.hear)
+            result = run(opened, archives, target, verify=verify, listener=output.hear, to_device=to_device)
         else:
             _check_stdout(target, output)
             result = export(opened, archives, target, cast("Format", form), verify=verify, listener=output.hear)

@@ -100,7 +100,7 @@ def test_gnu_tar(features: Path, stored: Stored, place: Path, form: Format) -> N
 
 @pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is not installed (libarchive-tools)")
 def test_bsdtar(features: Path, stored: Stored, place: Path) -> None:
-    """Its own limits: ids beyond 2^31 in an ACL, composed names, the time of ``.``, times before 1970, ``=`` in names."""
+    """Its own limits: ids beyond 2^31 in an ACL, composed names, times of ``.`` and before 1970, ``=`` in names."""
     put(stored, place / "x.tar", "tar", verify=False)
     out = unpacked(place, "bsdtar", "-xpf", str(place / "x.tar"), "--xattrs", "--acls", "--numeric-owner")
     unequal = differences(features, out, ignore=NO_PLACE)

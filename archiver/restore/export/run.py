@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, Literal, Protocol, cast, get_args
 
 from blake3 import blake3
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
-from archiver.core.disk import Disk, explained, write_all
+from archiver.core.disk import explained, write_all
 from archiver.core.events import FileProblem, Listener
+from archiver.core.new_file import new_file
 from archiver.errors import Damaged, UsageError
 from archiver.restore.export.members import Member, Members, NotHeld
 from archiver.restore.export.pxar import PxarWriter
@@ -64,16 +66,28 @@ def export(
             raise UsageError(f"{archive.name} is not a directory tree", hint="it is restored without --format")
         for file in archive.files:
             snapshot.require_key(file)
-    sink = _Sink(sys.stdout.fileno(), "stdout") if target == STDOUT else _NewFile(target, Disk(snapshot.store.random))
-    try:
-        with explained("write", sink.name):
-            _write(snapshot, archives, form, sink, result.hearing(listener), result)
-            sink.complete(verify)
-    finally:
-        sink.close()
+    with _opened(target) as sink, explained("write", sink.name):
+        _write(snapshot, archives, form, sink, result.hearing(listener), result)
+        sink.complete(verify)
     result.verified = verify and target != STDOUT
     result.duration = clock.steady() - began
     return result
+
+
+@contextmanager
+def _opened(target: str) -> Iterator[_Sink]:
+    """Raises UsageError when there is something of that name."""
+    if target == STDOUT:
+        yield _Sink(sys.stdout.fileno(), "stdout")
+        return
+    if os.path.lexists(target):
+        raise UsageError(f"{target} exists already", hint="name a file that does not exist")
+    parent = os.path.dirname(target)
+    if parent:
+        with explained("make", parent):
+            os.makedirs(parent, 0o700, exist_ok=True)
+    with new_file(target) as fd:
+        yield _NewFile(fd, target)
 
 
 def _write(
@@ -159,24 +173,13 @@ class _Sink:
     def complete(self, verify: bool) -> None:
         self.flush()
 
-    def close(self) -> None:
-        pass
-
 
 class _NewFile(_Sink):
-    """A file that gets its name when it is complete. Raises UsageError when the name is taken."""
+    """Keeps the sum of what it wrote."""
 
-    def __init__(self, path: str, disk: Disk) -> None:
-        if os.path.lexists(path):
-            raise UsageError(f"{path} exists already", hint="name a file that does not exist")
-        self._path = path
-        self._temporary = disk.temp_name(path)
-        with explained("make", path):
-            os.makedirs(os.path.dirname(os.path.abspath(path)), 0o700, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            super().__init__(os.open(self._temporary, flags, 0o600), path)
+    def __init__(self, fd: int, name: str) -> None:
+        super().__init__(fd, name)
         self._total = blake3()
-        self._is_complete = False
 
     def _out(self, data: bytes) -> None:
         self._total.update(data)
@@ -186,9 +189,7 @@ class _NewFile(_Sink):
         super().complete(verify)
         os.fsync(self._fd)
         if verify and self._read_again() != self._total.digest():
-            raise Damaged(f"{self._path} does not read back as it was written", hint="its disk may be failing")
-        os.rename(self._temporary, self._path)
-        self._is_complete = True
+            raise Damaged(f"{self.name} does not read back as it was written", hint="its disk may be failing")
 
     def _read_again(self) -> bytes:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -197,8 +198,3 @@ class _NewFile(_Sink):
         while data := os.read(self._fd, _READ_AT_ONCE):
             total.update(data)
         return total.digest()
-
-    def close(self) -> None:
-        os.close(self._fd)
-        if not self._is_complete:
-            os.unlink(self._temporary)
