@@ -9,11 +9,11 @@ import errno
 import os
 import stat as st
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from archiver.browse.snapshot import Snapshot
-from archiver.core.disk import explain, explained, write_all
+from archiver.core.disk import explained, write_all
 from archiver.core.events import Listener, Progress
 from archiver.core.linux import device_size, mount_points
 from archiver.core.new_file import new_file
