@@ -73,12 +73,13 @@ def restore(
     if output.as_json:
         output.document(result.as_json())
     checked = ", verified" if result.verified else ""
-    output.summary(
+    tell = output.message if target == "-" else output.summary
+    tell(
         f"restored {result.entries} entries, {size_text(result.bytes)}, from {result.snapshot}"
         f" to {target} in {result.duration:.1f} s{checked}"
     )
     for kind, count in sorted(result.kinds.items()):
-        output.summary(f"  {kind}: {count}")
+        tell(f"  {kind}: {count}")
     if result.kinds.get("damaged"):
         ctx.exit(EXIT_DAMAGED)
     if result.kinds.get("different"):
