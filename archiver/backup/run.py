@@ -18,6 +18,7 @@ from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
 from archiver.backup.images import ImageArchiver, ImageOptions
 from archiver.backup.journal import Interrupted, Journal, about, read_interrupted
+from archiver.backup.pxar_files import save_pxar_file
 from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
@@ -218,6 +219,8 @@ class _Run:
                 save_tree(spec)
             elif spec.kind == "image":
                 self._add(spec.archive, [self._images.save(spec, self._opened)], 0)
+            elif spec.kind == "pxar file":
+                self._import(spec, machinery)
             else:
                 self._write_blob(spec, machinery.session, tally)
         finish()
@@ -255,6 +258,16 @@ class _Run:
             self._add("catalog.pcat1", [listing.finish()], 0)
 
         return save_whole, finish
+
+    def _import(self, spec: ArchiveSpec, machinery: Machinery) -> None:
+        def catalog_stream(slabs: SlabPool) -> Stream:
+            return Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), slabs)
+
+        average = self._options.chunk_size
+        saved = save_pxar_file(spec, machinery, average, catalog_stream, self._files, self._listener)
+        self._add(spec.archive, saved.results, saved.padding)
+        if saved.listing is not None:
+            self._add("catalog.pcat1", [saved.listing], 0)
 
     def _write_blob(self, spec: ArchiveSpec, session: Session, tally: Tally) -> None:
         iv = self._store.random(_IV_SIZE) if self._chunk_crypt is not None else None

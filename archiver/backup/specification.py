@@ -14,7 +14,7 @@ from archiver.source.image import STANDARD_INPUT, kind_of
 from archiver.store.layout import CLIENT_LOG
 from formats.naming import MAX_NAME, server_name
 
-Kind = Literal["tree", "image", "blob"]
+Kind = Literal["tree", "image", "blob", "pxar file"]
 
 _NAME = re.compile(r"([A-Za-z0-9_-]+)\.(pxar|img|conf|log)")
 _KINDS: dict[str, Kind] = {"pxar": "tree", "img": "image", "conf": "blob", "log": "blob"}
@@ -26,12 +26,14 @@ _FORMS = "home.pxar:/home, disk.img:/dev/sdb, disk.img:- for standard input, or 
 @dataclass(frozen=True, slots=True)
 class ArchiveSpec:
     """``name`` without extension; ``path`` of the source, ``-`` for standard input. ``command``: what it prints is read
-    instead of that."""
+    instead of that. ``made``: the source is an archive already, ``payload`` the other half of one that is split."""
 
     name: str
     path: str
     extension: str = "pxar"
     command: str | None = None
+    made: bool = False
+    payload: str | None = None
 
     @property
     def archive(self) -> str:
@@ -40,7 +42,22 @@ class ArchiveSpec:
 
     @property
     def kind(self) -> Kind:
-        return _KINDS[self.extension]
+        return "pxar file" if self.made else _KINDS[self.extension]
+
+
+def pxar_file(path: str, payload: str | None, name: str | None) -> ArchiveSpec:
+    """A pxar file that was made elsewhere, or a pair. Without ``name`` it is named like the file; without ``payload``
+    an ``x.mpxar`` has its contents in ``x.ppxar`` beside it. Raises UsageError."""
+    base, extension = os.path.splitext(path)
+    if payload is None and extension == ".mpxar" and os.path.lexists(f"{base}.ppxar"):
+        payload = f"{base}.ppxar"
+    for each in (path, payload):
+        if each is not None and not os.path.isfile(each):
+            raise UsageError(f"{each} is not a file", hint="archiver backup saves directories")
+    found = _NAME.fullmatch(f"{default_name(base) if name is None else name.removesuffix('.pxar')}.pxar")
+    if found is None or len(found[1]) > _LONGEST_NAME:
+        raise UsageError(f"{name!r} is no name of an archive", hint="letters, digits, _ and -, for example home")
+    return ArchiveSpec(found[1], path, made=True, payload=payload)
 
 
 def parse_specification(text: str) -> ArchiveSpec:

@@ -23,6 +23,7 @@ from archiver.errors import EXIT_OK, ArchiverError, Interrupted, NoSpace, UsageE
 COMMANDS = {
     "init": ("store", "init"),
     "backup": ("backup", "backup"),
+    "import": ("backup", "import_file"),
     "snapshots": ("listing", "snapshots"),
     "groups": ("listing", "groups"),
     "files": ("listing", "files"),
