@@ -21,7 +21,7 @@ from archiver.core.events import Listener, Notice
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Damaged, Locked, UsageError
 from archiver.store import layout as names
-from archiver.store import snapshots
+from archiver.store import reserve, snapshots
 from archiver.store.chunk_lock import ChunkLock, tell_unlisted
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from archiver.store.snapshots import read_small
@@ -158,6 +158,7 @@ class Session:
         in a power cut.
         """
         disk, layout = self.disk, self._layout
+        reserve.before_publishing(layout, disk)
         with self._locked_group(group, owner):
             newest = max(snapshots.times(layout, group), default=0)
             when = max(wanted_time, newest + 1, 1)
@@ -182,6 +183,7 @@ class Session:
         until the new one is; it stays protected if it is. Locked while somebody reads it.
         """
         path = self._layout.snapshot(ref)
+        reserve.before_publishing(self._layout, self.disk)
         with self._locked_group(ref.group, owner):
             try:
                 if os.path.lexists(path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -18,7 +19,7 @@ from typing import Any
 
 from archiver.core.disk import explain, explained
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged, Locked, NotFound, Skipped
+from archiver.errors import ArchiverError, Damaged, Locked, NoSpace, NotFound, Skipped
 from archiver.store import labels, snapshots
 from archiver.store import layout as names
 from archiver.store.chunks import ChunkDamaged, check_present
@@ -192,6 +193,11 @@ class _Run:
                 published = session.publish_copy(step.target, self._options.owner, data, replace=replace)
             except (Damaged, Locked, Skipped):
                 self._chunks.flush(session.barrier)  # the run goes on: what it has stored is durable
+                raise
+            except NoSpace:
+                self._target.give_up_reserve()
+                with suppress(ArchiverError):
+                    self._chunks.flush(session.barrier)  # the next run need not read it again
                 raise
             if published:
                 self._chunks.record()

@@ -156,7 +156,8 @@ class Environment:
         except (lmdb.MapFullError, lmdb.MapResizedError):
             raise
         except lmdb.Error as error:
-            if not isinstance(error, _DAMAGE) and nearly_full(self.directory):
+            is_full = isinstance(error, lmdb.DiskError) or nearly_full(self.directory)
+            if is_full and not isinstance(error, _DAMAGE):
                 raise no_space("write the database in", self.directory) from error
             self.condemn()
             raise DatabaseDamaged(str(error)) from error

@@ -87,7 +87,7 @@ def exclusive(store: Store, asked: Mode | None, cutoff: int, *, dry_run: bool) -
             unlock_range(fd, 0, 1)
             check_access_times(layout)
             lock.begin(store.clock.now_ns())  # before the sessions are looked at: a later one touches nothing earlier
-        others = _others(store, alone=mode == "immediate")
+        others = sessions_of(store, alone=mode == "immediate")
         yield _terms(store, mode, reason, cutoff, others.live), others
 
 
@@ -132,7 +132,7 @@ def _terms(store: Store, mode: Mode, reason: str, cutoff: int, live: list[int]) 
     return Terms(mode, reason, start, oldest, min(start - cutoff * 60 * 10**9, oldest - _GAP * 10**9))
 
 
-def _others(store: Store, *, alone: bool) -> Others:
+def sessions_of(store: Store, *, alone: bool) -> Others:
     live, kept, unfinished = [], [], False
     sessions = store.layout.sessions
     try:
