@@ -148,11 +148,11 @@ def sample():
         time.sleep(0.005)
 
 threading.Thread(target=sample, daemon=True).start()
-began = time.perf_counter()
+began, busy = time.perf_counter(), time.process_time()
 with Store.open(sys.argv[1]) as store:
 {work}
-took = time.perf_counter() - began
-print(json.dumps({{"seconds": took, "bytes": max(most[0], anonymous()), **{result}}}))
+took, busy = time.perf_counter() - began, time.process_time() - busy
+print(json.dumps({{"seconds": took, "busy": busy, "bytes": max(most[0], anonymous()), **{result}}}))
 """
 
 _PLAN = _MEASURED.format(
@@ -212,8 +212,8 @@ def main(arguments: list[str]) -> int:
         if found["bytes"] > TARGET_BYTES:
             missed = True
         print(
-            f"du, every snapshot and group: {found['seconds']:.2f} s, {found['bytes'] / (1 << 20):.0f} MiB anonymous"
-            f" memory, {found['items']} of them",
+            f"du, every snapshot and group: {found['seconds']:.2f} s ({found['busy']:.2f} s of a processor),"
+            f" {found['bytes'] / (1 << 20):.0f} MiB anonymous memory, {found['items']} of them",
             flush=True,
         )
         last = path / SnapshotRef(GROUP, FIRST + (options.snapshots - 1) * DAY).path

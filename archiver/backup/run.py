@@ -16,6 +16,7 @@ from archiver.backup.audit import Audit, next_turn
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
 from archiver.backup.journal import Interrupted, Journal, about, read_interrupted
+from archiver.backup.outlook import look_out
 from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
@@ -57,7 +58,7 @@ _CONTENT_SLABS = 4
 _SMALL_BODY = 1 << 20
 _SMALL_SLABS = 3
 _IV_SIZE = 16
-_WHEN_FULL = "make room (forget or prune, then gc), and run it again: it goes on; all that is stored is unharmed"
+_WHEN_FULL = "make room (forget or prune, then gc) and run it again; all that is stored is unharmed"
 _ERRORS_KEPT = 16 << 20  # bytes that the list of problems may take, about
 _ERROR_ITSELF = 200  # of these for each, its path and reason apart
 
@@ -188,6 +189,8 @@ class _Run:
                 self._listener(Notice("going on where an interrupted backup ended"))
             never = options.walk.never_enter | store.own_directories()
             self._walk = replace(options.walk, never_enter=never)
+            if not self._interrupted and (short := look_out(store, options.group, self._specs, self._walk)):
+                self._listener(short)
             with Pipeline() as pipeline:
                 machinery = Machinery(pipeline, deduplicator, session, self._chunk_crypt, self._new_uuid, wanted)
                 self._write_archives(machinery)

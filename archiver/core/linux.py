@@ -65,6 +65,7 @@ KEPT_FAT = sum(kernel for _, kernel in FAT_BITS)
 # statfs f_type
 EXT4 = 0xEF53
 XFS = 0x58465342
+TMPFS = 0x01021994
 ZFS = 0x2FC12FC1
 FUSE = 0x65735546
 MSDOS = 0x4D44
@@ -81,7 +82,7 @@ STABLE = {
     0x3153464A,  # jfs
     0x52654973,  # reiserfs
     0x3434,  # nilfs
-    0x01021994,  # tmpfs
+    TMPFS,
     0x858458F6,  # ramfs
     0x794C7630,  # overlayfs
 }

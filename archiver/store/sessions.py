@@ -54,6 +54,16 @@ def is_unfinished(path: str) -> bool:
     return os.path.exists(os.path.join(path, RESUME)) and os.path.isdir(os.path.join(path, SNAPSHOT))
 
 
+def discard_interrupted(layout: Layout, disk: Disk) -> None:
+    """Remove what interrupted sessions left, also where they could be gone on with."""
+    with suppress(FileNotFoundError), explained("list", layout.sessions), os.scandir(layout.sessions) as entries:
+        found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for path in found:
+            with suppress(OSError), DirectoryLock(path, follow=False):  # alive, or gone meanwhile
+                tell_unlisted(layout, disk)
+                disk.remove_tree(path)
+
+
 class Session:
     """Use as a context manager; leaving it removes what was not published, unless it can be resumed."""
 

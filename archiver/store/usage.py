@@ -160,8 +160,8 @@ class _Counter:
         # Places of snapshots and groups, from 1 on.
         self._snapshots = {ref: place for place, ref in enumerate(self._refs(), 1)}
         self._groups = {group: place for place, group in enumerate(dict.fromkeys(r.group for r in self._snapshots), 1)}
-        self._place = np.dtype(np.uint16 if len(self._snapshots) < np.iinfo(np.uint16).max else np.uint32)
-        self._several = np.iinfo(self._place).max
+        self._several = (1 << (16 if len(self._snapshots) < 0xFFFF else 32)) - 1
+        self._place = np.min_scalar_type(self._several)
         self._named = dict(result.items)
 
     def _refs(self) -> Iterator[SnapshotRef]:

@@ -33,6 +33,7 @@ from archiver.store.store import Store
 from archiver.sync.chunks import Chunks, Copied
 from archiver.sync.plan import Problem, Step, SyncOptions, SyncPlan, check_not_failed, resume_text, signed_contents
 from archiver.sync.rate import Rate
+from archiver.sync.room import check_room
 from formats import blob
 from formats.errors import FormatError
 from formats.manifest import FileInfo, Manifest
@@ -79,9 +80,11 @@ def carry_out(
 ) -> SyncResult:
     """Do what the plan says; ``rate``: bytes a second read from the source at most. Holds are the caller's to respect.
 
-    Raises UsageError when the target cannot be written, Locked during a gc; all else is in the result.
+    Raises UsageError when the target cannot be written, Locked during a gc, NoSpace when there is no use in beginning;
+    all else is in the result.
     """
     began = target.clock.steady()
+    check_room(source, target, plan)
     result = SyncResult(problems=list(plan.problems))
     with target.session() as session:
         _ = source.database, target.database  # opened here, not by one of the threads

@@ -281,7 +281,7 @@ class Database:
         def look(txn: Any) -> NDArray[np.uint32]:
             found = np.zeros(len(chosen), np.uint32)
             table = self._env.table(records.DIGEST)
-            for _, entries in bulk.scan(txn, table, records.DIGEST_KEYS, records.DIGEST_VALUES):
+            for entries in bulk.values(txn, table, records.DIGEST_VALUES):
                 mine = entries[(entries["number"] >= chosen.start) & (entries["number"] < chosen.stop)]
                 found[mine["number"] - np.uint32(chosen.start)] = mine["stored"]
             return found
