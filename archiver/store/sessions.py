@@ -56,12 +56,17 @@ def is_unfinished(path: str) -> bool:
 
 def discard_interrupted(layout: Layout, disk: Disk) -> None:
     """Remove what interrupted sessions left, also where they could be gone on with."""
-    with suppress(FileNotFoundError), explained("list", layout.sessions), os.scandir(layout.sessions) as entries:
-        found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for path in found:
-            with suppress(OSError), DirectoryLock(path, follow=False):  # alive, or gone meanwhile
-                tell_unlisted(layout, disk)
-                disk.remove_tree(path)
+    try:
+        names = os.listdir(layout.sessions)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(error, "list", layout.sessions) from error
+    for name in names:
+        path = os.path.join(layout.sessions, name)
+        with suppress(OSError), DirectoryLock(path, follow=False):  # alive, gone meanwhile, or no directory
+            tell_unlisted(layout, disk)
+            disk.remove_tree(path)
 
 
 class Session:
