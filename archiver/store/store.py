@@ -158,7 +158,11 @@ class Store:
 
     def _make_room_in(self, directory: str) -> bool:
         """For the database in ``directory``, when its disk is full."""
-        return os.stat(directory).st_dev == os.stat(self.layout.base).st_dev and self.give_up_reserve()
+        try:
+            is_here = os.stat(directory).st_dev == os.stat(self.layout.base).st_dev
+        except OSError:
+            return False
+        return is_here and self.give_up_reserve()
 
     def rebuild_database(self) -> None:
         """Forget everything in the database and read it again from the files."""
