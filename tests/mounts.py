@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -75,10 +75,10 @@ def fill(place: Path, leave: int = 0) -> None:
     """Use up the space of the file system at ``place`` but for about ``leave`` bytes."""
     space = os.statvfs(place)
     with open(place / "filler", "wb", buffering=0) as file:
-        try:
+        with suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, max(space.f_bavail * space.f_frsize - leave, 1))
-            while not leave:
-                file.seek(0, os.SEEK_END)
-                file.write(bytes(4096))
-        except OSError:
-            pass
+        for piece in (1 << 20, 4096) if not leave else ():
+            with suppress(OSError):
+                while True:
+                    file.seek(0, os.SEEK_END)
+                    file.write(bytes(piece))

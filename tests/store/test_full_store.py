@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from archiver.store.database.records import ChunkRow
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from tests.cli.command import call
 from tests.mounts import fill, small_file_system
 from tests.random_trees import build_plain, noise
-from tests.stores import archiver, chunk_files, damage, every_snapshot, make_store, restored_differences, save
+from tests.stores import Heard, archiver, chunk_files, damage, every_snapshot, make_store, restored_differences, save
 from tests.sync.pair import finished
 
 MIB = 1 << 20
@@ -60,7 +61,8 @@ class Place:
         with Store.open(self.path, read_only=True) as store:
             assert set(every_snapshot(store)) >= set(self.saved)
         code, document = self.run("db", "check")
-        assert code == 0, document
+        few = os.statvfs(self.path).f_bavail * 4096 < 16 * MIB
+        assert code == 0 or (self.kind == "btrfs" and few), document  # it is left alone there
         assert damage(self.path) == []
         assert restored_differences(self.path, self.saved[saved], self.old, out) == []
 
@@ -106,10 +108,11 @@ def test_backup_that_fills_the_disk(place: Place, tmp_path: Path) -> None:
     assert "are kept for making room" in place.fill_up()["message"] or place.kind == "btrfs"
     code, document = place.run("forget", str(place.saved[0]))
     assert (code, document["removed"]) == (0, [str(place.saved[0])])
-    told = place.run("du")[1]
+    told = place.run("du")[1]  # without a database on a btrfs: it could not even be read without killing the process
     code, document = place.run("gc")
     assert code == 0 and document["complete"], document
-    assert document["removed_bytes"] == told["unused_bytes"] > 7 * MIB
+    assert document["removed_bytes"] > 7 * MIB
+    assert told.get("unused_bytes") == document["removed_bytes"] or place.kind == "btrfs"
     assert place.run("prune", "--keep-last", "1")[0] == 0
     assert place.saved.pop(0) is not None
     place.check(tmp_path / "second")
@@ -146,8 +149,8 @@ def test_everything_else_on_a_full_disk(place: Place, tmp_path: Path) -> None:
     with Store.open(place.path) as store:
         assert store.give_up_reserve()
     fill(place.path.parent)
-    for arguments in (["snapshots"], ["ls", "latest"], ["status"], ["du"], ["db", "check"], ["gc", "--dry-run"]):
-        assert place.run(*arguments)[0] == 0, arguments
+    for arguments in (["snapshots"], ["ls", "latest"], ["status"], ["gc", "--dry-run"], ["du"], ["db", "check"]):
+        assert place.run(*arguments)[0] == 0 or (place.kind == "btrfs" and "d" in arguments[0][0]), arguments
     code, document = place.run("verify")
     assert code in (0, 40), document
     assert place.run("protect", "latest")[0] in (0, 40)
@@ -186,4 +189,37 @@ def test_a_sync_is_refused_before_it_copies(place: Place, tmp_path: Path) -> Non
     assert place.run("status")[1]["available"] < FILES * MIB
     code, document = place.run("sync", source, place.path)
     assert code == 0, document.get("error")
+    place.check(tmp_path / "out")
+
+
+def test_the_database_on_a_full_disk(place: Place, tmp_path: Path) -> None:
+    """A commit that needs more than there is has the reserve given up, and is made; the next one that does not fit ends
+    the use of the database for this process, and no more. A btrfs would kill the process: there it is not tried."""
+    heard = Heard()
+    if place.kind == "btrfs":
+        with Store.open(place.path, listener=heard) as store:
+            database = store.database
+            assert database is not None
+            fill(place.path.parent)
+            assert database.lookup(noise(1, 32)) is None
+            assert not database.usable and not place.reserve() and "no space left to use" in heard.notices[0]
+        (place.path.parent / "filler").unlink()
+        place.check(tmp_path / "out")
+        return
+    fill(place.path.parent)
+    rows = [ChunkRow(noise(number, 32), 5, 5, bytes(32), 0) for number in range(12_000)]
+    with Store.open(place.path, listener=heard) as store:
+        database = store.database
+        assert database is not None
+        assert place.reserve()
+        database.put_chunks(rows[:1500])
+        assert heard.notices == []
+        assert not place.reserve()
+        assert database.lookup(rows[1499].digest) is not None
+        database.put_chunks(rows[1500:])
+        assert not database.usable and "no space left to write the database" in heard.notices[0]
+    with Store.open(place.path) as store:
+        database = store.database
+        assert database is not None and database.check() == []
+        assert database.lookup(rows[0].digest) is not None and database.lookup(rows[-1].digest) is None
     place.check(tmp_path / "out")

@@ -15,6 +15,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.core.disk import is_full
 from archiver.core.events import Listener, Notice
 from archiver.errors import NoSpace
 from archiver.store.database import bulk, environment, records
@@ -157,8 +158,14 @@ class Database:
         if not self.usable:
             return unknown
         try:
-            with self._env.read() as txn:
-                return work(txn)
+            try:
+                with self._env.read() as txn:
+                    return work(txn)
+            except NoSpace:
+                if not self._make_room(self.directory):
+                    raise
+                with self._env.read() as txn:
+                    return work(txn)
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
         except records.DAMAGED as error:
@@ -518,6 +525,15 @@ def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
     return flat.view(np.uint8).reshape(-1, 32), positions
 
 
+def _attach(directory: str, make_room: MakeRoom) -> Environment:
+    try:
+        return environment.attach(directory)
+    except (NoSpace, OSError) as error:
+        if not is_full(error) or not make_room(directory):
+            raise
+        return environment.attach(directory)
+
+
 def _no_room(directory: str) -> bool:
     return False
 
@@ -528,7 +544,7 @@ def open_database(
     """Open (or make) the database in ``directory``; None when there can be none here, said in a notice if it is odd."""
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        return Database(environment.attach(directory), store, listener, make_room)
+        return Database(_attach(directory, make_room), store, listener, make_room)
     except DatabaseDamaged as error:
         listener(Notice(f"the database in {directory} cannot be used ({error}); going on without it", "warning"))
     except (NoSpace, OSError, lmdb.Error, MemoryError) as error:
