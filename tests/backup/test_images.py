@@ -16,9 +16,11 @@ from archiver.backup import blobs, images
 from archiver.backup.run import CryptMode, Mode
 from archiver.browse.snapshot import Snapshot
 from archiver.core.clock import Clock
+from archiver.core.row import file_row
 from archiver.errors import ArchiverError, UsageError
 from archiver.source import image as source_image
 from archiver.source.content import read_into
+from archiver.store.database import records
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats import blob
@@ -301,6 +303,18 @@ def test_lost_chunks_are_read_from_the_file(store: Path, disk: Path, tmp_path: P
     }
     check(store, saved, data, tmp_path / "out")
     assert damage(store) == []
+
+
+def test_what_is_known_is_sealed(store: Path, disk: Path) -> None:
+    """Of a file behind an encrypted image the database tells nothing without the key."""
+    sparse(disk)
+    for crypt, is_plain in ((KEY, False), (None, True)):
+        save(store, {"disk.img": disk}, mode="metadata", crypt=crypt)
+        with Store.open(store) as opened:
+            database = opened.database
+            assert database is not None
+            found = [database.get(records.META, key) or b"" for key in database.keys(records.META, b"image")]
+        assert any(file_row(disk.stat()) in value for value in found) == is_plain
 
 
 # What happens to a source while it is read.
