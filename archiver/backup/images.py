@@ -20,7 +20,6 @@ from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, StreamResult
 from archiver.backup.tally import Tally
-from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener, Notice
 from archiver.core.row import file_row
 from archiver.errors import ArchiverError, Locked, NotFound
@@ -168,7 +167,7 @@ class ImageArchiver:
                 elif not self._read(source, stream, stream.position + length):
                     break
         except OSError as error:
-            raise explain(error, "read", source.name) from error
+            raise source.failed(error) from error
         return self._fill(source, stream)
 
     def _take_over(self, source: Source, stream: ImageStream, index: FixedIndex) -> bool:

@@ -397,8 +397,9 @@ def test_source_that_is_gone(store: Path, disk: Path, monkeypatch: pytest.Monkey
     disk.write_bytes(random.Random(8).randbytes(SIZE))
     bad_places(monkeypatch, lambda sector: sector >= 100, number)
     monkeypatch.setattr(source_image, "_UNREADABLE_AT_MOST", limit)
-    with pytest.raises(ArchiverError, match="read"):
+    with pytest.raises(ArchiverError, match="read") as caught:
         save(store, {"disk.img": disk})
+    assert caught.value.exit_code == 1, "it is not the store that is damaged"
     nothing_is_left(store)
 
 
@@ -499,6 +500,15 @@ def test_small_file_that_changes(
     saved = save(store, {"disk.conf": disk})
     assert saved.result.files.torn == len(saved.result.errors) == torn
     assert not torn or saved.problems[-1].path == b"disk.conf"
+
+
+def test_small_file_that_cannot_be_read(store: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.write_bytes(b"contents")
+    bad_places(monkeypatch, lambda sector: True)
+    with pytest.raises(ArchiverError, match=f"cannot read {disk}") as caught:
+        save(store, {"disk.conf": disk})
+    assert caught.value.exit_code == 1
+    nothing_is_left(store)
 
 
 def test_notices(store: Path, disk: Path) -> None:
