@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.tally import Tally
-from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
 from archiver.errors import UsageError
 from archiver.source.content import read_into
@@ -59,7 +58,7 @@ def _read(source: Source, spec: ArchiveSpec) -> bytes:
     try:
         length = read_into(source.fd, buffer, 0)
     except OSError as error:
-        raise explain(error, "read", spec.path) from error
+        raise source.failed(error) from error
     if length > LARGEST_BLOB:
         raise UsageError(
             f"{spec.path} is larger than {LARGEST_BLOB >> 20} MiB, too large for {spec.archive}",

@@ -20,7 +20,6 @@ from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, StreamResult
 from archiver.backup.tally import Tally
-from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener, Notice
 from archiver.core.row import file_row
 from archiver.errors import ArchiverError, Locked, NotFound
@@ -88,8 +87,8 @@ class ImageArchiver:
                     f"{spec.path} is mounted at {place}: what is written there meanwhile may be half in {spec.archive}"
                 )
                 self._listener(Notice(text, "warning"))
-            features, row = self._known_by(source)
-            index = self._unchanged(spec, source, features, row, held)
+            file = self._known_by(source)
+            index = self._unchanged(spec, source, file, held)
             stream = ImageStream(
                 self._machinery, f"{spec.archive}.fidx", source.size, self._options.chunk_size, self._slabs
             )
@@ -104,8 +103,7 @@ class ImageArchiver:
                 self._tally.took_over(1)
             else:
                 self._tally.encoded(1)
-        is_known = row is not None and features is not None and not torn
-        known = ImageRow(0, result.csum, features.identity, row) if is_known and features and row else None
+        known = None if torn or file is None else ImageRow(0, result.csum, *file)
         self._rows.append((spec.archive, known))
         return result
 
@@ -119,28 +117,28 @@ class ImageArchiver:
 
     # -- what is known -----------------------------------------------------------------------------------------------
 
-    def _known_by(self, source: Source) -> tuple[Features | None, bytes | None]:
+    def _known_by(self, source: Source) -> tuple[bytes, bytes] | None:
         """File system and row of a file that can be known again by them."""
         if not source.is_file or self._options.compare == "metadata":
-            return None, None
+            return None
         try:
             features = Features.of(source.fd, source.stat.st_dev)
         except OSError:
-            return None, None
+            return None
         settled = source.stat.st_ctime_ns <= self._store.clock.now_ns() - RACY
         if not settled or not (features.stable or self._options.compare == "inode"):
-            return None, None
-        return features, file_row(source.stat)
+            return None
+        return features.identity, file_row(source.stat)
 
     def _unchanged(
-        self, spec: ArchiveSpec, source: Source, features: Features | None, row: bytes | None, held: ExitStack
+        self, spec: ArchiveSpec, source: Source, file: tuple[bytes, bytes] | None, held: ExitStack
     ) -> FixedIndex | None:
         """The index of the group's last image when it was read from this file, which has not changed since."""
         options, database = self._options, self._store.database
-        if features is None or row is None or database is None or not options.takes_over:
+        if file is None or database is None or not options.takes_over:
             return None
         known = load_image(database, options.group, spec.archive, self._seal)
-        if known is None or (known.file_system, known.row) != (features.identity, row):
+        if known is None or (known.file_system, known.row) != file:
             return None
         try:
             found = find_previous_image(self._store, options.group, spec.archive, options.crypt_mode, options.crypt)
@@ -168,7 +166,7 @@ class ImageArchiver:
                 elif not self._read(source, stream, stream.position + length):
                     break
         except OSError as error:
-            raise explain(error, "read", source.name) from error
+            raise source.failed(error) from error
         return self._fill(source, stream)
 
     def _take_over(self, source: Source, stream: ImageStream, index: FixedIndex) -> bool:

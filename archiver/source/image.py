@@ -66,7 +66,7 @@ class Source:
             return os.preadv(self.fd, [view], offset)
         except OSError as error:
             if self.size is None or error.errno not in _BAD_PLACE:
-                raise self._gone(error) from error
+                raise self.failed(error) from error
         return self._salvage(view, offset)
 
     def _salvage(self, view: memoryview, offset: int) -> int:
@@ -82,7 +82,7 @@ class Source:
                 done += got
             except OSError as error:
                 if error.errno not in _BAD_PLACE or self._has_gone():
-                    raise self._gone(error) from error
+                    raise self.failed(error) from error
                 part[:] = bytes(length)
                 self._give_up(offset + done, length, error)
                 done += length
@@ -109,12 +109,10 @@ class Source:
         except OSError:
             return True
 
-    def _gone(self, error: OSError) -> ArchiverError:
-        if self.is_device:
-            return ArchiverError(
-                f"cannot read {self.name}: {(error.strerror or str(error)).lower()}", hint="is the device still there?"
-            )
-        return explain(error, "read", self.name)
+    def failed(self, error: OSError) -> ArchiverError:
+        """It cannot be read any more. This is no damage in the store."""
+        hint = "is the device still there?" if self.is_device else None
+        return ArchiverError(f"cannot read {self.name}: {(error.strerror or str(error)).lower()}", hint=hint)
 
     def changed(self) -> bool:
         """Whether it shows that it was changed since it was opened; nothing tells that of a stream, and of a device

@@ -16,9 +16,11 @@ from archiver.backup import blobs, images
 from archiver.backup.run import CryptMode, Mode
 from archiver.browse.snapshot import Snapshot
 from archiver.core.clock import Clock
+from archiver.core.row import file_row
 from archiver.errors import ArchiverError, UsageError
 from archiver.source import image as source_image
 from archiver.source.content import read_into
+from archiver.store.database import records
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats import blob
@@ -303,6 +305,18 @@ def test_lost_chunks_are_read_from_the_file(store: Path, disk: Path, tmp_path: P
     assert damage(store) == []
 
 
+def test_what_is_known_is_sealed(store: Path, disk: Path) -> None:
+    """Of a file behind an encrypted image the database tells nothing without the key."""
+    sparse(disk)
+    for crypt, is_plain in ((KEY, False), (None, True)):
+        save(store, {"disk.img": disk}, mode="metadata", crypt=crypt)
+        with Store.open(store) as opened:
+            database = opened.database
+            assert database is not None
+            found = [database.get(records.META, key) or b"" for key in database.keys(records.META, b"image")]
+        assert any(file_row(disk.stat()) in value for value in found) == is_plain
+
+
 # What happens to a source while it is read.
 
 
@@ -383,8 +397,9 @@ def test_source_that_is_gone(store: Path, disk: Path, monkeypatch: pytest.Monkey
     disk.write_bytes(random.Random(8).randbytes(SIZE))
     bad_places(monkeypatch, lambda sector: sector >= 100, number)
     monkeypatch.setattr(source_image, "_UNREADABLE_AT_MOST", limit)
-    with pytest.raises(ArchiverError, match="read"):
+    with pytest.raises(ArchiverError, match="read") as caught:
         save(store, {"disk.img": disk})
+    assert caught.value.exit_code == 1, "it is not the store that is damaged"
     nothing_is_left(store)
 
 
@@ -485,6 +500,15 @@ def test_small_file_that_changes(
     saved = save(store, {"disk.conf": disk})
     assert saved.result.files.torn == len(saved.result.errors) == torn
     assert not torn or saved.problems[-1].path == b"disk.conf"
+
+
+def test_small_file_that_cannot_be_read(store: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk.write_bytes(b"contents")
+    bad_places(monkeypatch, lambda sector: True)
+    with pytest.raises(ArchiverError, match=f"cannot read {disk}") as caught:
+        save(store, {"disk.conf": disk})
+    assert caught.value.exit_code == 1
+    nothing_is_left(store)
 
 
 def test_notices(store: Path, disk: Path) -> None:

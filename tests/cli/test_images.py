@@ -191,12 +191,13 @@ def test_every_command_knows_them(store: Path, disk: Path, data: bytes, tmp_path
         shutil.rmtree(tmp_path / "whole")
 
 
-def test_killed(store: Path, data: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed(store: Path, data: bytes, tmp_path: Path, count: int) -> None:
     """Nothing of it is seen, and the next run saves everything."""
     rng = random.Random(2)
     large = tmp_path / "large"
     large.write_bytes(data * 8)
-    for _ in range(3):
+    for _ in range(count):
         with start("--store", store, "backup", f"disk.img:{large}", "--id", "killed", "--chunk-size", "64") as running:
             time.sleep(0.5 + rng.random() / 2)
             running.send_signal(signal.SIGKILL)
