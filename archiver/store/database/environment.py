@@ -7,6 +7,7 @@ is told from corruption by statvfs.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -38,6 +39,14 @@ _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.
 
 class DatabaseDamaged(Exception):
     """The LMDB file cannot be used; it is to be dropped and built again."""
+
+
+class _Interrupted(DatabaseDamaged):
+    """A signal came while LMDB waited for the disk: to be done again."""
+
+
+def _was_interrupted(error: lmdb.Error) -> bool:
+    return str(error).endswith(os.strerror(errno.EINTR))
 
 
 class Environment:
@@ -90,6 +99,8 @@ class Environment:
                     return self.env.open_db(name)
             except lmdb.MapResizedError:
                 self._resize(0)
+            except _Interrupted:
+                pass
 
     @contextmanager
     def _entered(self) -> Iterator[None]:
@@ -148,6 +159,8 @@ class Environment:
                 self._resize(self.map_size * 2)
             except lmdb.MapResizedError:
                 self._resize(0)
+            except _Interrupted:
+                pass
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -156,6 +169,8 @@ class Environment:
         except (lmdb.MapFullError, lmdb.MapResizedError):
             raise
         except lmdb.Error as error:
+            if _was_interrupted(error):
+                raise _Interrupted from error
             if not isinstance(error, _DAMAGE) and nearly_full(self.directory):
                 raise no_space("write the database in", self.directory) from error
             self.condemn()
@@ -174,8 +189,9 @@ class Environment:
         self.env.close()
         if self._use_fd >= 0:
             # Only the last user knows that nothing will be written behind the stamp's back.
-            if self._wrote and not self.broken and lock_range(self._use_fd, 0, 1, exclusive=True):
-                inspection.stamp(self.directory)
+            with suppress(OSError):  # without a stamp it is looked through the next time
+                if self._wrote and not self.broken and lock_range(self._use_fd, 0, 1, exclusive=True):
+                    inspection.stamp(self.directory)
             os.close(self._use_fd)
 
 
@@ -236,6 +252,8 @@ def _open(directory: str, data: str) -> tuple[int, Any]:
                 raise
             size = max(size // 2, smallest)
         except lmdb.Error as error:
+            if _was_interrupted(error):
+                continue
             if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PanicError)):
                 raise DatabaseDamaged(str(error)) from error
             raise
