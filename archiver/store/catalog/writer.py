@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from archiver.core.disk import explained, nameless_file
+from archiver.core.disk import explained, nameless_file, read_at
 from archiver.store.catalog import runs
 from archiver.store.catalog.catalog import (
     CHANGE,
@@ -77,7 +77,7 @@ class _Packs:
 
     def values(self) -> Iterator[bytes]:
         for start, length in self.spans:
-            yield os.pread(self._fd, length, start)
+            yield read_at(self._fd, length, start)
 
 
 class RunWriter:
