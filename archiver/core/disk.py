@@ -240,8 +240,8 @@ class NewFile:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 class Barrier:
@@ -306,8 +306,8 @@ class Barrier:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:

@@ -219,8 +219,8 @@ class SourceDirectory:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 class Walk:

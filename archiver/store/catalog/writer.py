@@ -103,8 +103,8 @@ class RunWriter:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
