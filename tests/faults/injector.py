@@ -168,7 +168,9 @@ def faults(calls: Mapping[tuple[str, str], int]) -> list[Fault]:
     return [
         Fault(call, site, occurrence, kind)
         for (call, site), count in sorted(calls.items())
-        if call != "close" or ("core/disk" in site and "sessions:close" not in site) or site.startswith("restore/")
+        if call != "close"
+        or ("core/disk" in site and "sessions:close" not in site)
+        or site.startswith("restore/write:")
         for kind in KINDS[call]
         for occurrence in sorted({1, count})
     ]
