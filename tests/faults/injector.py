@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -86,6 +87,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "file": ("EIO", "ENOSPC", "EMFILE"),  # the function open
     "mmap": ("ENOMEM",),
 }
+_CLOSES_WRITTEN = re.compile(r"core/disk:put|core/disk:close:\d+ < (?!store/sessions)|restore/write:")
 _TRANSFERS = ("read", "readv", "pread", "preadv", "write", "writev", "pwrite")
 
 
@@ -168,9 +170,7 @@ def faults(calls: Mapping[tuple[str, str], int]) -> list[Fault]:
     return [
         Fault(call, site, occurrence, kind)
         for (call, site), count in sorted(calls.items())
-        if call != "close"
-        or ("core/disk" in site and "sessions:close" not in site)
-        or site.startswith("restore/write:")
+        if call != "close" or _CLOSES_WRITTEN.match(site)
         for kind in KINDS[call]
         for occurrence in sorted({1, count})
     ]
