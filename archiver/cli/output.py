@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -53,6 +54,19 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Results are written. Raises ArchiverError where they cannot be; BrokenPipeError where nobody wants them."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from archiver.core.disk import explain
+
+        raise explain(error, "write", "the result") from error
+
+
 class Output:
     """One per command. Whatever is printed is made ``printable`` here: names in a store or an archive are anybody's."""
 
@@ -95,7 +109,8 @@ class Output:
     def _print(self, text: str) -> None:
         """Not flushed: a long listing would need a system call for each line."""
         self.clear()
-        sys.stdout.write(text)
+        with told():
+            sys.stdout.write(text)
 
     def summary(self, text: str) -> None:
         """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
@@ -122,9 +137,12 @@ class Output:
             self._tell(text)
 
     def _tell(self, text: str) -> None:
+        """Nothing fails for a message that nobody gets, as where stderr is a file on a full disk."""
         self.clear()
-        sys.stdout.flush()  # what was printed before stays before it
-        click.echo(printable(text), err=True)
+        with told():
+            sys.stdout.flush()  # what was printed before stays before it
+        with suppress(OSError):
+            click.echo(printable(text), err=True)
 
     def hear(self, event: Event) -> None:
         """The listener of the engine."""
@@ -157,7 +175,8 @@ class Output:
         share = f" of {size_text(total)}" if total else ""
         text = f"{task}: {files} entries, {size_text(done)}{share}"
         if not self._terminal:
-            click.echo(text, err=True)
+            with suppress(OSError):
+                click.echo(text, err=True)
             return
         width = os.get_terminal_size(2).columns
         sys.stderr.write("\r\x1b[K" + text[: width - 1])

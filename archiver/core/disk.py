@@ -265,12 +265,14 @@ class NewFile:
 
     def patch(self, data: bytes, offset: int) -> None:
         """Overwrite ``data`` at ``offset``."""
-        os.pwrite(self._fd, data, offset)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], offset + done)
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 class Barrier:
@@ -335,8 +337,8 @@ class Barrier:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:
@@ -351,6 +353,14 @@ def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         if written:
             views[0] = views[0][written:]
     return total
+
+
+def read_at(fd: int, length: int, offset: int = 0) -> bytes:
+    """The bytes from ``offset`` on; fewer than ``length`` only where the file ends. Raises OSError."""
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def is_directory(path: str) -> bool:

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 from archiver.core.clock import Random
@@ -123,18 +124,19 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
     _check_vacant(base)
     made = not os.path.isdir(base)
     layout = Layout(base)
+    begun = False
     try:
         disk.make_directories(base, names.BASE_MODE)
         check_file_system(base)
         disk.make_directory(layout.chunks, names.CHUNKS_MODE)
+        begun = True
         disk.put(layout.lock, [], names.FILE_MODE, sync=True)
         if complete_shards:
             make_shards(base, disk)
         identity = new_identity(name, random)
         write_identity(base, identity, disk)
     except OSError as error:
-        if made:
-            _remove_if_empty(base)
+        _take_back(layout, disk, begun=begun, made=made)
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UsageError(
                 f"a store cannot be made in {base}: {(error.strerror or str(error)).lower()}",
@@ -142,8 +144,7 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
             ) from error
         raise explain(error, "make the store", base) from error
     except ArchiverError:
-        if made:
-            _remove_if_empty(base)
+        _take_back(layout, disk, begun=begun, made=made)
         raise
     return identity
 
@@ -203,8 +204,16 @@ def check_file_system(base: str) -> None:
         os.unlink(probe)
 
 
-def _remove_if_empty(base: str) -> None:
-    try:
-        os.rmdir(base)
-    except OSError:
-        pass
+def _take_back(layout: Layout, disk: Disk, *, begun: bool, made: bool) -> None:
+    """Leave nothing of a store that could not be made, unless somebody has put something into it already."""
+    with suppress(OSError):
+        if begun:
+            for shard in os.listdir(layout.chunks):
+                os.rmdir(os.path.join(layout.chunks, shard))
+            os.rmdir(layout.chunks)
+            for file in (layout.identity, layout.lock):
+                disk.remove_file(file)
+            with suppress(FileNotFoundError):
+                os.rmdir(layout.private)
+        if made:
+            os.rmdir(layout.base)

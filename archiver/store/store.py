@@ -332,11 +332,10 @@ class Store:
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""
         database = self.database
-        stamp = snapshots.manifest_stamp(self.layout, ref)
-        if database is None or stamp is None:
-            return
         try:
-            record_snapshot(self.layout, database, ref, stamp)
+            stamp = snapshots.manifest_stamp(self.layout, ref)
+            if database is not None and stamp is not None:
+                record_snapshot(self.layout, database, ref, stamp)
         except ArchiverError as error:
             self.listener(Notice(f"{ref} is not in the database: {error}", "warning"))
 
