@@ -170,11 +170,16 @@ class RunTree:
 
     def directory_entry(self, key: int, name: bytes = b"") -> Entry:
         """What the archive says about a directory itself."""
-        try:
-            entry = read_root(_Bytes(self.record(key).own), 0, 2)
-        except FormatError as error:
-            raise Lost from error
-        return entry._replace(name=name, content_offset=0, entry_end=0)
+        return directory_entry(self.record(key).own, name)
+
+
+def directory_entry(own: bytes, name: bytes) -> Entry:
+    """What the archive says about the directory whose record has this ``own``."""
+    try:
+        entry = read_root(_Bytes(own), 0, 2)
+    except FormatError as error:
+        raise Lost from error
+    return entry._replace(name=name, content_offset=0, entry_end=0)
 
 
 def items_of(record: Record) -> Iterator[Item]:
