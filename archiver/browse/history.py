@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from blake3 import blake3
 
-from archiver.browse.catalog import ensure
+from archiver.browse.catalog import Catalogs, ensure
 from archiver.browse.recorded import LETTERS, Item, Lost, RunTree, candidates, directory_entry
 from archiver.browse.snapshot import Snapshot
 from archiver.core.clock import system_random
@@ -178,7 +178,7 @@ class History:
         what is around its hits has to be matched.
         """
         match = PatternList([pattern]).match
-        return self.paths(lambda path, is_dir: match(b"/" + path, is_dir) is not None, _literal(pattern.text))
+        return self.paths(lambda path, is_dir: match(b"/" + path, is_dir) is not None, literal_of(pattern.text))
 
     def paths(self, wanted: Wanted, literal: bytes = b"") -> Iterator[bytes]:
         """The same of the paths that are ``wanted`` (see ``walk``), all of which have ``literal`` in a name."""
@@ -265,19 +265,18 @@ def open_histories(snapshots: Iterable[Snapshot], name: str) -> tuple[list[Histo
 
     Snapshots without such an archive are passed over. Raises KeyProblem.
     """
-    catalogs: dict[bytes, Catalog] = {}
-    times: dict[bytes, list[int]] = {}
+    catalogs: Catalogs = {}
+    times: dict[Catalog, list[int]] = {}
     missing = []
     for snapshot in sorted(snapshots, key=lambda snapshot: snapshot.ref.time):
         if not any(archive.name == name and archive.kind == "tree" for archive in snapshot.archives()):
             continue
-        catalog = ensure(snapshot, name)
+        catalog = ensure(snapshot, name, catalogs)
         if catalog is None:
             missing.append(snapshot)
             continue
-        catalogs[catalog.seal.identity] = catalog
-        times.setdefault(catalog.seal.identity, []).append(snapshot.ref.time)
-    return [History(catalog, times[identity]) for identity, catalog in catalogs.items()], missing
+        times.setdefault(catalog, []).append(snapshot.ref.time)
+    return [History(catalog, those) for catalog, those in times.items()], missing
 
 
 class _Version:
@@ -346,7 +345,7 @@ def _plain(path: bytes) -> bytes:
     return b"/".join(part for part in path.split(b"/") if part)
 
 
-def _literal(text: bytes) -> bytes:
+def literal_of(text: bytes) -> bytes:
     """The longest part of a pattern's text that stands for itself and holds no slash."""
     return max(_BREAKS.split(text), key=len)
 

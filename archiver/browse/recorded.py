@@ -13,7 +13,7 @@ from archiver.store.catalog.catalog import Catalog, Place
 from archiver.store.catalog.record import UNSORTED, Record
 from formats.errors import FormatError
 from formats.pxar import constants as c
-from formats.pxar.items import Entry, Kind, Window, read_child, read_root
+from formats.pxar.items import Entry, Kind, Window, read_child, read_root, usual_child
 
 KINDS: dict[int, Kind] = {
     ord("d"): "dir",
@@ -64,8 +64,12 @@ class Item:
     @property
     def row(self) -> tuple[int, int, int, int]:
         """Inode, size, mtime and ctime in ns as they were found; of a directory inode, -1, its key, 0."""
-        inode, size, mtime, ctime = ROW.unpack(self._record.row(self._number))
+        inode, size, mtime, ctime = ROW.unpack(self.raw_row)
         return inode, size, mtime, ctime
+
+    @property
+    def raw_row(self) -> bytes:
+        return self._record.row(self._number)
 
     @property
     def key(self) -> int:
@@ -93,7 +97,8 @@ class Item:
             if self.kind == "hardlink":
                 target = items[c.HEADER_SIZE + len(self.name) + 1 + _LINK_TARGET : -1]
                 return Entry("hardlink", self.name, 1, None, 0, 0, None, target, 0, 0, 0, 0, 0, 0)
-            entry = read_child(_Bytes(items), 0, 1, 2)
+            window = _Bytes(items)
+            entry = usual_child(window, 0, 1, 2) or read_child(window, 0, 1, 2)
         except FormatError as error:
             raise Lost from error
         return entry._replace(content_offset=0, payload_offset=None, entry_start=0, entry_end=0)
@@ -108,17 +113,17 @@ class RunTree:
             raise Lost
         self.time = time
         self.root = run.root
-        self._catalog = catalog
+        self.catalog = catalog
 
     def place(self, key: int) -> Place:
         """Where the record of a directory is: of one that is as it was in another run, the same place."""
-        place = self._catalog.find(self.time, key)
+        place = self.catalog.find(self.time, key)
         if place is None:
             raise Lost
         return place
 
     def record(self, key: int) -> Record:
-        record = self._catalog.load(self.place(key))
+        record = self.catalog.load(self.place(key))
         if record is None:
             raise Lost
         return record

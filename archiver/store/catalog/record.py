@@ -305,6 +305,12 @@ class Draft:
         return b"".join((head, self.own, self._rows, lengths, self.kinds, names, items, table))
 
 
+def content_sizes(record: Record) -> NDArray[np.int64]:
+    """Bytes of the contents of each file of a record, as the archive says."""
+    places = reference_places(record.lengths.astype(np.int64), record.kinds)
+    return read_references(record.items, places)[:, 1]
+
+
 def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:
     """Items without the offsets of payload references, and these."""
     if _FILE not in kinds:
