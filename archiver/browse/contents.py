@@ -9,7 +9,6 @@ from archiver.browse.live import LiveNode, LiveView
 from archiver.browse.stream import ChunkStream
 from archiver.browse.view import ArchiveView
 from archiver.store.indexes import Index
-from formats.errors import FormatError
 from formats.pxar.items import Entry
 from formats.wire import Buffer
 
@@ -40,21 +39,13 @@ class SameContents:
             inside = all(offset >= 0 and offset + old.size <= stream.size for stream, offset in (first, second))
             if inside and same_chunks(first[0].index, first[1], second[0].index, second[1], old.size):
                 return True
-            return are_equal(_pieces(self._before, old), _pieces(self._after, new))
+            return are_equal(self._before.pieces(old), self._after.pieces(new))
         assert isinstance(new, LiveNode)
-        return are_equal(_pieces(self._before, old), self._after.contents(new, old.size))
+        return are_equal(self._before.pieces(old), self._after.contents(new, old.size))
 
 
 def _range(view: ArchiveView, entry: Entry) -> tuple[ChunkStream, int]:
     return (view.tree.archive if entry.payload_offset is None else view.tree.content), entry.content_offset
-
-
-def _pieces(view: ArchiveView, entry: Entry) -> Iterator[Buffer]:
-    try:
-        stream, offset, size = view.accessor.content(entry)
-    except FormatError as error:
-        raise view.damaged(error) from error
-    return (view.tree.content if stream == "payload" else view.tree.archive).pieces(offset, size)
 
 
 def are_equal(first: Iterator[Buffer], second: Iterator[Buffer]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from archiver.browse.contents import SameContents
 from archiver.browse.difference import differences
@@ -214,6 +214,17 @@ def _is_equal(old: RecordedNode | None, new: RecordedNode | None) -> bool:
     return old.item.items == new.item.items
 
 
+class AnyChange(Protocol):
+    """A Change, or one of an archive that is no tree: its path is empty."""
+
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def bytes_added(self) -> int: ...
+    @property
+    def bytes_removed(self) -> int: ...
+
+
 class Sizes:
     """Bytes of new and gone contents of each directory down to a depth, that of what is below it included."""
 
@@ -221,10 +232,10 @@ class Sizes:
         self._depth = depth
         self.rows: dict[bytes, list[int]] = {}  # path -> [bytes added, bytes removed, entries that differ]
 
-    def add(self, change: Change) -> None:
-        parts = change.path.split(b"/")[1:-1][: self._depth] if change.path != b"/" else []
+    def add(self, change: AnyChange) -> None:
+        parts = change.path.split(b"/")[1:-1][: self._depth]
         for count in range(len(parts) + 1):
-            row = self.rows.setdefault(b"/" + b"/".join(parts[:count]), [0, 0, 0])
+            row = self.rows.setdefault(b"/" + b"/".join(parts[:count]) if change.path else b"", [0, 0, 0])
             row[0] += change.bytes_added
             row[1] += change.bytes_removed
             row[2] += 1

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 from archiver.browse.recorded import LETTERS, Item, RunTree
 from archiver.browse.snapshot import Tree
-from archiver.browse.view import AnyView, ArchiveView, Node, RecordedNode, RecordedView, in_name_order, plain_parts
+from archiver.browse.view import (
+    AnyView,
+    ArchiveView,
+    N,
+    Node,
+    RecordedNode,
+    RecordedView,
+    StoredView,
+    in_name_order,
+    plain_parts,
+)
 from archiver.errors import UsageError
 from archiver.store.catalog.record import HAS_DIRECTORIES, content_sizes
-from formats.errors import FormatError
 from formats.wire import Buffer
 
 _DIRECTORY = LETTERS["dir"]
 
 
-class Found(NamedTuple):
+class Found(NamedTuple, Generic[N]):
     """``path`` from the archive's root (``b"/a/b"``); ``shown`` relative to what was listed."""
 
     path: bytes
     shown: bytes
-    node: Node
+    node: N
 
 
-def listing(view: AnyView, path: bytes, *, recursive: bool) -> Iterator[Found]:
+def listing(view: StoredView[N], path: bytes, *, recursive: bool) -> Iterator[Found[N]]:
     """The entries of a directory in the order of their names, or the one entry that ``path`` is. NotFound, Damaged."""
-    looked: Any = view
-    top = looked.find(path)
+    top = view.find(path)
     base = b"/" + b"/".join(plain_parts(path))
     if top.kind != "dir":
         yield Found(base, base.rsplit(b"/", 1)[-1], top)
         return
     above = bytearray(base.rstrip(b"/") + b"/")
     start = len(above)
-    levels = [(start, looked.entries(top))]
+    levels = [(start, view.entries(top))]
     while levels:
         length, entries = levels[-1]
         del above[length:]
@@ -45,7 +53,7 @@ def listing(view: AnyView, path: bytes, *, recursive: bool) -> Iterator[Found]:
         yield Found(bytes(above) + node.name, bytes(above[start:]) + node.name, node)
         if recursive and node.kind == "dir":
             above += node.name + b"/"
-            levels.append((len(above), looked.entries(node)))
+            levels.append((len(above), view.entries(node)))
 
 
 def names_below(view: AnyView, path: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -53,7 +61,8 @@ def names_below(view: AnyView, path: bytes) -> Iterator[tuple[bytes, bytes]]:
     than the names cost."""
     top = view.find(path)
     if not isinstance(view, RecordedView) or not isinstance(top, RecordedNode) or top.kind != "dir":
-        for found in listing(view, path, recursive=True):
+        looked: Any = view
+        for found in listing(looked, path, recursive=True):
             yield found.shown[: len(found.shown) - len(found.node.name)], found.node.name
         return
     levels = [(b"", _stretches(view, top.key))]
@@ -116,8 +125,4 @@ def contents(tree: Tree, path: bytes) -> Iterator[Buffer]:
     node = view.resolved(view.find(path))
     if node is None or node.kind != "file":
         raise UsageError(f"{path.decode('utf-8', 'backslashreplace')} is not a regular file")
-    try:
-        stream, offset, size = view.accessor.content(node)
-    except FormatError as error:
-        raise view.damaged(error) from error
-    yield from (tree.content if stream == "payload" else tree.archive).pieces(offset, size)
+    yield from view.pieces(node)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat as st
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from archiver.browse.view import View
+from archiver.browse.snapshot import Tree
+from archiver.browse.view import ArchiveView, View
+from archiver.errors import Damaged, UsageError
 from archiver.source.content import OpenFile, Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Report, explain
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
+from formats.errors import FormatError
+from formats.patterns import Pattern, parse_exclude_option
 from formats.pxar.items import KINDS, Entry, Kind
 
+CLI_EXCLUDES = b".pxarexclude-cli"
 _PIECE = 1 << 20  # bytes
+_LARGEST_EXCLUDES = 16 << 20
 
 
 class LiveNode:
@@ -129,3 +136,30 @@ class LiveView(View[LiveNode]):
                     offset += len(piece)
         except OSError as error:
             self._unreadable(node, error)
+
+
+def walk_options(
+    tree: Tree, excludes: Iterable[bytes], never_enter: frozenset[tuple[int, int]] = frozenset()
+) -> WalkOptions:
+    """Those with which a live directory is looked at as the backup ``tree`` has seen it: what was excluded then, and
+    ``excludes``. Raises UsageError for one that is no pattern, Damaged."""
+    patterns = _stored_excludes(ArchiveView(tree))
+    try:
+        patterns += [parse_exclude_option(text) for text in excludes]
+    except FormatError as error:
+        raise UsageError(f"--exclude: {error}") from error
+    return WalkOptions(excludes=patterns, never_enter=never_enter)
+
+
+def _stored_excludes(view: ArchiveView) -> list[Pattern]:
+    """spec pxar.md 9, 13.4: in the prelude, or in a file that a version 1 archive has for them."""
+    node = view.open_path(CLI_EXCLUDES) if view.accessor.prelude is None else None
+    try:
+        if node is not None and node.kind == "file" and node.size <= _LARGEST_EXCLUDES:
+            text = b"".join(view.pieces(node))
+        else:
+            prelude = json.loads(view.accessor.prelude or b"{}")
+            text = str(prelude.get("exclude-patterns") or "").encode() if isinstance(prelude, dict) else b""
+        return [Pattern.parse(line) for line in text.split(b"\n") if line]
+    except (ValueError, FormatError) as error:
+        raise Damaged(f"the exclude patterns in {view.name} cannot be read: {error}") from error

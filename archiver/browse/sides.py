@@ -4,35 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from archiver.browse.catalog import Catalogs
 from archiver.browse.contents import SameContents, are_equal
 from archiver.browse.diff import Change, Comparison
-from archiver.browse.live import LiveView
+from archiver.browse.live import CLI_EXCLUDES, LiveView
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.browse.view import ArchiveView, answered, open_view
 from archiver.errors import NotFound
+from archiver.store.indexes import Index
+from archiver.store.layout import WRAPPED_KEY
 from formats.index import FixedIndex
+
+
+class WholeState(NamedTuple):
+    """``kind``: image or blob; ``size`` in bytes."""
+
+    kind: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class WholeChange:
-    """An image or a blob that is different. Sizes in bytes, None: there is none; ``added``: bytes that are new."""
+    """An image or a blob that is different. It has the members of a Change; there is no path in it."""
 
-    name: str
-    kind: str
-    before: int | None
-    after: int | None
-    added: int
-    removed: int
+    before: WholeState | None
+    after: WholeState | None
+    bytes_added: int
+    bytes_removed: int
+    path: bytes = b""
+
+    @property
+    def change(self) -> str:
+        return "added" if self.before is None else "removed" if self.after is None else "changed"
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        if self.before is None or self.after is None:
+            return ()
+        return ("content",) if self.before.size == self.after.size else ("size", "content")
 
 
 def archive_names(before: Snapshot, after: Snapshot) -> dict[str, str]:
     """Names of all archives that either has, with their kinds; trees first."""
     kinds = {archive.name: archive.kind for snapshot in (before, after) for archive in snapshot.archives()}
+    kinds.pop(WRAPPED_KEY.removesuffix(".blob"), None)  # it is wrapped anew each time
     return dict(sorted(kinds.items(), key=lambda item: item[1] != "tree"))
 
 
@@ -76,51 +93,45 @@ def live_changes(
         top = view.find(path)
         with live() as now:
             same = SameContents(view, now) if contents else None
-            yield from Comparison(view, now, same).changes(top, now.root())
+            for change in Comparison(view, now, same).changes(top, now.root()):
+                if change.path[1:] != CLI_EXCLUDES:
+                    yield change
 
     return answered(ask)
 
 
 def whole_change(before: Snapshot, after: Snapshot, name: str) -> WholeChange | None:
-    """Of an image or blob; None when both snapshots have the same. Of an image the chunks are compared, a blob is
-    read. Raises KeyProblem, Damaged."""
+    """Of an image or blob; None when both snapshots have the same. Of images of equal chunks the digests are compared,
+    all others are read. Raises KeyProblem, Damaged."""
     old, new = _archive(before, name), _archive(after, name)
-    old, new = (None if one is None or one.kind == "tree" else one for one in (old, new))
-    if old is None or new is None:
-        one = old or new
-        if one is None:
-            return None
-        size = _size(before if new is None else after, one)
-        return WholeChange(name, one.kind, *((size, None, 0, size) if new is None else (None, size, size, 0)))
+    first = None if old is None else _state(before, old)
+    second = None if new is None else _state(after, new)
+    if old is None or new is None or first is None or second is None:
+        return WholeChange(first, second, 0 if second is None else second.size, 0 if first is None else first.size)
     if old.kind == new.kind == "image":
-        return _image_change(before, old, after, new)
-    sizes = _size(before, old), _size(after, new)
-    if sizes[0] == sizes[1] and are_equal(before.contents(old), after.contents(new)):
+        indexes = [snapshot.index(one.files[0]) for snapshot, one in ((before, old), (after, new))]
+        numbers = _new_bytes(*indexes)
+        if numbers is not None:
+            return WholeChange(first, second, *numbers) if any(numbers) else None
+    if first == second and are_equal(before.contents(old), after.contents(new)):
         return None
-    return WholeChange(name, new.kind, sizes[0], sizes[1], sizes[1], sizes[0])
+    return WholeChange(first, second, second.size, first.size)
 
 
-def _size(snapshot: Snapshot, archive: ArchiveFiles) -> int:
+def _state(snapshot: Snapshot, archive: ArchiveFiles) -> WholeState:
     file = archive.files[0]
-    if archive.kind == "image":
-        snapshot.require_key(file)
-        return file.size
-    return len(snapshot.blob(file))
+    snapshot.require_key(file)
+    return WholeState(archive.kind, file.size if archive.kind == "image" else len(snapshot.blob(file)))
 
 
-def _image_change(before: Snapshot, old: ArchiveFiles, after: Snapshot, new: ArchiveFiles) -> WholeChange | None:
-    first, second = (snapshot.stream(one.files[0]).index for snapshot, one in ((before, old), (after, new)))
-    if first.size == second.size and first.csum() == second.csum():
+def _new_bytes(old: Index, new: Index) -> tuple[int, int] | None:
+    """Bytes of the chunks that only the new and only the old image has at their places; None when their chunks are of
+    different sizes."""
+    if not (isinstance(old, FixedIndex) and isinstance(new, FixedIndex)) or old.chunk_size != new.chunk_size:
         return None
-    sizes = first.size, second.size
-    if not (isinstance(first, FixedIndex) and isinstance(second, FixedIndex)) or first.chunk_size != second.chunk_size:
-        if sizes[0] == sizes[1] and are_equal(before.contents(old), after.contents(new)):
-            return None
-        return WholeChange(new.name, "image", *sizes, sizes[1], sizes[0])
-    common = min(len(first), len(second))
-    differ = (first.digests[:common] != second.digests[:common]).any(axis=1)
+    common = min(len(old), len(new))
+    differ = (old.digests[:common] != new.digests[:common]).any(axis=1)
     added, removed = (
-        int(index.sizes()[:common][differ].sum(dtype=np.int64)) + int(index.sizes()[common:].sum(dtype=np.int64))
-        for index in (second, first)
+        int(index.sizes()[:common][differ].sum()) + int(index.sizes()[common:].sum()) for index in (new, old)
     )
-    return WholeChange(new.name, "image", *sizes, added, removed) if added or removed else None
+    return added, removed

@@ -35,6 +35,14 @@ class ArchiveFiles:
     files: tuple[FileInfo, ...]
 
 
+def is_named(archive: ArchiveFiles, name: str) -> bool:
+    """Whether a user who writes ``name`` may mean it: ``x.pxar``, ``x``, ``x.mpxar``, or the server's file name."""
+    names = {archive.name, archive.name.rsplit(".", 1)[0]}
+    for file in archive.files:
+        names |= {file.filename, file.filename.rsplit(".", 1)[0]}
+    return name in names
+
+
 class Snapshot:
     """Raises on opening: NotFound; Damaged, also when a signature was altered or taken away; KeyProblem: wrong key.
 
@@ -135,10 +143,7 @@ class Snapshot:
                 f"{self.ref} has {len(archives)} archives", hint=f"choose one: {', '.join(a.name for a in archives)}"
             )
         for archive in archives:
-            names = {archive.name, archive.name.rsplit(".", 1)[0]}
-            for file in archive.files:
-                names |= {file.filename, file.filename.rsplit(".", 1)[0]}
-            if name in names:
+            if is_named(archive, name):
                 return archive
         raise NotFound(
             f"{self.ref} has no archive {name}", hint=f"it has: {', '.join(a.name for a in archives) or 'none'}"

@@ -18,9 +18,10 @@ from archiver.store.catalog.record import UNSORTED, Record
 from formats.errors import FormatError
 from formats.pxar.accessor import Accessor
 from formats.pxar.items import Entry, Kind
+from formats.wire import Buffer
 
 _DIRECTORY = LETTERS["dir"][0]
-_HELD = 4096  # entries of a directory that are sorted without a look whether they need it
+_HELD = 2048  # entries of a directory that are sorted without a look whether they need it
 _SORTED_AT_MOST = 200_000  # entries; some 100 MB
 
 
@@ -166,6 +167,7 @@ def in_order(fresh: Callable[[], Iterator[N]], name: str) -> Iterator[N]:
     first = list(islice(fresh(), _HELD))
     if len(first) < _HELD:
         return iter(sorted(first, key=_name))
+    del first
     count, last, ordered = 0, b"", True
     for node in fresh():
         ordered = ordered and last <= node.name
@@ -223,6 +225,14 @@ class ArchiveView(StoredView[Entry]):
             return self.accessor.follow_hardlink(node) if node.kind == "hardlink" else node
         except FormatError as error:
             raise self.damaged(error) from error
+
+    def pieces(self, node: Entry) -> Iterator[Buffer]:
+        """The contents of a file, piece by piece. Raises Damaged, ChunkDamaged."""
+        try:
+            stream, offset, size = self.accessor.content(node)
+        except FormatError as error:
+            raise self.damaged(error) from error
+        return (self.tree.content if stream == "payload" else self.tree.archive).pieces(offset, size)
 
 
 AnyView = RecordedView | ArchiveView

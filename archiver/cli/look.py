@@ -69,7 +69,7 @@ def ls(
             return names_below(open_view(opened, archive, use_catalog=use_catalog), wanted)
 
         def entries(use_catalog: bool) -> Iterator[_Shown]:
-            view = open_view(opened, archive, use_catalog=use_catalog)
+            view: Any = open_view(opened, archive, use_catalog=use_catalog)
             for found in listing(view, wanted, recursive=recursive or as_tree):
                 yield _Shown(view, found, sizes)
 
@@ -103,7 +103,7 @@ def _print_names(output: Output, names: Iterator[tuple[bytes, bytes]]) -> None:
 class _Shown:
     """An entry that is listed."""
 
-    def __init__(self, view: AnyView, found: Found, sizes: bool) -> None:
+    def __init__(self, view: AnyView, found: Found[Any], sizes: bool) -> None:
         self.found = found
         self._view: Any = view
         self._size: int | None = None
