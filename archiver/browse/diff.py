@@ -123,11 +123,11 @@ class Comparison:
                 return self._runs.pairs(old, new)
             if not after.readable(new):
                 return iter(())
-            return _joined(before.entries(old), after.entries(new))
+            return _joined(before.ordered(old), after.ordered(new))
         if old is not None and before is not None:
-            return ((node, None) for node in before.entries(old))
+            return ((node, None) for node in before.ordered(old))
         if new is not None and after is not None:
-            return ((None, node) for node in after.entries(new))
+            return ((None, node) for node in after.ordered(new))
         return iter(())
 
 
@@ -171,7 +171,7 @@ class _Runs:
         """The entries of two directories that may differ, side by side, and the directories among them."""
         first, second = self._parts(self._old, old.key), self._parts(self._new, new.key)
         if first is None or second is None:
-            return _joined(self._before.entries(old), self._after.entries(new))
+            return _joined(self._before.ordered(old), self._after.ordered(new))
         common = set(first) & set(second)
         pairs = _joined(self._nodes(self._before, first, common), self._nodes(self._after, second, common))
         return (pair for pair in pairs if not _is_equal(*pair))

@@ -15,7 +15,6 @@ from archiver.browse.view import (
     RecordedNode,
     RecordedView,
     StoredView,
-    in_name_order,
     plain_parts,
 )
 from archiver.errors import UsageError
@@ -34,7 +33,8 @@ class Found(NamedTuple, Generic[N]):
 
 
 def listing(view: StoredView[N], path: bytes, *, recursive: bool) -> Iterator[Found[N]]:
-    """The entries of a directory in the order of their names, or the one entry that ``path`` is. NotFound, Damaged."""
+    """The entries of a directory in the order of the archive, usually that of their names, or the one entry that
+    ``path`` is. NotFound, Damaged."""
     top = view.find(path)
     base = b"/" + b"/".join(plain_parts(path))
     if top.kind != "dir":
@@ -81,13 +81,11 @@ def names_below(view: AnyView, path: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _stretches(view: RecordedView, key: int) -> Iterator[tuple[list[bytes], int | None]]:
     """The names of a directory up to and with each directory in it, and that one's key."""
-    for record in view.records(key):
-        order = in_name_order(record.names)
-        names, kinds = [record.names[number] for number in order], bytes(record.kinds[number] for number in order)
-        start = 0
+    for record in view.tree.records(key):
+        names, kinds, start = record.names, record.kinds, 0
         directory = kinds.find(_DIRECTORY)
         while directory >= 0:
-            yield names[start : directory + 1], Item(record, order[directory], names[directory]).key
+            yield names[start : directory + 1], Item(record, directory, names[directory]).key
             start = directory + 1
             directory = kinds.find(_DIRECTORY, start)
         if start < len(names):

@@ -1,12 +1,12 @@
 """One way to look at a tree, whoever knows it: the catalog, the archive, or the disk (see live.py).
 
-Names come in the order of their bytes. Nothing of a directory is looked at before its entries are asked for.
+Nothing of a directory is looked at before its entries are asked for.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
@@ -51,7 +51,12 @@ class View(ABC, Generic[N]):
 
     @abstractmethod
     def entries(self, directory: N) -> Iterator[N]:
-        """Those of a directory, in order. What is in one of them is to be asked for before the next one is."""
+        """Those of a directory in the order of the archive, usually that of their names. What is in one of them is to be
+        asked for before the next one is."""
+
+    def ordered(self, directory: N) -> Iterator[N]:
+        """The same in the order of their names always."""
+        return self.entries(directory)
 
     @abstractmethod
     def entry(self, node: N) -> Entry:
@@ -125,25 +130,24 @@ class RecordedView(StoredView[RecordedNode]):
         return RecordedNode(self.tree, None)
 
     def entries(self, directory: RecordedNode) -> Iterator[RecordedNode]:
-        for record in self.records(directory.key):
+        for record in self.tree.records(directory.key):
+            for number, name in enumerate(record.names):
+                yield RecordedNode(self.tree, Item(record, number, name))
+
+    def ordered(self, directory: RecordedNode) -> Iterator[RecordedNode]:
+        """Raises Lost where very many are in another order: nobody writes such archives."""
+        if self.tree.record(directory.key).flags & UNSORTED:
+            raise Lost
+        for record in self.tree.records(directory.key):
             yield from self.nodes(record)
 
-    def records(self, key: int) -> Iterator[Record]:
-        """The record of a directory, or those of its leaves, in the order of the names. Lost when very many are in no
-        order: nobody writes such archives."""
-        record = self.tree.record(key)
-        if not record.is_split:
-            yield record
-            return
-        if record.flags & UNSORTED:
-            raise Lost
-        for leaf, _ in record.leaves:
-            yield self.tree.record(leaf)
-
     def nodes(self, record: Record, *, directories_only: bool = False) -> Iterator[RecordedNode]:
-        """The entries of a record of this tree, in order."""
+        """The entries of a record of this tree in the order of their names."""
         names, kinds = record.names, record.kinds
-        for number in in_name_order(names):
+        order: Iterable[int] = range(len(names))
+        if not all(map(bytes.__le__, names, islice(names, 1, None))):
+            order = sorted(order, key=names.__getitem__)
+        for number in order:
             if not directories_only or kinds[number] == _DIRECTORY:
                 yield RecordedNode(self.tree, Item(record, number, names[number]))
 
@@ -153,29 +157,6 @@ class RecordedView(StoredView[RecordedNode]):
     def lookup(self, directory: RecordedNode, name: bytes) -> RecordedNode | None:
         item = self.tree.lookup(directory.key, name)
         return None if item is None else RecordedNode(self.tree, item)
-
-
-def in_name_order(names: list[bytes]) -> Sequence[int]:
-    """Their numbers."""
-    order = range(len(names))
-    return order if all(map(bytes.__le__, names, islice(names, 1, None))) else sorted(order, key=names.__getitem__)
-
-
-def in_order(fresh: Callable[[], Iterator[N]], name: str) -> Iterator[N]:
-    """The entries of a directory that ``fresh`` gives anew each time, in order. Raises ArchiverError for a very large
-    one in another order: nobody writes such archives."""
-    first = list(islice(fresh(), _HELD))
-    if len(first) < _HELD:
-        return iter(sorted(first, key=_name))
-    del first
-    count, last, ordered = 0, b"", True
-    for node in fresh():
-        ordered = ordered and last <= node.name
-        last = node.name
-        count += 1
-    if not ordered and count > _SORTED_AT_MOST:
-        raise ArchiverError(f"a directory of {count} entries in {name} is not in the order of its names")
-    return fresh() if ordered else iter(sorted(fresh(), key=_name))
 
 
 def _name(node: Node) -> bytes:
@@ -207,9 +188,24 @@ class ArchiveView(StoredView[Entry]):
 
     def entries(self, directory: Entry) -> Iterator[Entry]:
         try:
-            yield from in_order(lambda: self.accessor.entries(directory), self.name)
+            yield from self.accessor.entries(directory)
         except FormatError as error:
             raise self.damaged(error) from error
+
+    def ordered(self, directory: Entry) -> Iterator[Entry]:
+        """Raises ArchiverError for a very large one in another order: nobody writes such archives."""
+        first = list(islice(self.entries(directory), _HELD))
+        if len(first) < _HELD:
+            return iter(sorted(first, key=_name))
+        del first
+        count, last, ordered = 0, b"", True
+        for node in self.entries(directory):
+            ordered = ordered and last <= node.name
+            last = node.name
+            count += 1
+        if not ordered and count > _SORTED_AT_MOST:
+            raise ArchiverError(f"a directory of {count} entries in {self.name} is not in the order of its names")
+        return self.entries(directory) if ordered else iter(sorted(self.entries(directory), key=_name))
 
     def entry(self, node: Entry) -> Entry:
         return node
