@@ -51,7 +51,7 @@ class View(ABC, Generic[N]):
 
     @abstractmethod
     def entries(self, directory: N) -> Iterator[N]:
-        """Those of a directory in the order of the archive, usually that of their names. What is in one of them is to be
+        """Those of a directory in the order of the archive, usually that of names. What is in one of them is to be
         asked for before the next one is."""
 
     def ordered(self, directory: N) -> Iterator[N]:
