@@ -211,8 +211,9 @@ class Record:
 
     def item(self, number: int) -> bytes:
         """The items of one entry."""
-        end = self._items + self._ends[number]
-        return self.raw[end - int(self.lengths[number]) : end]
+        ends = self._ends
+        start = ends[number - 1] if number else 0
+        return self.raw[self._items + start : self._items + ends[number]]
 
     def part(self, start: int, stop: int) -> tuple[bytes, bytes, bytes]:
         """Items, lengths (u32) and kinds of the entries [start, stop)."""
