@@ -116,7 +116,6 @@ def test_database_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(path)
     with monkeypatch.context() as patch:
         patch.setattr("archiver.store.database.refresh.record_snapshot", None)
-        patch.setattr("archiver.store.database.refresh.record_snapshot", None)
         run(path, now=NOW + 5)
     with Store.open(path) as store:
         (ref,) = every_snapshot(store)
