@@ -68,6 +68,7 @@ class Snapshot:
         self.manifest: Manifest = store.manifest(ref) if manifest is None else manifest
         self.allow_unsigned = allow_unsigned
         self.key_in_use = False  # set it for a key, too, that was not loaded because nothing in here is of it
+        self.group_is_signed: bool | None = None  # whether any of its group is made with a key; None: look
         self.crypt: CryptConfig | None = None
         if self.made_with_key and self.manifest.signature is None:
             raise Damaged(f"the manifest of {ref} has lost its signature", hint="somebody may have altered it")
@@ -173,6 +174,8 @@ class Snapshot:
 
     def _group_is_signed(self) -> bool:
         """Whether any snapshot of the group claims to be made with a key."""
+        if self.group_is_signed is not None:
+            return self.group_is_signed
         for when in reversed(self.store.times(self.ref.group)):
             with suppress(ArchiverError):  # unfinished or damaged
                 if made_with_key(self.store.manifest(SnapshotRef(self.ref.group, when))):

@@ -202,7 +202,9 @@ def opened_groups(
                 ref = SnapshotRef(group, when)
                 if store.is_finished(ref):
                     snapshots.append(context.opened(store, ref, allow_unsigned=allow_unsigned))
+            is_signed = any(one.made_with_key for one in snapshots)
             for one in snapshots:
+                one.group_is_signed = is_signed
                 for archive in one.archives():
                     one.require_key(archive.files[0])
         except NotFound:

@@ -13,8 +13,10 @@ from archiver.backup.specification import ArchiveSpec
 from archiver.core import linux
 from archiver.core.events import ignore
 from archiver.source import content
-from archiver.store.layout import GroupRef
+from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from formats.manifest import Manifest
 from formats.naming import format_time
 from tests.cli.command import ask, call
 from tests.cli.stores import SNAPSHOT
@@ -292,6 +294,26 @@ def test_encrypted_snapshots_need_their_key(tmp_path: Path, source: Path, monkey
     assert item["snapshots"] == 2
     other = write_key(tmp_path / "other.json", bytes(32))
     assert {call(*command, "--keyfile", other).code for command in commands} == {12}
+
+
+def test_each_manifest_is_read_once(store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a key is in use and none of them is signed."""
+    for night in range(1, 12):
+        save(store, source, time=FIRST + night * DAY, group=GroupRef("", "host", "tester"))
+    read, manifest = [], Store.manifest
+
+    def counted(opened: Store, ref: SnapshotRef, *, from_file: bool = False) -> Manifest:
+        read.append(ref)
+        return manifest(opened, ref, from_file=from_file)
+
+    monkeypatch.setattr(Store, "manifest", counted)
+    keyfile = write_key(tmp_path / "key.json", bytes(32))
+    monkeypatch.setenv("ARCHIVER_KEYFILE", str(keyfile))
+    assert ask("--store", store, "find", "file")["items"][0]["snapshots"] >= 11
+    assert len(read) == len(set(read)) == 12
+    save(store, source, time=FIRST + 20 * DAY, group=GroupRef("", "host", "tester"), crypt=CryptConfig(bytes(32)))
+    assert call("--store", store, "find", "file").code == 20  # somebody may have put the others there
+    assert call("--store", store, "find", "file", "--allow-unsigned").code == 0
 
 
 def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source: Path) -> None:
