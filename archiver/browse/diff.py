@@ -98,6 +98,8 @@ class Comparison:
         assert before is not None and after is not None
         if self._same is None and _is_as_recorded(old, new):
             return
+        if self._runs is not None and old.kind == new.kind == "dir" and self._runs.is_same_directory(old, new):
+            return
         first, second = before.entry(old), after.entry(new)
         if "hardlink" in (old.kind, new.kind) and (old.kind != new.kind or first.target != second.target):
             old, new = before.resolved(old) or old, after.resolved(new) or new  # which name comes first may change
@@ -169,12 +171,28 @@ class _Runs:
 
     def pairs(self, old: RecordedNode, new: RecordedNode) -> Iterator[Pair]:
         """The entries of two directories that may differ, side by side, and the directories among them."""
+        place = self._place(self._old, old.key)
+        if place == self._place(self._new, new.key):
+            record = self._load(place)
+            if not record.is_split:
+                return self._inner(record)
         first, second = self._parts(self._old, old.key), self._parts(self._new, new.key)
         if first is None or second is None:
             return _joined(self._before.ordered(old), self._after.ordered(new))
         common = set(first) & set(second)
         pairs = _joined(self._nodes(self._before, first, common), self._nodes(self._after, second, common))
         return (pair for pair in pairs if not _is_equal(*pair))
+
+    def is_same_directory(self, old: RecordedNode, new: RecordedNode) -> bool:
+        """Whether the archives say the same of two directories themselves."""
+        place, other = self._place(self._old, old.key), self._place(self._new, new.key)
+        return place == other or self._load(place).own == self._load(other).own
+
+    def _inner(self, record: Record) -> Iterator[Pair]:
+        """The directories in one that is the same in both runs."""
+        if record.flags & HAS_DIRECTORIES:
+            for node in self._before.nodes(record, directories_only=True):
+                yield node, RecordedNode(self._after.tree, node.item)
 
     def _parts(self, places: Places, key: int) -> list[Place] | None:
         """Where the record of a directory is, or those of its leaves; None when these are in no order."""
