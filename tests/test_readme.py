@@ -57,6 +57,7 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('archiver history')}", checkout)
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
     tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
@@ -115,6 +116,8 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "groups": (),
         "files": ("latest",),
         "ls": ("latest", "-R"),
+        "find": ("*",),
+        "history": ("link",),
         "status": (),
         "du": (),
         "protect": ("latest", "--off"),
@@ -128,11 +131,17 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "restore", "forget"}
+    assert table.keys() == commands.keys() | {"verify", "restore", "forget", "diff", "diff --sizes"}
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
         documents[name] = ask(*name.split(), *group, *arguments)
+    documents["history"]["items"] += ask("history", "file")["items"]  # a link has no size, a file no target
+    (source / "file").write_bytes(b"changed")
+    for name in ("diff", "diff --sizes"):
+        done = call(*name.split(), "latest", source, "--json")
+        assert done.code == 4
+        documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
@@ -143,7 +152,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, document in documents.items():
         assert document.keys() - {"schema"} == table[name].keys(), name
         for member, inner in table[name].items():
-            if inner and not (name == "backup" and member == "errors"):
+            if inner and not (name in ("backup", "diff", "diff --sizes") and member == "errors"):
                 assert inner_members(document[member]) == inner, (name, member)
 
 
