@@ -35,6 +35,7 @@ COMMANDS = {
     "owner": ("labels", "owner"),
     "prune": ("prune", "prune"),
     "verify": ("verify", "verify"),
+    "heal": ("heal", "heal"),
     "gc": ("gc", "gc"),
     "sync": ("sync", "sync"),
     "status": ("store", "status"),
