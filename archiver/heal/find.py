@@ -178,21 +178,27 @@ class Search:
         return None
 
     def _contradiction(self, ref: SnapshotRef, manifest: Manifest) -> str | None:
-        """The name of a file here that is sound in itself and not that of ``manifest``: another snapshot's."""
+        """The name of a file here that is sound in itself and not that of ``manifest``: it may be another snapshot's.
+        None also when any file here is the one of the manifest."""
+        others = []
         for info in manifest.files:
             path = stored_path(self._store, ref, info.filename)
             with suppress(OSError, FormatError, Damaged):
                 if is_index(info.filename):
                     index = load_index(path)
                     csum = index.csum()
-                    is_other = index.stored_csum == csum and (csum, index.size) != (info.csum, info.size)
+                    if (csum, index.size) == (info.csum, info.size):
+                        return None
+                    is_sound = csum == index.stored_csum
                 else:
                     data = read_small(path, _LARGEST_BLOB_FILE)
+                    if fits(data, info):
+                        return None
                     blob.BlobDecoder().check_stored(data)
-                    is_other = not fits(data, info)
-                if is_other:
-                    return info.filename
-        return None
+                    is_sound = True
+                if is_sound:
+                    others.append(info.filename)
+        return others[0] if others else None
 
     # -- indexes, blobs and chunks -----------------------------------------------------------------------------------
 

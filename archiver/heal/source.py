@@ -153,7 +153,7 @@ class LiveSource(Candidates):
                 directory, name = os.path.split(os.fsencode(self._place.path))
                 above = os.open(directory, _BESIDE)
                 try:
-                    _fill(piece, piece.start, piece.end, above, name, 0, None)
+                    _fill(piece, 0, piece.end, above, name, None)
                 finally:
                     os.close(above)
             yield piece
@@ -206,7 +206,7 @@ class LiveSource(Candidates):
         with suppress(OSError):
             above = os.open(os.path.join(os.fsencode(self._place.path), *names[:-1]), _BESIDE)
             try:
-                _fill(piece, start, end, above, names[-1], 0, end - start)
+                _fill(piece, start, end, above, names[-1], end - start)
             finally:
                 os.close(above)
 
@@ -229,9 +229,8 @@ def _put(piece: _Piece, at: int, data: bytes) -> None:
         piece.filled += end - start
 
 
-def _fill(piece: _Piece, at: int, end: int, above: int, name: bytes, offset: int, size: int | None) -> None:
-    """The same for a regular file of ``size`` bytes (None: whatever size it has), whose byte ``offset`` lies at ``at``.
-    Raises OSError."""
+def _fill(piece: _Piece, at: int, end: int, above: int, name: bytes, size: int | None) -> None:
+    """The same for the contents of a regular file of ``size`` bytes; None: an image, whatever it is. Raises OSError."""
     first, last = max(at, piece.start), min(end, piece.end)
     if first >= last:
         return
@@ -241,7 +240,7 @@ def _fill(piece: _Piece, at: int, end: int, above: int, name: bytes, offset: int
         if size is not None and (not stat.S_ISREG(status.st_mode) or status.st_size != size):
             return
         view = memoryview(_room(piece))[first - piece.start : last - piece.start]
-        piece.filled += read_into(fd, view, offset + first - at)
+        piece.filled += read_into(fd, view, first - at)
     finally:
         os.close(fd)
 
