@@ -65,6 +65,7 @@ class _Healing:
         self._result = result
         self._database = store.database
         self._readers = Readers(store, crypt)
+        self._again = Readers(store, crypt, with_database=False)  # which knows the bytes that were there before
         self._remaining = {key: lost for key, (lost, _) in plan.chunks.items()}
         self._written: list[tuple[LostChunk, bytes, bool]] = []  # BLAKE3, is proven; not durable yet
 
@@ -188,7 +189,7 @@ class _Healing:
 
     def _row(self, lost: LostChunk, total: bytes, is_proven: bool) -> ChunkRow | None:
         try:
-            there = self._readers.read(lost)
+            there = self._again.read(lost)
         except ChunkDamaged as error:
             self._failed(f"chunk {lost.digest.hex()}", error)
             return None
