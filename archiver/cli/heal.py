@@ -27,9 +27,9 @@ _PLACES_SHOWN = 20
 @click.option(
     "--source",
     "sources",
-    metavar="PATH[=ARCHIVE]",
+    metavar="[NAME.pxar:]PATH",
     multiple=True,
-    help="Where the files of an archive are now: a directory, or the file of an image. Default: of any archive.",
+    help="Where the files of an archive are now: a directory, or the file of an image. Without a name: of any archive.",
 )
 @click.option(
     "--read-all",

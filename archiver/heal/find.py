@@ -71,6 +71,8 @@ class Subject:
 
     def bad_chunks(self, bad: dict[Key, str]) -> Iterator[tuple[FileInfo, Index, list[BadChunk]]]:
         """The places of chunks that are ``bad``, index by index."""
+        if not bad:
+            return
         for file, index in self.indexes():
             found = bad_chunks(index, file.crypt_mode == "encrypt", bad)
             if found:

@@ -41,7 +41,7 @@ from formats.manifest import FileInfo
 from formats.pxar import constants as c
 from formats.pxar.decoder import LEAVE, Decoder
 
-_ARCHIVE = re.compile(r"[A-Za-z0-9_-]+(\.(pxar|img|conf))?")
+_ARCHIVE = re.compile(r"[A-Za-z0-9_-]+\.(pxar|img|conf)")
 _BESIDE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -54,18 +54,20 @@ class LivePlace:
 
     @classmethod
     def parse(cls, text: str) -> LivePlace:
-        """``PATH`` or ``PATH=ARCHIVE``. Raises UsageError when nothing is there."""
-        path, equals, archive = text.rpartition("=")
-        if not equals or os.path.exists(text) or not _ARCHIVE.fullmatch(archive):
+        """``PATH`` or, as for a backup, ``NAME.pxar:DIRECTORY``, ``NAME.img:FILE``, ``NAME.conf:FILE``.
+
+        Raises UsageError when nothing is there."""
+        archive, colon, path = text.partition(":")
+        if not colon or not _ARCHIVE.fullmatch(archive):
             path, archive = text, ""
-        if not os.path.exists(path):
-            raise UsageError(f"the source {path!r} does not exist", hint="write --source PATH or --source PATH=ARCHIVE")
+        if not path or not os.path.exists(path):
+            raise UsageError(f"the source {path!r} does not exist", hint="write PATH or NAME.pxar:PATH")
         return cls(os.path.abspath(path), archive or None)
 
     def is_of(self, archive: ArchiveFiles) -> bool:
         if (archive.kind == "tree") != os.path.isdir(self.path):
             return False
-        return self.archive is None or self.archive in (archive.name, archive.name.rpartition(".")[0])
+        return self.archive in (None, archive.name)
 
 
 @dataclass(slots=True)

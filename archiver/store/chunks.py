@@ -244,6 +244,11 @@ class ChunkReader:
     ) -> tuple[memoryview, bytes]:
         """The same check: (the stored bytes, valid until the next call; their BLAKE3). ``path``: of another file that
         may hold the chunk."""
+        data = self.checked_bytes(digest, size, encrypted=encrypted, path=path)
+        return data, blake3(data).digest()
+
+    def checked_bytes(self, digest: bytes, size: int, *, encrypted: bool, path: str | None = None) -> memoryview:
+        """The same check: the stored bytes, valid until the next call."""
         _check_size(digest, size)
         data = self.stored(digest, path)
         try:
@@ -256,7 +261,7 @@ class ChunkReader:
                 self._decoder.check_stored(data)
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
-        return data, blake3(data).digest()
+        return data
 
     def is_bad(self, digest: bytes) -> bool:
         """Whether what lies in the place of a chunk is certainly not it, whatever is said of the chunk elsewhere.

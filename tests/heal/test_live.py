@@ -63,7 +63,7 @@ def test_trees_that_have_changed(tmp_path: Path, seed: int) -> None:
     metadata = {file for ref in refs for file in chunks_of(path, ref, ".mpxar.didx")}
     contents = sorted(set(chunk_files(path)) - metadata)
     lost = lose(rng.sample(contents, rng.randint(1, len(contents))))
-    plan, result = heal(path, live=[f"{tree}=tree.pxar"])
+    plan, result = heal(path, live=[f"tree.pxar:{tree}"])
     healed = {file for file in lost if file.exists()}
     assert all(file.read_bytes() == lost[file] for file in healed)
     assert not result.failed and len(plan.remaining) == len(lost) - len(healed)
@@ -142,7 +142,7 @@ def test_image_and_blob(tmp_path: Path, crypt: CryptConfig | None) -> None:
     notes = path / ref.path / "notes.conf.blob"
     before = notes.read_bytes()
     notes.write_bytes(b"")
-    plan, _ = heal(path, live=[f"{tmp_path}/disk.img=disk.img", f"{tmp_path}/notes.conf=notes.conf"], crypt=crypt)
+    plan, _ = heal(path, live=[f"disk.img:{tmp_path}/disk.img", f"{tmp_path}/notes.conf"], crypt=crypt)
     assert checked(path, crypt).error_count == (0 if crypt is None else 1)
     if crypt is None:
         assert not plan.remaining and notes.read_bytes() == before
@@ -178,10 +178,10 @@ def test_names_that_are_lost_too(tmp_path: Path, mode: Mode) -> None:
 
 
 def test_where_the_source_is(tmp_path: Path) -> None:
-    (tmp_path / "a=b").mkdir()
-    assert LivePlace.parse(f"{tmp_path}/a=b") == LivePlace(f"{tmp_path}/a=b", None)
-    assert LivePlace.parse(f"{tmp_path}/a=b=home.pxar") == LivePlace(f"{tmp_path}/a=b", "home.pxar")
-    assert LivePlace.parse(f"{tmp_path}=home") == LivePlace(str(tmp_path), "home")
-    for text in (f"{tmp_path}/nothing", f"{tmp_path}/nothing=home.pxar", "", f"{tmp_path}=a/b"):
+    (tmp_path / "a:b").mkdir()
+    assert LivePlace.parse(f"{tmp_path}/a:b") == LivePlace(f"{tmp_path}/a:b", None)
+    assert LivePlace.parse(f"home.pxar:{tmp_path}/a:b") == LivePlace(f"{tmp_path}/a:b", "home.pxar")
+    assert LivePlace.parse(f"disk.img:{tmp_path}/a:b/../a:b") == LivePlace(f"{tmp_path}/a:b", "disk.img")
+    for text in (f"{tmp_path}/nothing", f"home.pxar:{tmp_path}/nothing", "", "home.pxar:", f"home:{tmp_path}"):
         with pytest.raises(UsageError):
             LivePlace.parse(text)

@@ -387,7 +387,9 @@ class Database:
     # -- verification ------------------------------------------------------------------------------------------------
 
     def mark_verified(self, found: Sequence[tuple[bytes, bytes, int]], now: int) -> None:
-        """Record fully verified chunks as (digest, BLAKE3 of the stored bytes, stored length)."""
+        """Record fully verified chunks as (digest, BLAKE3 of the stored bytes or UNKNOWN_SUM, stored length).
+
+        A sum that is not known again stays as it was recorded, unless the stored bytes are other ones."""
 
         def work(txn: Any) -> None:
             digests, chunks = self._env.table(records.DIGEST), self._env.table(records.CHUNK)
@@ -400,7 +402,9 @@ class Database:
                 record = txn.get(key, db=chunks)
                 if record is None:
                     continue
-                size = records.CHUNK_VALUE.unpack(record)[2]
+                _, before, size, _ = records.CHUNK_VALUE.unpack(record)
+                if blake3 == records.UNKNOWN_SUM and stored == records.DIGEST_VALUE.unpack(value)[1]:
+                    blake3 = before
                 txn.put(key, records.CHUNK_VALUE.pack(digest, blake3, size, now), db=chunks)
                 txn.put(digest, records.DIGEST_VALUE.pack(number, stored), db=digests)
 
