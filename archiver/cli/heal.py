@@ -109,6 +109,7 @@ def _tell(
             "snapshots": 0 if plan is None else len(plan.subjects),
             "unfinished": 0 if plan is None else plan.search.unfinished,
             "busy": [] if plan is None else plan.search.busy,
+            "complete": plan is not None and plan.search.is_complete,
             "items": [damage.as_json() for damage in damages],
             "healed": len(damages) - remaining,
             "remaining": remaining,
@@ -122,7 +123,8 @@ def _tell(
         for damage in damages:
             _show(output, damage)
         _summarize(output, damages, plan, result)
-    ctx.exit(EXIT_DAMAGED if remaining or (result is not None and result.failed) else EXIT_OK)
+    is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
+    ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
 
 
 def _show(output: Output, damage: Damage) -> None:
@@ -160,6 +162,8 @@ def _summarize(output: Output, damages: list[Damage], plan: HealPlan | None, res
     else:
         healed = sum(damage.healed for damage in damages)
         output.summary(f"{count} snapshots: {len(damages)} things were damaged, {healed} are healed")
+    if plan is not None and not plan.search.is_complete:
+        output.summary("  so much is damaged that the search was ended: heal once more")
     if plan is not None and plan.search.unfinished:
         output.summary(f"  {plan.search.unfinished} unfinished snapshots were passed over")
     if plan is not None and plan.search.busy:

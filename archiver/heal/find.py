@@ -36,6 +36,7 @@ from formats.errors import FormatError
 from formats.manifest import FileInfo, Manifest
 
 _AT_ONCE = 1 << 16  # chunks
+_LOST_AT_MOST = 100_000  # chunks in a run: each takes memory
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
 
 
@@ -84,7 +85,8 @@ class Subject:
 
 class Search:
     """``subjects``: the snapshots that could be looked at, ``bad``: their lost chunks and why. ``hopeless``: manifests
-    that nobody has. ``since``: chunks that were verified then or later were not read again."""
+    that nobody has. ``since``: chunks that were verified then or later were not read again. ``is_complete``: the search
+    was not ended early because so much is lost."""
 
     def __init__(
         self,
@@ -99,18 +101,28 @@ class Search:
         self._candidates = candidates
         self._read_all = read_all
         self._listener = listener
-        self._check = ChunkCheck(store, crypt, VerifyResult(), listener, set_aside=False)
+        self._read = VerifyResult()
+        self._check = ChunkCheck(store, crypt, self._read, listener, set_aside=False)
         self._seen = {Kind(*kind): SeenChunks() for kind in ((False, False), (True, False), (True, True))}
         self.began = store.clock.now()
         self.since = self.began
         self.subjects: list[Subject] = []
         self.hopeless: list[LostFile] = []
+        self.is_complete = True
         self.unfinished = 0
         self.busy: list[str] = []
 
     @property
     def bad(self) -> dict[Key, str]:
         return self._check.bad
+
+    def may_be_good(self, subject: Subject) -> bool:
+        """Whether a snapshot that has failed is good when nothing of it is lost: without the key the last word may be
+        of who had it."""
+        lacks_key = subject.snapshot.crypt is None and any(
+            file.crypt_mode == "encrypt" for file in subject.snapshot.manifest.files
+        )
+        return self.is_complete and not (lacks_key and self._read.without_sum)
 
     def run(self, refs: Iterable[SnapshotRef]) -> None:
         """Raises TargetAbsent when the store goes away meanwhile, ArchiverError."""
@@ -217,7 +229,11 @@ class Search:
         for file, index in subject.indexes():
             kind = Kind(file.crypt_mode == "encrypt", subject.is_with_key(file))
             rows = self._seen[kind].add(index)
-            self._check.run(self._suspects(rows, kind, subject.has_failed))
+            self._check.run(self._suspects(rows, kind, subject.has_failed), goes_on=self._goes_on)
+
+    def _goes_on(self) -> bool:
+        self.is_complete = len(self.bad) < _LOST_AT_MOST
+        return self.is_complete
 
     def _suspects(self, rows: Rows, kind: Kind, has_failed: bool) -> Iterator[Task]:
         """Chunks that are to be read: something may be wrong with them."""

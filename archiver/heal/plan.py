@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from archiver.browse.damage import files_of
 from archiver.browse.snapshot import ArchiveFiles
@@ -54,14 +53,6 @@ class HealPlan:
     def remaining(self) -> list[Damage]:
         """What nothing at hand can heal; once the plan was carried out, what is not healed."""
         return [damage for damage in self.damages if not damage.healed]
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "snapshots": len(self.subjects),
-            "unfinished": self.search.unfinished,
-            "busy": self.search.busy,
-            "items": [damage.as_json() for damage in self.damages],
-        }
 
 
 def make_plan(

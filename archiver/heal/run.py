@@ -45,7 +45,7 @@ def carry_out(store: Store, plan: HealPlan, crypt: CryptConfig | None, listener:
                 healing.run()
             finally:
                 store.update_records()
-    _write_states(store, plan, result)
+    _write_states(store, plan, result, listener)
     result.seconds = store.clock.steady() - began
     return result
 
@@ -199,7 +199,7 @@ class _Healing:
         return ChunkRow(lost.digest, lost.size, stored, UNKNOWN_SUM, 0)
 
 
-def _write_states(store: Store, plan: HealPlan, result: HealResult) -> None:
+def _write_states(store: Store, plan: HealPlan, result: HealResult, listener: Listener) -> None:
     """What each manifest says of the last verification. A snapshot that has failed is good when all of it is: each of
     its chunks was found good since then, or by this run."""
     numbers = itertools.count()
@@ -207,6 +207,10 @@ def _write_states(store: Store, plan: HealPlan, result: HealResult) -> None:
     for subject in plan.subjects:
         is_whole = lost.isdisjoint(subject.lost) and all(plan.files[each].healed for each in subject.files)
         if is_whole and not subject.has_failed:
+            continue
+        if is_whole and not plan.search.may_be_good(subject):
+            text = f"the verify state of {subject.ref} stays failed: not all of it could be checked"
+            listener(Notice(text, "warning"))
             continue
         state, when = ("ok", plan.search.since) if is_whole else ("failed", plan.search.began)
         try:

@@ -15,7 +15,7 @@ from tests.random_trees import build_plain
 from tests.stores import chunk_files, listing
 
 MEMBERS = {
-    "schema", "dry_run", "snapshots", "unfinished", "busy", "items", "healed", "remaining", "removed_bad",
+    "schema", "dry_run", "snapshots", "unfinished", "busy", "complete", "items", "healed", "remaining", "removed_bad",
     "verify_states", "failed", "duration_s",
 }  # fmt: skip
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from archiver.browse.snapshot import Snapshot
+from archiver.browse.verify import VerifyOptions, verify
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Locked, UsageError
+from archiver.heal import find
 from archiver.heal.candidates import OtherStore
 from archiver.heal.run import carry_out
 from archiver.store.layout import MANIFEST, SnapshotRef
@@ -336,6 +338,39 @@ def test_failed_snapshots_whose_chunks_came_back_otherwise(lab: Lab) -> None:
     (lab.copy / chunk.relative_to(lab.path)).rename(chunk)
     plan, result = heal(lab.path)
     assert plan.damages == [] and set(result.states.values()) == {"ok"} == set(states(lab.path).values())
+
+
+def test_what_only_the_key_can_tell(tmp_path: Path) -> None:
+    """A verification with the key found damage where CRCs are right, and no sum is known: without the key that is not
+    taken back."""
+    lab = Lab(tmp_path, KEY, snapshots=1)
+    one, other = chunks_of(lab.path, lab.refs[0], ".ppxar.didx")[:2]
+    sound = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    options = VerifyOptions(write_state=True)
+    with Store.open(lab.path) as store:
+        assert verify(store, lab.refs, KEY, Heard(), options).error_count == 1
+        store.rebuild_database()
+    heard = Heard()
+    plan, result = heal(lab.path, copies=[lab.copy], listener=heard)
+    assert plan.damages == [] and result.states == {} and any("stays failed" in text for text in heard.notices)
+    assert states(lab.path) == {str(lab.refs[0]): "failed"}
+    plan, result = heal(lab.path, copies=[lab.copy], crypt=KEY)
+    assert [found.name for found in plan.damages] == [one.name] and result.states == {str(lab.refs[0]): "ok"}
+    assert one.read_bytes() == sound
+
+
+def test_so_much_is_lost_that_it_takes_several_runs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_LOST_AT_MOST", 1)
+    for file in chunk_files(lab.path):
+        flip(file, random.Random(1))
+    assert checked(lab.path, repairs=True).error_count == 20
+    first, _ = heal(lab.path, copies=[lab.copy])
+    assert not first.search.is_complete and "failed" in states(lab.path).values()
+    second, _ = heal(lab.path, copies=[lab.copy])
+    assert second.search.is_complete and not first.remaining and not second.remaining
+    assert len(first.chunks) + len(second.chunks) == 12
+    assert damage(lab.path) == [] and set(states(lab.path).values()) == {"ok"}
 
 
 @pytest.mark.parametrize("with_key", [True, False])
