@@ -153,6 +153,8 @@ def _left_out(result: VerifyResult) -> Iterator[str]:
         yield f"{len(result.busy)} snapshots were passed over, they are being removed"
     if result.budget is not None:
         yield from _not_reached(result.budget)
+    if result.error_count:
+        yield "what could heal that is told by: archiver heal --dry-run"
     if result.set_aside:
         yield f"{result.set_aside} damaged chunks were set aside: a backup that has their contents stores them again"
 
