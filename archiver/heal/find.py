@@ -68,6 +68,12 @@ class Subject:
     def _index(self, file: FileInfo) -> Index | None:
         with suppress(ArchiverError):
             return self.snapshot.index(file)
+        return self.elsewhere(file)
+
+    def elsewhere(self, file: FileInfo) -> Index | None:
+        """An index that is lost here; None for a blob."""
+        if not is_index(file.filename):
+            return None
         return next((found for each in self.candidates if (found := each.index(self.ref, file)) is not None), None)
 
     def bad_chunks(self, bad: dict[Key, str]) -> Iterator[tuple[FileInfo, Index, list[BadChunk]]]:
@@ -219,17 +225,19 @@ class Search:
     def _look_at(self, subject: Subject) -> None:
         snapshot = subject.snapshot
         for file in snapshot.manifest.files:
+            index = None
             try:
                 if is_index(file.filename):
-                    snapshot.index(file)
+                    index = snapshot.index(file)
                 else:
                     snapshot.check_blob(file)
             except ArchiverError as error:
                 subject.files.append(LostFile(subject.ref, file, str(error)))
-        for file, index in subject.indexes():
-            kind = Kind(file.crypt_mode == "encrypt", subject.is_with_key(file))
-            rows = self._seen[kind].add(index)
-            self._check.run(self._suspects(rows, kind, subject.has_failed), goes_on=self._goes_on)
+                index = subject.elsewhere(file)
+            if index is not None:
+                kind = Kind(file.crypt_mode == "encrypt", subject.is_with_key(file))
+                suspects = self._suspects(self._seen[kind].add(index), kind, subject.has_failed)
+                self._check.run(suspects, goes_on=self._goes_on)
 
     def _goes_on(self) -> bool:
         self.is_complete = len(self.bad) < _LOST_AT_MOST

@@ -96,7 +96,7 @@ class LiveSource(Candidates):
         if not info.filename.endswith(".blob") or not self._place.is_of(archive):
             return None
         with suppress(OSError, ArchiverError, FormatError):
-            data = blob.encode(read_small(self._place.path, blob.MAX_BLOB_SIZE))
+            data = blob.encode(read_small(os.path.realpath(self._place.path), blob.MAX_BLOB_SIZE))
             if fits(data, info):
                 return BytesIO(data)
         return None
@@ -152,7 +152,7 @@ class LiveSource(Candidates):
     def _of_image(self, pieces: Sequence[_Piece]) -> Iterator[_Piece]:
         for piece in pieces:
             with suppress(OSError):
-                directory, name = os.path.split(os.fsencode(self._place.path))
+                directory, name = os.path.split(os.path.realpath(os.fsencode(self._place.path)))
                 above = os.open(directory, _BESIDE)
                 try:
                     _fill(piece, 0, piece.end, above, name, None)

@@ -136,8 +136,9 @@ def test_image_and_blob(tmp_path: Path, crypt: CryptConfig | None) -> None:
     images = {"disk.img": noise(1, 400_000), "notes.conf": b"some notes\n" * 9}
     with Store.open(path) as store:
         with_image(store, ref, images, crypt, random.Random(1))
-    for name, data in images.items():
-        (tmp_path / name).write_bytes(data)
+    for name, data in images.items():  # devices have many names
+        (tmp_path / f"real {name}").write_bytes(data)
+        (tmp_path / name).symlink_to(f"real {name}")
     lose(chunk_files(path))
     notes = path / ref.path / "notes.conf.blob"
     before = notes.read_bytes()
