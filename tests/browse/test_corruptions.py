@@ -319,9 +319,9 @@ def test_corruptions(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(40))
 def test_ten_thousand_corruptions(saved: Saved, tmp_path: Path, part: int) -> None:
-    many_corruptions(saved, range(1000 * part, 1000 * (part + 1)), tmp_path)
+    many_corruptions(saved, range(250 * part, 250 * (part + 1)), tmp_path)
 
 
 def test_nothing_is_found_in_a_sound_store(saved: Saved, tmp_path: Path) -> None:
