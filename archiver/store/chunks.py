@@ -250,7 +250,7 @@ class ChunkReader:
     def checked_bytes(self, digest: bytes, size: int, *, encrypted: bool, path: str | None = None) -> memoryview:
         """The same check: the stored bytes, valid until the next call."""
         _check_size(digest, size)
-        data = self.stored(digest, path)
+        data = self.stored(digest) if path is None else self._file(path, digest)
         try:
             if blob.inspect(data).encrypted != encrypted:
                 self._decoder.check_stored(data)
@@ -290,9 +290,11 @@ class ChunkReader:
             return True
         return chunk_digest(plain, self._crypt if info.encrypted else None) != digest
 
-    def stored(self, digest: bytes, path: str | None = None) -> memoryview:
-        """The bytes of the chunk file, or of the file at ``path``, unchecked; valid until the next call."""
-        path = path or self._layout.chunk(digest.hex())
+    def stored(self, digest: bytes) -> memoryview:
+        """The bytes of the chunk file, unchecked; valid until the next call."""
+        return self._file(self._layout.chunk(digest.hex()), digest)
+
+    def _file(self, path: str, digest: bytes) -> memoryview:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
