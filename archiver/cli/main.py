@@ -38,6 +38,7 @@ COMMANDS = {
     "owner": ("labels", "owner"),
     "prune": ("prune", "prune"),
     "verify": ("verify", "verify"),
+    "heal": ("heal", "heal"),
     "gc": ("gc", "gc"),
     "sync": ("sync", "sync"),
     "status": ("store", "status"),
