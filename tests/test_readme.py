@@ -72,6 +72,17 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
 
 
+def test_images_and_rescue(checkout: Path) -> None:
+    (checkout / "disk.raw").write_bytes(b"some data".ljust(9_000_001, b"\0"))
+    run(".venv/bin/archiver --store ./store init", checkout)
+    start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
+    assert "verified" in run(start + block("disk.img:./disk.raw"), checkout)
+    assert (checkout / "disk.copy").read_bytes() == (checkout / "disk.raw").read_bytes()
+    output = run(start + block("archiver rescue-script"), checkout)
+    assert "disk.img  passwd.conf" in output and "extracted 1 entries, 0 damaged" in output
+    assert (checkout / "rescued/base.img").read_bytes() == (checkout / "disk.raw").read_bytes()
+
+
 def test_keys(checkout: Path) -> None:
     run("mkdir home && .venv/bin/archiver --store ./store init", checkout)
     start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
@@ -131,6 +142,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "prune": ("--keep-last", "1"),
         "gc": (),
         "key test": (),
+        "rescue-script": (tmp_path / "rescue.py",),
         "key drill": master,
         "key recover": (*master, "--kdf", "none", "--force"),
     }

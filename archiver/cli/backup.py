@@ -67,7 +67,15 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
 @click.option("--all-file-systems", is_flag=True, help="Enter every mount point but virtual file systems.")
 @click.option("--skip-lost-and-found", is_flag=True, help="Leave out lost+found directories.")
 @click.option("--skip-e2big-xattr", is_flag=True, help="Do not count attributes too large to be read as errors.")
-@click.option("--chunk-size", type=click.Choice(_KIB), default="4096", metavar="KIB", help="Average size of a chunk.")
+@click.option(
+    "--chunk-size", type=click.Choice(_KIB), default="4096", metavar="KIB", help="Size of a chunk, of trees on average."
+)
+@click.option(
+    "--stdin-from-command",
+    "command",
+    metavar="COMMAND",
+    help="NAME.img:- is what this command prints, run in a shell. When it fails nothing is saved.",
+)
 @click.option("--note", help="A note for the snapshot.")
 @click.option("--owner", default="root@pam", help="Owner of a group that is new.", show_default=True)
 @global_options
@@ -91,12 +99,14 @@ def backup(
     skip_lost_and_found: bool,
     skip_e2big_xattr: bool,
     chunk_size: str,
+    command: str | None,
     note: str | None,
     owner: str,
 ) -> None:
-    """Save directories as one snapshot.
+    """Save directories, images and small files as one snapshot.
 
-    SPEC is a directory, archived under its own name, or NAME.pxar:DIRECTORY.
+    SPEC is a directory, archived under its own name, NAME.pxar:DIRECTORY, NAME.img:FILE or NAME.img:DEVICE for an
+    image (- is standard input), NAME.conf:FILE or NAME.log:FILE for a small file.
     """
     from archiver.backup.run import BackupOptions, check_options, default_backup_id
     from archiver.backup.run import backup as run
@@ -113,7 +123,7 @@ def backup(
         patterns = [parse_exclude_option(os.fsencode(text)) for text in excludes]
     except FormatError as error:
         raise UsageError(f"--exclude: {error}") from error
-    sources = parse_specifications(specs)
+    sources = parse_specifications(specs, command)
     key = _key(context, crypt_mode)
     crypt = key.crypt if key is not None else None
     options = BackupOptions(
@@ -221,6 +231,9 @@ def _print(output: Output, result: BackupResult) -> None:
         return
     for archive in result.archives:
         counters = archive.counters
+        if not counters.chunks:
+            output.summary(f"{archive.name}: {size_text(counters.size)}, {size_text(counters.stored_bytes)} on disk")
+            continue
         output.summary(
             f"{archive.name}: {size_text(counters.size)} in {counters.chunks} chunks,"
             f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, {size_text(counters.stored_bytes)} on disk)"

@@ -47,6 +47,7 @@ COMMANDS = {
     "db": ("db", "db"),
     "key": ("key", "key"),
     "debug": ("debug", "debug"),
+    "rescue-script": ("rescue", "rescue_script"),
 }
 _EXIT_BUG = 70
 

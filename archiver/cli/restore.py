@@ -14,6 +14,7 @@ from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL
 @click.argument("target")
 @click.option("--archive", "archive_name", metavar="NAME", help="Restore this archive only, for example home.pxar.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Read everything again and compare.")
+@click.option("--to-device", is_flag=True, help="TARGET is a block device: an image replaces everything on it.")
 @allow_unsigned_option
 @global_options
 @click.pass_context
@@ -24,12 +25,13 @@ def restore(
     target: str,
     archive_name: str | None,
     verify: bool,
+    to_device: bool,
     allow_unsigned: bool,
 ) -> None:
     """Restore a SNAPSHOT into TARGET, a new or empty directory.
 
     SNAPSHOT is TYPE/ID/TIME, TYPE/ID for the group's newest one, or latest. A single archive is put at TARGET itself,
-    of several each at TARGET/NAME.
+    of several each at TARGET/NAME. An image or small file becomes the new file TARGET.
 
     The signature of a snapshot that was made with a key is checked before anything is restored.
     """
@@ -46,7 +48,7 @@ def restore(
         left = [archive.name for archive in opened.archives() if archive.name not in chosen | {wrapped_key}]
         if left and archive_name is None:
             output.message(f"not restored, they are no directory trees: {', '.join(left)} (--archive restores them)")
-        result = run(opened, archives, target, verify=verify, listener=output.hear)
+        result = run(opened, archives, target, verify=verify, listener=output.hear, to_device=to_device)
     if output.as_json:
         output.document(result.as_json())
     checked = ", verified" if verify else ""
