@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 
 from archiver.backup.specification import ArchiveSpec
 from archiver.core.disk import available
 from archiver.core.events import SpaceShort
 from archiver.errors import ArchiverError
+from archiver.source.image import size_of
 from archiver.source.problem import Problem
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
 from archiver.store.layout import GroupRef, SnapshotRef
@@ -44,7 +44,8 @@ def look_out(store: Store, group: GroupRef, specs: Sequence[ArchiveSpec], walk: 
 
 
 def _held(spec: ArchiveSpec) -> int:
-    """Bytes in use on the file system of a tree, more than it has for one that does not tell; the size of a file."""
+    """Bytes in use on the file system of a tree, more than it has for one that does not tell; of a file or device its
+    own."""
     if spec.kind != "tree":
         return _file_size(spec)
     try:
@@ -65,14 +66,7 @@ def _stored(store: Store, ref: SnapshotRef) -> int:
 
 
 def _file_size(spec: ArchiveSpec) -> int:
-    """Bytes of an image or another single file, holes apart; 0 for a device or stream, which do not tell."""
-    total = 0
-    for path in (spec.path, spec.payload):
-        with suppress(OSError):
-            status = os.stat(path) if path is not None and spec.command is None else None
-            if status is not None and stat.S_ISREG(status.st_mode):
-                total += min(status.st_size, status.st_blocks * _BLOCK)
-    return total
+    return size_of(spec.path) + (size_of(spec.payload) if spec.payload is not None else 0)
 
 
 def _size(spec: ArchiveSpec, options: WalkOptions) -> int:

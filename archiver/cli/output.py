@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -84,11 +84,15 @@ class Output:
     def document(self, document: dict[str, Any]) -> None:
         self._print(json.dumps(document) + "\n")
 
-    def long_document(self, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
-        """A document with ``items``, each printed as it comes. What goes wrong after the first one is told in the
-        document too, which is a whole one then."""
+    def long_document(
+        self,
+        head: dict[str, Any],
+        items: Iterable[dict[str, Any]],
+        tail: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """A document with ``items``, each printed as it comes; ``tail``: what is known after the last one. What goes
+        wrong after the first one is told in the document too, which is a whole one then."""
         opening, begun = json.dumps(head)[:-1] + ', "items": [', False
-        end = "]}\n"
         try:
             for item in items:
                 self._print((", " if begun else opening) + json.dumps(item))
@@ -99,12 +103,28 @@ class Output:
             told = error if isinstance(error, ArchiverError) else Interrupted("interrupted")
             self._print(f'], "error": {json.dumps(told.as_json())}}}\n')
             raise click.exceptions.Exit(told.exit_code) from error
-        self._print(end if begun else opening + end)
+        rest = json.dumps(tail())[1:]
+        self._print(("" if begun else opening) + "]" + (", " if len(rest) > 1 else "") + rest + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of the result; nothing with --json."""
         if not self.as_json:
             self._print(printable(text) + "\n")
+
+    def lines(self, texts: Sequence[str], before: str = "") -> None:
+        """Many of them at once, all with the same ``before``; nothing with --json."""
+        if self.as_json or not texts:
+            return
+        if before.isprintable() and "".join(texts).isprintable():
+            self._print(before + ("\n" + before).join(texts) + "\n")
+        else:
+            self._print("".join(printable(before + text) + "\n" for text in texts))
+
+    def raw(self, data: bytes) -> None:
+        """Bytes of the result as they are: for other programs."""
+        self.clear()
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
 
     def _print(self, text: str) -> None:
         """Not flushed: a long listing would need a system call for each line."""

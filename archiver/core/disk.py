@@ -185,6 +185,11 @@ class Disk:
         self.sync_directory(os.path.dirname(target))
         self.sync_directory(os.path.dirname(source))
 
+    def replace_file(self, source: str, target: str) -> None:
+        """Durable rename of a file whose contents are durable; whatever file is at ``target`` is gone then."""
+        os.rename(source, target)
+        self.sync_directory(os.path.dirname(target))
+
     def exchange_directories(self, new: str, old: str) -> None:
         """Durable exchange: what was ``new`` is at ``old`` then, and the other way round. At one instant where the file
         system can do that, else nothing is at ``old`` for a moment."""

@@ -155,6 +155,24 @@ def kind_of(path: str) -> str:
     return (kinds | others).get(st.S_IFMT(mode), "special file")
 
 
+def size_of(path: str) -> int:
+    """Bytes that a file, holes apart, or a device has; 0 for a stream, which does not tell, and for what cannot be
+    looked at."""
+    try:
+        status = os.stat(path)
+        if st.S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512)
+        if not st.S_ISBLK(status.st_mode):
+            return 0
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return device_size(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        return 0
+
+
 def open_source(path: str, command: str | None = None) -> Source:
     """Open a file, a device or a fifo (which waits for its writer), or standard input for ``-``; with ``command``, run
     it in a shell and read what it prints. Raises ArchiverError."""

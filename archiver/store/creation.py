@@ -95,6 +95,23 @@ def identify(base: str, disk: Disk, random: Random) -> Identity:
     return identity
 
 
+def replace_identity(base: str, known: uuid.UUID | None, disk: Disk, random: Random) -> Identity:
+    """Give the store at ``base``, whose identity cannot be read, the one that is ``known``, or a new one."""
+    layout = Layout(base)
+    with explained("write", layout.private), DirectoryLock(layout.private, wait_seconds=_IDENTIFY_WAIT):
+        try:
+            there = read_identity(base)
+        except Damaged:
+            there = None
+        if there is not None:
+            return there
+        identity = new_identity(default_name(base), random)
+        if known is not None:
+            identity = Identity(known, identity.name)
+        write_identity(base, identity, disk)
+    return identity
+
+
 def renew(base: str, disk: Disk, random: Random) -> Identity:
     """Give the store at ``base``, a copy of another one, an identity of its own; the name stays. Locked while anybody
     writes into it."""
