@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import tarfile
@@ -24,6 +25,8 @@ from formats.crypt import CryptConfig
 from tests.attributes import remove_tree, unlock_tree, write_sparse
 from tests.cli.command import call
 from tests.compare import NOT_KEPT, differences
+from tests.hostile.build import corpus
+from tests.hostile.writer import Writer
 from tests.mounts import small_file_system
 from tests.restore.planted import plant
 from tests.source.sandbox import IS_ROOT
@@ -287,3 +290,89 @@ def test_problems_are_told(tmp_path: Path) -> None:
         export(snapshot, snapshot.restorable(), str(tmp_path / "x"), "zip", verify=True, listener=heard.append)
     (problem,) = [event for event in heard if isinstance(event, FileProblem)]
     assert problem == FileProblem(b"/fifo", "a fifo has no place in a zip file", "not-restored")
+
+
+@pytest.mark.parametrize("form", ["tar", "pxar"])
+def test_hard_links_to_what_is_left_out(tmp_path: Path, form: Format) -> None:
+    """A link to a file that is damaged is left out with it; so is one that leads to nothing."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "bad").write_bytes(os.urandom(200_000))
+    os.link(source / "bad", source / "link")
+    (source / "good").write_text("text")
+    path = make_store(tmp_path / "store")
+    stored = path, save(path, source).snapshot, None
+    damaged_chunk(path, 16_000)
+    result = put(stored, tmp_path / "file", form)
+    assert [(problem.path, problem.kind) for problem in result.problems] == [
+        (b"/bad", "damaged"),
+        (b"/link", "damaged"),
+    ]
+    assert result.entries == 2
+    assert (tmp_path / "file").exists()
+
+
+def test_links_to_links(tmp_path: Path) -> None:
+    archive = corpus()["v2 hard link to a hard link"]
+    path = make_store(tmp_path / "store")
+    with Store.open(path) as store:
+        ref = plant(store, 1, archive.archive, archive.payload)
+    for form in ("tar", "pxar"):
+        result = put((path, ref, None), tmp_path / form, form)
+        assert result.kinds == {"damaged": 1}
+
+
+def test_links_to_what_a_tar_has_no_place_for(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(source / "a"))
+    os.link(source / "a", source / "b")
+    path = make_store(tmp_path / "store")
+    result = put((path, save(path, source).snapshot, None), tmp_path / "x.tar", "tar")
+    assert result.kinds == {"not-restored": 2}
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert tar.getnames() == ["."]
+
+
+def test_a_device_no_tar_can_name(tmp_path: Path) -> None:
+    archive = corpus()["v1 device 0xffffffffffffffff:0xffffffffffffffff"]
+    path = make_store(tmp_path / "store")
+    with Store.open(path) as store:
+        ref = plant(store, 1, archive.archive, archive.payload)
+    assert put((path, ref, None), tmp_path / "x.tar", "tar").kinds == {"not-restored": 1}
+
+
+def test_a_path_no_zip_can_have(tmp_path: Path) -> None:
+    writer = Writer(1)
+    writer.root()
+    for _ in range(270):
+        writer.directory(b"d" * 250)
+    writer.file(b"file")
+    writer.finish()
+    path = make_store(tmp_path / "store")
+    with Store.open(path) as store:
+        ref = plant(store, 1, bytes(writer.archive), None)
+    result = put((path, ref, None), tmp_path / "x.zip", "zip")
+    assert result.kinds == {"not-restored": 10}
+    with zipfile.ZipFile(tmp_path / "x.zip") as file:
+        assert len(file.namelist()) == 261
+
+
+def test_half_a_zip_has_no_end(tmp_path: Path) -> None:
+    """Nothing is written behind an error: not to stdout, not to another file with the same number."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("text")
+    (source / "bad").write_bytes(os.urandom(17 * MIB))
+    path = make_store(tmp_path / "store")
+    save(path, source)
+    damaged_chunk(path, 30_000)
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        done = subprocess.run(
+            [*command("--store", path, "restore", "latest", "-", "--format", "zip")],
+            stdout=file, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 20 and "Traceback" not in done.stderr
+    assert b"PK\x05\x06" not in out.read_bytes()

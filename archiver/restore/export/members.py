@@ -7,6 +7,8 @@ the start is written by then, and half a file must not look like one: the export
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -42,12 +44,14 @@ class NotHeld(Exception):
 
 
 class Member(NamedTuple):
-    """``path`` is relative to the root, ``b""`` for the root itself; ``read``: the contents between two offsets."""
+    """``path`` is relative to the root, ``b""`` for the root itself; ``read``: the contents between two offsets.
+    ``linked``: what a hard link leads to, as its place among the members that are neither directories nor links."""
 
     path: bytes
     entry: Entry
     read: _Read
     holes: Sequence[tuple[int, int]] = ()  # from, to; only zeros are there
+    linked: int = -1
 
     def contents(self) -> Iterable[Buffer]:
         return self.read(0, self.entry.size)
@@ -61,6 +65,7 @@ class Members:
         self._links = links
         self._listener = listener
         self._accessor: Accessor | None = None
+        self._offsets = array("Q")  # where in the archive those are that a hard link may lead to
         self.entries = 0
         self.files = 0
         self.bytes = 0
@@ -94,8 +99,8 @@ class Members:
             self._path = path = directory + entry.name
             if entry.kind == "file":
                 yield from self._file(path, entry)
-            elif entry.kind == "hardlink" and not self._links:
-                yield from self._linked(path, entry)
+            elif entry.kind == "hardlink":
+                yield from self._link(path, entry) if self._links else self._linked(path, entry)
             else:
                 yield self._told(Member(path, entry, _nothing))
             if entry.kind == "dir":
@@ -104,6 +109,8 @@ class Members:
 
     def _told(self, member: Member) -> Member:
         self.entries += 1
+        if self._links and member.entry.kind not in ("dir", "hardlink"):
+            self._offsets.append(member.entry.filename_offset)
         if self.entries % _PROGRESS_EVERY == 0:
             self._listener(Progress("export", self.entries, self.bytes, self._tree.content.size))
         return member
@@ -132,6 +139,15 @@ class Members:
             yield from self._content.pieces(start, length)
         except ChunkDamaged as error:
             raise self._ended(error) from error
+
+    def _link(self, path: bytes, link: Entry) -> Iterator[Member]:
+        """A hard link, unless what it leads to was left out."""
+        number = bisect_left(self._offsets, link.link_target)
+        if number < len(self._offsets) and self._offsets[number] == link.link_target:
+            yield self._told(Member(path, link, _nothing, linked=number))
+        else:
+            reason = f"it is a hard link to /{os.fsdecode(link.target)}, which was left out or is no file"
+            self._listener(FileProblem(b"/" + path, reason, "damaged"))
 
     def _linked(self, path: bytes, link: Entry) -> Iterator[Member]:
         """What a hard link leads to, under the name of the link."""

@@ -26,6 +26,7 @@ _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _RECORD = 20 * _BLOCK  # what a tape drive wants to see; tar pads to it
 _LARGEST_ID = 8**7 - 1
+_LARGEST_DEVICE = 8**7 - 1
 _LARGEST_SIZE = 8**11 - 1
 _LARGEST_TIME = 8**11 - 1
 _LONGEST_NAME = 100
@@ -47,14 +48,17 @@ class TarWriter:
     def __init__(self, write: Callable[[Buffer], object]) -> None:
         self._write = write
         self._length = 0
+        self._left: set[tuple[bytes, bytes]] = set()  # what has no place: below, path
 
     def add(self, member: Member, below: bytes) -> list[str]:
         """What of the entry the file does not hold, as short reasons. ``below``: the directory in the file that the
         archive is put in, empty or with a slash at its end. Raises NotHeld."""
         entry = member.entry
-        kind = _TYPES.get(entry.kind)
-        if kind is None:
-            raise NotHeld(f"a {KIND_NAMES[entry.kind]} has no place in a tar file")
+        try:
+            kind = self._type(member, below)
+        except NotHeld:
+            self._left.add((below, member.path))
+            raise
         records: _Records = {}
         contents = member.contents()
         size = entry.size
@@ -70,6 +74,18 @@ class TarWriter:
             written += len(piece)
         self._put(bytes(-written % _BLOCK))
         return [] if entry.metadata is None else _lost(entry.metadata)
+
+    def _type(self, member: Member, below: bytes) -> bytes:
+        """Raises NotHeld."""
+        entry = member.entry
+        kind = _TYPES.get(entry.kind)
+        if kind is None:
+            raise NotHeld(f"a {KIND_NAMES[entry.kind]} has no place in a tar file")
+        if max(entry.major, entry.minor) > _LARGEST_DEVICE:
+            raise NotHeld(f"the device {entry.major}:{entry.minor} has no place in a tar file")
+        if entry.kind == "hardlink" and (below, entry.target) in self._left:
+            raise NotHeld("it is a hard link to what has no place in a tar file")
+        return kind
 
     def leave(self) -> None:
         """Nothing marks the end of a directory."""

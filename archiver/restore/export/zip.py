@@ -25,13 +25,22 @@ _FIRST = (1980, 1, 1, 0, 0, 0)
 _LAST = (2107, 12, 31, 23, 59, 58)
 _DIRECTORY = 0x10  # the DOS attribute
 _LEVEL = 6
+_LONGEST_NAME = 65535
+
+
+class _ZipFile(zipfile.ZipFile):
+    """Given up when it was not closed: the end that the module would write goes nowhere, or to another file that has
+    the number by then, or makes half a file look like one."""
+
+    def __del__(self) -> None:
+        pass
 
 
 class ZipWriter:
     """Writes to ``file``, which need not be seekable. Call ``finish`` at the end."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL)
+        self._zip = _ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL)
 
     def add(self, member: Member, below: bytes) -> list[str]:
         """What of the entry the file does not hold, as short reasons. ``below``: the directory in the file that the
@@ -44,6 +53,8 @@ class ZipWriter:
             raise NotHeld(f"a {KIND_NAMES[entry.kind]} has no place in a zip file")
         assert entry.metadata is not None
         name, is_exact = _name(path.rstrip(b"/"))
+        if len(name.encode()) >= _LONGEST_NAME:  # of a directory, it gets a slash
+            raise NotHeld("its path is too long for a zip file")
         info = _info(name + ("/" if entry.kind == "dir" else ""), entry.metadata)
         contents: Iterable[Buffer] = [entry.target] if entry.kind == "symlink" else member.contents()
         if entry.kind != "file":
