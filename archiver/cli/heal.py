@@ -72,6 +72,8 @@ def heal(
         raise UsageError("--without-key and --keyfile exclude each other")
     if snapshot is not None and group is not None:
         raise UsageError("a snapshot and a group were given", hint="give one of them")
+    if "" in copies:  # most likely a variable of a script that is not set
+        raise UsageError("--from is empty")
     if context.read_only and not dry_run:
         raise UsageError("--read-only writes nothing, so nothing can be healed", hint="see what could be: --dry-run")
     output = context.output

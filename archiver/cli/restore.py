@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, cast
 
@@ -9,7 +10,7 @@ import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, UsageError
+from archiver.errors import EXIT_DAMAGED, EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, TargetAbsent, UsageError
 
 if TYPE_CHECKING:
     from archiver.cli.output import Output
@@ -56,6 +57,8 @@ def restore(
     from archiver.store.layout import WRAPPED_KEY
 
     output = context.output
+    if to_device:
+        _check_device(target, form)
     with context.open_store(output) as store:
         wrapped_key = WRAPPED_KEY.removesuffix(".blob")  # for whoever has lost the key
         with_key = archive_name not in (WRAPPED_KEY, wrapped_key)
@@ -85,6 +88,18 @@ def restore(
     if result.kinds.get("different"):
         ctx.exit(EXIT_DIFFERENT)
     ctx.exit(EXIT_PARTIAL if result.problem_count else EXIT_OK)
+
+
+def _check_device(target: str, form: str) -> None:
+    """Raises UsageError, or TargetAbsent: a device that is not there must not become a file."""
+    from archiver.restore.image import is_device
+
+    if form != "dir":
+        raise UsageError("--to-device and --format exclude each other")
+    if not os.path.lexists(target):
+        raise TargetAbsent(f"there is no device {target}", hint="lsblk lists devices")
+    if not is_device(target):
+        raise UsageError(f"{target} is no block device", hint="lsblk lists devices")
 
 
 def _check_stdout(target: str, output: Output) -> None:

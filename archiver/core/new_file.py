@@ -5,12 +5,49 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from archiver.core.disk import explain, explained
+from archiver.errors import UsageError
 
 _TEMPORARY = os.O_RDWR | os.O_CLOEXEC
 _NO_NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+
+
+def check_new(path: str, store: str) -> None:
+    """Raises UsageError unless ``path`` names a file that can be made, outside of the store at ``store``."""
+    if not path:
+        raise UsageError("the target has no name")
+    with explained("look into", path):
+        if lies_in(path, store):
+            raise UsageError(f"{path} lies in the store itself", hint="write to a place outside of it")
+        if os.path.lexists(path):
+            raise UsageError(f"{path} exists already", hint="name a file that does not exist")
+        if path.endswith("/"):
+            raise UsageError(f"{path} names a directory", hint="name a file that does not exist")
+
+
+def lies_in(place: str, directory: str) -> bool:
+    """Whether ``place`` would be in ``directory``, whatever symlinks and mounts lead there."""
+    inner = os.path.realpath(place)
+    while not os.path.exists(inner) or not os.path.samefile(inner, directory):
+        inner, before = os.path.dirname(inner), inner
+        if inner == before:
+            return False
+    return True
+
+
+def make_parents(path: str) -> None:
+    """The directories above ``path``, however many are missing."""
+    missing = []
+    above = os.path.dirname(path)
+    with explained("make", above):
+        while above and not os.path.isdir(above):
+            missing.append(above)
+            above = os.path.dirname(above)
+        for directory in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from archiver.core.disk import explain, explained, write_all
 from archiver.core.events import Listener, Notice, Progress
-from archiver.core.new_file import new_file
+from archiver.core.new_file import check_new, new_file
 from archiver.errors import Damaged, KeyProblem, UsageError
 from archiver.restore.write import write_sparse
 from archiver.store.chunks import MAX_CHUNK, ChunkDamaged, ChunkReader
@@ -89,7 +89,7 @@ def recover_index(
         raise explain(error, "read", index) from error
     chunks = _Chunks(layout, crypt)
     result = Recovered()
-    with _opened(target) as sink:
+    with _opened(target, layout.base) as sink:
         for number in range(len(found)):
             start, end = found.start(number), found.end(number)
             digest = found.digest(number)
@@ -113,7 +113,7 @@ def recover_chunks(layout: Layout, digests: Sequence[str], target: str, crypt: C
     """Write the contents of chunks one after the other, as ``recover_index`` does; a lost one raises Damaged."""
     chunks = _Chunks(layout, crypt)
     result = Recovered()
-    with _opened(target) as sink:
+    with _opened(target, layout.base) as sink:
         for text in digests:
             data = chunks.read(_digest(text), None)
             sink.write(data)
@@ -193,12 +193,11 @@ class _Stdout(_Sink):
 
 
 @contextmanager
-def _opened(target: str) -> Iterator[_Sink]:
+def _opened(target: str, store: str) -> Iterator[_Sink]:
     if target == STDOUT:
         sys.stdout.flush()
         yield _Stdout(sys.stdout.fileno())
         return
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists already", hint="name a file that does not exist")
+    check_new(target, store)
     with new_file(target) as fd:
         yield _Sink(fd)

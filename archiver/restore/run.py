@@ -12,6 +12,7 @@ from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener
 from archiver.core.linux import syncfs
+from archiver.core.new_file import lies_in
 from archiver.errors import Damaged, UsageError
 from archiver.restore.check import Checker
 from archiver.restore.digests import SegmentDigests
@@ -161,7 +162,7 @@ def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot, to_devic
     if not place:
         raise UsageError("the target has no name")
     with explained("look into", place):
-        if _lies_in(place, snapshot.store.layout.base):
+        if lies_in(place, snapshot.store.layout.base):
             raise UsageError(f"{place} lies in the store itself", hint="restore to a place outside of it")
         if not os.path.lexists(place):
             return
@@ -174,16 +175,6 @@ def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot, to_devic
             raise UsageError(f"{place} is not a directory")
         if os.listdir(place):
             raise UsageError(f"{place} is not empty", hint="restore into a new or empty directory")
-
-
-def _lies_in(place: str, directory: str) -> bool:
-    """Whether ``place`` would be in ``directory``, whatever symlinks and mounts lead there."""
-    inner = os.path.realpath(place)
-    while not os.path.exists(inner) or not os.path.samefile(inner, directory):
-        inner, before = os.path.dirname(inner), inner
-        if inner == before:
-            return False
-    return True
 
 
 def _restore_file(

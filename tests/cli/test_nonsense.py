@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -495,3 +496,38 @@ def test_error_of_the_system_names_its_place(store: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "statvfs", failing)
     assert call("--store", store, "snapshots").err == "archiver: /place\\x1b: input/output error\n"
+
+
+def test_places_for_new_files(store: Path, tmp_path: Path) -> None:
+    """Nothing is made in the store, nor anything else than what was asked for."""
+    (index,) = store.glob("host/tester/*/*.mpxar.didx")
+    before = contents_of(tmp_path)
+    inside = tmp_path / "link"
+    inside.symlink_to(store)
+    for target in ("", store / "x.tar", inside / "new/x.tar", f"{tmp_path}/new/", store):
+        for command in (("restore", "latest", target, "--format", "tar"), ("debug", "recover", index, target)):
+            done = call("--store", store, *command)
+            assert (done.code, done.raw) == (2, b""), command
+    inside.unlink()
+    deep = str(tmp_path) + "/d" * 1500
+    assert call("--store", store, "restore", "latest", f"{deep}/{'x' * 300}", "--format", "tar").code == 1
+    assert call("--store", store, "restore", "latest", "/y" * 3000, "--format", "tar").code == 1
+    ask("--store", store, "restore", "latest", f"{deep}/x.tar", "--format", "tar")
+    assert os.path.getsize(f"{deep}/x.tar")
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)
+    assert contents_of(tmp_path) == before
+
+
+def test_a_device_that_is_not_there_becomes_no_file(store: Path, tmp_path: Path) -> None:
+    before = contents_of(tmp_path)
+    codes = {(str(tmp_path / "sdx"),): 13, ("/dev/null",): 2, (str(tmp_path),): 2, ("/dev/null", "--format", "tar"): 2}
+    for arguments, code in codes.items():
+        done = call("--store", store, "restore", "latest", *arguments, "--to-device")
+        assert (done.code, done.raw) == (code, b"") and "device" in done.err
+    assert contents_of(tmp_path) == before
+
+
+def test_heal_from_nowhere(store: Path, tmp_path: Path) -> None:
+    assert call("--store", store, "heal", "--from", "").code == 2
+    assert call("--store", store, "heal", "--from", tmp_path / "absent").code == 13
+    assert call("--store", store, "heal", "--from", tmp_path).code == 10

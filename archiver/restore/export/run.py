@@ -13,7 +13,7 @@ from blake3 import blake3
 from archiver.browse.snapshot import ArchiveFiles, Snapshot
 from archiver.core.disk import explained, write_all
 from archiver.core.events import FileProblem, Listener
-from archiver.core.new_file import new_file
+from archiver.core.new_file import check_new, make_parents, new_file
 from archiver.errors import Damaged, UsageError
 from archiver.restore.export.members import Member, Members, NotHeld
 from archiver.restore.export.pxar import PxarWriter
@@ -66,7 +66,7 @@ def export(
             raise UsageError(f"{archive.name} is not a directory tree", hint="it is restored without --format")
         for file in archive.files:
             snapshot.require_key(file)
-    with _opened(target) as sink, explained("write", sink.name):
+    with _opened(target, snapshot.store.layout.base) as sink, explained("write", sink.name):
         _write(snapshot, archives, form, sink, result.hearing(listener), result)
         sink.complete(verify)
     result.verified = verify and target != STDOUT
@@ -75,17 +75,13 @@ def export(
 
 
 @contextmanager
-def _opened(target: str) -> Iterator[_Sink]:
-    """Raises UsageError when there is something of that name."""
+def _opened(target: str, store: str) -> Iterator[_Sink]:
+    """Raises UsageError when no new file can be ``target``: there is something of that name, it lies in the store."""
     if target == STDOUT:
         yield _Sink(sys.stdout.fileno(), "stdout")
         return
-    if os.path.lexists(target):
-        raise UsageError(f"{target} exists already", hint="name a file that does not exist")
-    parent = os.path.dirname(target)
-    if parent:
-        with explained("make", parent):
-            os.makedirs(parent, 0o700, exist_ok=True)
+    check_new(target, store)
+    make_parents(target)
     with new_file(target) as fd:
         yield _NewFile(fd, target)
 
