@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple
 
@@ -22,6 +23,7 @@ from archiver.store.catalog.record import HAS_DIRECTORIES, content_sizes
 from formats.wire import Buffer
 
 _DIRECTORY = LETTERS["dir"]
+_LARGEST = 2**64 - 1
 
 
 class Found(NamedTuple, Generic[N]):
@@ -104,6 +106,31 @@ def size_below(view: AnyView, node: Node) -> int:
             if entry.kind == "dir":
                 todo.append(entry)
     return total
+
+
+def sizes_below(view: StoredView[N], path: bytes) -> array[int]:
+    """``size_below`` of all directories in a recursive ``listing`` of ``path``, in its order, each entry met once."""
+    sizes = array("Q")
+    around: list[int] = []  # places in it of the directories above the next entry
+
+    def add(size: int) -> None:
+        if around:
+            sizes[around[-1]] = min(sizes[around[-1]] + size, _LARGEST)
+
+    def leave(depth: int) -> None:
+        while len(around) > depth:
+            size = sizes[around.pop()]
+            add(size)
+
+    for found in listing(view, path, recursive=True):
+        leave(found.shown.count(b"/"))
+        if found.node.kind == "dir":
+            around.append(len(sizes))
+            sizes.append(0)
+        else:
+            add(found.node.size)
+    leave(0)
+    return sizes
 
 
 def _recorded_size(tree: RunTree, key: int) -> int:

@@ -51,7 +51,7 @@ def ls(
 
     Signatures are required as by restore.
     """
-    from archiver.browse.files import listing, names_below
+    from archiver.browse.files import listing, names_below, size_below, sizes_below
     from archiver.browse.view import answered, open_view, plain_parts
 
     output = context.output
@@ -70,8 +70,12 @@ def ls(
 
         def entries(use_catalog: bool) -> Iterator[_Shown]:
             view: Any = open_view(opened, archive, use_catalog=use_catalog)
+            below = iter(sizes_below(view, wanted)) if sizes and (recursive or as_tree) else None
             for found in listing(view, wanted, recursive=recursive or as_tree):
-                yield _Shown(view, found, sizes)
+                size = None
+                if sizes and found.node.kind == "dir":
+                    size = size_below(view, found.node) if below is None else next(below)
+                yield _Shown(view, found, size, sizes)
 
         if recursive and not (output.as_json or print0 or as_tree or long_format or sizes):
             _print_names(output, answered(names))
@@ -103,14 +107,11 @@ def _print_names(output: Output, names: Iterator[tuple[bytes, bytes]]) -> None:
 class _Shown:
     """An entry that is listed."""
 
-    def __init__(self, view: AnyView, found: Found[Any], sizes: bool) -> None:
+    def __init__(self, view: AnyView, found: Found[Any], size: int | None, sizes: bool) -> None:
+        """``size``: of a directory all that is below it, when ``sizes`` are shown."""
         self.found = found
         self._view: Any = view
-        self._size: int | None = None
-        if sizes and found.node.kind == "dir":
-            from archiver.browse.files import size_below
-
-            self._size = size_below(view, found.node)
+        self._size = size
         self._sizes = sizes
 
     def as_json(self) -> dict[str, Any]:

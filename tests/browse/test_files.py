@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from archiver.backup.run import Mode
-from archiver.browse.files import contents, listing, names_below, size_below
-from archiver.browse.snapshot import Tree
+from archiver.browse.files import contents, listing, names_below, size_below, sizes_below
+from archiver.browse.snapshot import Snapshot, Tree
 from archiver.browse.view import ArchiveView, RecordedView, open_view
 from archiver.errors import Damaged, NotFound, UsageError
 from archiver.store.chunks import ChunkDamaged
+from archiver.store.store import Store
 from tests.browse.small_store import ODD, build_tree, make_store, opened
+from tests.hostile.build import corpus
+from tests.restore.planted import plant
 from tests.source.visiting import found
 from tests.stores import chunk_files
 
@@ -157,6 +160,29 @@ def test_bytes_below(tree: Tree, expected: dict[bytes, bytes], path: bytes) -> N
     archive, recorded = ArchiveView(tree), open_view(tree.snapshot, tree.files)
     assert isinstance(recorded, RecordedView)
     assert size_below(archive, archive.find(path)) == size_below(recorded, recorded.find(path)) == total
+    views: tuple[Any, Any] = archive, recorded
+    for view in views:
+        directories = [one.node for one in listing(view, path, recursive=True) if one.node.kind == "dir"]
+        assert list(sizes_below(view, path)) == [size_below(view, node) for node in directories]
+
+
+def test_bytes_below_each_of_many_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each directory is listed once: of 10,000 in each other, all would be listed for each one."""
+    archive = corpus()["v2 nesting of 10,000 directories"]
+    Store.create(tmp_path / "store")
+    with Store.open(tmp_path / "store") as store:
+        snapshot = Snapshot(store, plant(store, 1, archive.archive, archive.payload))
+        view: Any = ArchiveView(snapshot.tree(snapshot.archive(None)))
+        entries, count = view.entries, 0
+
+        def counted(node: object) -> object:
+            nonlocal count
+            count += 1
+            return entries(node)
+
+        monkeypatch.setattr(view, "entries", counted)
+        assert list(sizes_below(view, b"/")) == [4] * 10_000  # there is one file, at the bottom
+        assert count == 10_001
 
 
 # Contents.
