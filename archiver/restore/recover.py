@@ -87,6 +87,8 @@ def recover_index(
         raise Damaged(f"{index} is damaged: {error}", hint="is it a .didx or .fidx file?") from error
     except OSError as error:
         raise explain(error, "read", index) from error
+    if len(found) and int(found.sizes().max()) > MAX_CHUNK:
+        raise Damaged(f"{index} is damaged: its chunks are larger than chunks can be")
     chunks = _Chunks(layout, crypt)
     result = Recovered()
     with _opened(target, layout.base) as sink:

@@ -15,6 +15,7 @@ from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from tests.cli.command import call
 from tests.golden_store import write_key
+from tests.hostile.build import hostile_indexes
 from tests.stores import KEY, chunk_files, command, make_store, save
 
 
@@ -100,3 +101,15 @@ def test_wrong_places(tmp_path: Path) -> None:
     assert done.code == 20 and "didx" in done.error["hint"]
     done = call("--store", path, "debug", "recover", index, "-", "--json")
     assert done.code == 2
+
+
+def test_hostile_indexes(tmp_path: Path) -> None:
+    """Also one whose chunks would be larger than any: no exabytes of zeros, and no bug."""
+    path = make_store(tmp_path / "store")
+    index, target = tmp_path / "x.didx", tmp_path / "out"
+    names = ("didx one chunk of 2^64-1 bytes", "didx one chunk of 2^63 bytes", "fidx size and chunk size 2^63")
+    for name in names:
+        index.write_bytes(hostile_indexes()[name].data)
+        done = call("--store", path, "debug", "recover", index, target, "--zero-fill", "--json")
+        assert done.code == 20 and "larger than chunks can be" in done.error["message"], name
+        assert not target.exists()
