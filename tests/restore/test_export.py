@@ -312,8 +312,12 @@ def test_hard_links_to_what_is_left_out(tmp_path: Path, form: Format) -> None:
     assert (tmp_path / "file").exists()
 
 
-def test_links_to_links(tmp_path: Path) -> None:
-    archive = corpus()["v2 hard link to a hard link"]
+@pytest.mark.parametrize(
+    "name", ["hard link to a hard link", "hard link target that is not in the archive", "hard link through a symlink"]
+)
+def test_links_that_lead_astray(tmp_path: Path, name: str) -> None:
+    """Not to a file that is not in the archive, nor out of the directory that a tar is unpacked in."""
+    archive = corpus()[f"v2 {name}"]
     path = make_store(tmp_path / "store")
     with Store.open(path) as store:
         ref = plant(store, 1, archive.archive, archive.payload)

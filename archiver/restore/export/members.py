@@ -66,6 +66,7 @@ class Members:
         self._listener = listener
         self._accessor: Accessor | None = None
         self._offsets = array("Q")  # where in the archive those are that a hard link may lead to
+        self._paths = array("I")  # hashes of their paths
         self.entries = 0
         self.files = 0
         self.bytes = 0
@@ -111,6 +112,7 @@ class Members:
         self.entries += 1
         if self._links and member.entry.kind not in ("dir", "hardlink"):
             self._offsets.append(member.entry.filename_offset)
+            self._paths.append(_hash(member.path))
         if self.entries % _PROGRESS_EVERY == 0:
             self._listener(Progress("export", self.entries, self.bytes, self._tree.content.size))
         return member
@@ -143,7 +145,8 @@ class Members:
     def _link(self, path: bytes, link: Entry) -> Iterator[Member]:
         """A hard link, unless what it leads to was left out."""
         number = bisect_left(self._offsets, link.link_target)
-        if number < len(self._offsets) and self._offsets[number] == link.link_target:
+        is_there = number < len(self._offsets) and self._offsets[number] == link.link_target
+        if is_there and self._paths[number] == _hash(link.target):  # both, or readers would not agree what it is
             yield self._told(Member(path, link, _nothing, linked=number))
         else:
             reason = f"it is a hard link to /{os.fsdecode(link.target)}, which was left out or is no file"
@@ -168,6 +171,11 @@ class Members:
         if self._tree.split:
             position = start - HEADER_SIZE
             check_payload_header(self._content.read_at(position, HEADER_SIZE), PAYLOAD, size, position)
+
+
+def _hash(path: bytes) -> int:
+    """Nobody can make a path that has the hash of another one: it is another in each process."""
+    return hash(path) & 0xFFFFFFFF
 
 
 def _nothing(start: int, end: int) -> Iterable[Buffer]:
