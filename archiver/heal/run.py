@@ -81,12 +81,12 @@ class _Healing:
                 if lost.info is None and subject.manifest_file is not None:
                     self._manifest(subject, lost, subject.manifest_file)
 
-    def _failed(self, what: str, error: ArchiverError) -> None:
-        """Only this is not healed."""
+    def _failed(self, what: str, error: ArchiverError, done: str = "healed") -> None:
+        """Only this is not done."""
         if isinstance(error, _ENDS_ALL):
             raise error
         self._result.failed.append(f"{what}: {error}")
-        self._listener(Notice(f"{what} is not healed: {error}", "warning"))
+        self._listener(Notice(f"{what} is not {done}: {error}", "warning"))
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +185,10 @@ class _Healing:
         if self._database is not None:
             self._database.put_chunks(rows)
         for row in rows:
-            self._result.removed_bad += self._store.chunks.discard_set_aside(row.digest)
+            try:
+                self._result.removed_bad += self._store.chunks.discard_set_aside(row.digest)
+            except ArchiverError as error:  # the chunk is good all the same
+                self._failed(f"what was set aside of chunk {row.digest.hex()}", error, "removed")
 
     def _row(self, lost: LostChunk, total: bytes, is_proven: bool) -> ChunkRow | None:
         try:

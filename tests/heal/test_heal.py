@@ -405,3 +405,17 @@ def test_golden(tmp_path: Path, with_key: bool) -> None:
         for name in wrong:
             (path / name).write_bytes(before[name])
         assert checked(path, GOLDEN_KEY).error_count == 0
+
+
+def test_what_was_set_aside_and_cannot_be_removed(lab: Lab) -> None:
+    """The chunk is good again, and so are all others."""
+    first, second = chunk_files(lab.path)[:2]
+    for chunk in (first, second):
+        chunk.unlink()
+    first.mkdir()  # a check of the file system has left this
+    plan, result = heal(lab.path, copies=[lab.copy])
+    assert [damage.healed for damage in plan.damages] == [True, True]
+    (failed,) = result.failed
+    assert ".0.bad: is a directory" in failed
+    assert first.read_bytes() == (lab.copy / first.relative_to(lab.path)).read_bytes()
+    assert second.exists()
