@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 from archiver.core.clock import Random
@@ -125,13 +126,16 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
     layout = Layout(base)
     try:
         disk.make_directories(base, names.BASE_MODE)
-        check_file_system(base)
-        disk.make_directory(layout.chunks, names.CHUNKS_MODE)
-        disk.put(layout.lock, [], names.FILE_MODE, sync=True)
-        if complete_shards:
-            make_shards(base, disk)
+        with suppress(PermissionError):  # above it, where we may not look; else it may be what a killed init has made
+            disk.sync_directory(os.path.dirname(base))
+        check_file_system(base, random)
         identity = new_identity(name, random)
         write_identity(base, identity, disk)
+        disk.put(layout.lock, [], names.FILE_MODE, sync=False)
+        disk.make_directory(layout.chunks, names.CHUNKS_MODE)  # the last step: this is what makes it a store
+        disk.sync_directory(base)
+        if complete_shards:
+            make_shards(base, disk)
     except OSError as error:
         if made:
             _remove_if_empty(base)
@@ -179,9 +183,9 @@ def _check_vacant(base: str) -> None:
         )
 
 
-def check_file_system(base: str) -> None:
+def check_file_system(base: str, random: Random) -> None:
     """Try what a store needs: names with ``:``, exact modes, memory maps, rename. Raises UsageError or OSError."""
-    probe = os.path.join(base, f".archiver-probe-{os.getpid()}-12:34:56")
+    probe = os.path.join(base, f".archiver-probe-{random(4).hex()}-12:34:56")
     better = "use a Linux file system such as ext4, xfs or btrfs"
     try:
         fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
