@@ -126,7 +126,6 @@ class Checker:
 
     def _check_store(self, scene: Scene, state: State, fully: bool) -> None:
         found = self._open(scene, state)
-        self._collect(state, found)
         if not fully:
             return
         self._restore(scene, found)
@@ -154,9 +153,10 @@ class Checker:
             self._check_database(state, store, present)
             if scene.extra is not None:
                 scene.extra(store, state.is_done)
-        for ref in sorted(present - scene.damaged):
-            view = self._view(state, ref)
-            if view not in self.sound:
+            views = {ref: self._view(state, ref) for ref in sorted(present)}
+            self._collect(store, state, {digest for view in views.values() for digest, _ in view})
+        for ref, view in views.items():
+            if view not in self.sound and ref not in scene.damaged:
                 self._restore(scene, [ref])
                 self.sound.add(view)
         return found
@@ -174,10 +174,11 @@ class Checker:
             assert store.manifest(ref) == store.manifest(ref, from_file=True)
 
     def _view(self, state: State, ref: SnapshotRef) -> View:
-        """All that is read to restore it."""
+        """All that is read to restore it: name and sum of each file, and of each chunk."""
         view: set[tuple[str, bytes]] = set()
+        start = ref.path + "/"
         for path, contents in state.files.items():
-            if path.startswith(ref.path + "/"):
+            if path.startswith(start):
                 view.add((path, contents.sum))
                 if path.endswith("idx"):
                     for digest in self._digests(contents):
@@ -191,12 +192,10 @@ class Checker:
             self.digests[contents.sum] = frozenset(index.digest(entry).hex() for entry in range(len(index)))
         return self.digests[contents.sum]
 
-    def _collect(self, state: State, found: list[SnapshotRef]) -> None:
-        needed = {digest for ref in found for digest, _ in self._view(state, ref) if len(digest) == 64}
-        before = {digest for digest in needed if self._has(digest)}
-        with Store.open(self.place, clock=Ahead(), listener=Heard()) as store:
-            collect(store, mode="immediate", from_files=state.cut % 10 == 0)
-        lost = [digest for digest in before if not self._has(digest)]
+    def _collect(self, store: Store, state: State, needed: set[str]) -> None:
+        there = [digest for digest in needed if len(digest) == 64 and self._has(digest)]
+        collect(store, mode="immediate", from_files=state.cut % 10 == 0)
+        lost = [digest for digest in there if not self._has(digest)]
         assert not lost, f"garbage collection took {lost}"
 
     def _has(self, digest: str) -> bool:
