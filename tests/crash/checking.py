@@ -46,9 +46,9 @@ View = frozenset[tuple[str, bytes]]
 class Scene:
     """An operation, and what must be there after it has ended somewhere.
 
-    ``kept`` snapshots are there in every state, ``new`` ones when it was done, ``gone`` ones until then. ``trees``: what
-    each has to hold. ``again``: the next run; it returns snapshots that it has made, with their trees. ``extra``: more
-    to be seen in the open store.
+    ``kept`` snapshots are there in every state, ``new`` ones when it was done, ``gone`` ones until then, others ``maybe``.
+    ``trees``: what each has to hold. ``again``: the next run, where it is not the same; it returns snapshots that it has
+    made, with their trees. ``extra``: more to be seen in the open store, which was told to be done or not.
     """
 
     root: Path

@@ -382,6 +382,7 @@ def move_namespace(place: Path) -> Scene:
         for old, new in zip(before, after, strict=True):
             assert (old in found) != (new in found), "at exactly one of its two places"
         assert {store.owner(ref.group) for ref in found} == {"root@pam"}
+        assert not is_done or list(store.namespaces()) == ["", "b", "b/in"]
 
     return stage.scene(run, gone=frozenset(before), new=frozenset(after), extra=extra)
 
@@ -418,7 +419,10 @@ def delete_namespace(place: Path) -> Scene:
                 assert not outcome.skipped and not outcome.failed
                 assert "a" in delete_levels(store, "a")
 
-    return stage.scene(run, gone=frozenset(gone))
+    def extra(store: Store, is_done: bool) -> None:
+        assert not is_done or list(store.namespaces()) == [""]
+
+    return stage.scene(run, gone=frozenset(gone), extra=extra)
 
 
 # -- the database ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a run does to a directory tree, operation by operation; and a run that ends before one, as if it was killed.
 
-The recorder stands where the program calls the system: ``os``, the ``syncfs`` and ``exchange`` of the durable-write door
+The recorder stands where the program calls the system: ``os``, ``syncfs`` and ``exchange`` of the durable-write door
 (``archiver.core.disk``), and the commits of the database. It keeps a model of the tree below ``root``: inodes of its
 own numbering, directories as names to inodes. That nothing passes it by is proved in ``test_recording``: the tree that
 the operations make is the tree on the disk, and ``strace`` counts the same calls.
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from archiver.core import disk
+from archiver.core import linux
 from archiver.store.database import inspection
 from archiver.store.database.environment import Environment
 
@@ -54,8 +54,8 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One operation. ``entries``: what it does to directories; ``inode``: whose data, fsync or rmdir it is; a write has its
-    ``data`` at ``offset``, a truncation sets the size to ``offset``; a commit has the whole database as ``data``."""
+    """One operation. ``entries``: what it does to directories; ``inode``: whose data, fsync or rmdir it is; a write has
+    its ``data`` at ``offset``, a truncation sets the size to ``offset``, a commit has the whole database as ``data``."""
 
     kind: str
     entries: tuple[Entry, ...] = ()
@@ -212,8 +212,8 @@ class Recorder:
         for name in ("symlink", "mknod", "mkfifo", "sendfile", "copy_file_range", "splice", "posix_fallocate"):
             patched.setattr(os, name, self._refusing(name, getattr(os, name)))
         patched.setattr(os, "open", self._opening(os.open))
-        patched.setattr(disk, "exchange", self._exchanging(disk.exchange))
-        patched.setattr(disk, "syncfs", self._syncing(disk.syncfs, everything=True))
+        patched.setattr("archiver.core.disk.exchange", self._exchanging(linux.exchange))
+        patched.setattr("archiver.core.disk.syncfs", self._syncing(linux.syncfs, everything=True))
         write, begin = Environment.write, Environment.__init__
 
         def committing(environment: Environment, work: Any) -> Any:

@@ -1,5 +1,5 @@
-"""What may be on the disk after a run has ended somewhere: a kill -9 leaves exactly what was done, a power cut any of it
-that was not made durable.
+"""What may be on the disk after a run has ended somewhere: a kill -9 leaves exactly what was done, a power cut takes
+any of it that was not made durable.
 
 A power cut at a moment leaves of the operations before it:
 
@@ -137,9 +137,7 @@ class States:
         for number in reversed(self._names):
             op = self._ops[number]
             changed = op.entries[-1:] if op.kind == "rename" else op.entries
-            if number < cut and (
-                number in found or self._synced(number, cut, {entry.directory for entry in changed})
-            ):
+            if number < cut and (number in found or self._synced(number, cut, {entry.directory for entry in changed})):
                 found |= {number, *self._needs[number]}
         self._durable_at[cut] = frozenset(found)
         return self._durable_at[cut]
@@ -329,4 +327,3 @@ def _torn(data: bytes, following: bytes, rng: random.Random) -> bytes:
         if page != data[place : place + PAGE] and rng.random() < 0.7:
             _apply(torn, Op("write", offset=place, data=page))
     return bytes(torn)
-
