@@ -46,9 +46,9 @@ View = frozenset[tuple[str, bytes]]
 class Scene:
     """An operation, and what must be there after it has ended somewhere.
 
-    ``kept`` snapshots are there in every state, ``new`` ones when it was done, ``gone`` ones until then, others ``maybe``.
-    ``trees``: what each has to hold. ``again``: the next run, where it is not the same; it returns snapshots that it has
-    made, with their trees. ``extra``: more to be seen in the open store, which was told to be done or not.
+    ``kept`` snapshots are there in every state, ``new`` ones when it was done, ``gone`` ones until then, others
+    ``maybe``. ``trees``: what each has to hold. ``again``: the next run, where it is not the same; it returns snapshots
+    that it has made, with their trees. ``extra``: more to be seen in the open store, which was told to be done or not.
     """
 
     root: Path
@@ -73,7 +73,8 @@ class Scene:
 
 @dataclass
 class PlainScene:
-    """An operation on other files than a store's: ``seen`` looks at what is there."""
+    """An operation on other files than a store's: ``seen`` looks at what is there when it was told to be done, or not.
+    ``run`` returns False when it tells that it is not."""
 
     root: Path
     run: Callable[[Path], object]
@@ -119,8 +120,8 @@ class Checker:
         if isinstance(self.scene, PlainScene):
             self.scene.seen(self.place, state.is_done)
             if fully:
-                self.scene.run(self.place)
-                self.scene.seen(self.place, True)
+                told = self.scene.run(self.place)
+                self.scene.seen(self.place, told is not False)
         else:
             self._check_store(self.scene, state, fully)
 

@@ -55,7 +55,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Op:
     """One operation. ``entries``: what it does to directories; ``inode``: whose data, fsync or rmdir it is; a write has
-    its ``data`` at ``offset``, a truncation sets the size to ``offset``, a commit has the whole database as ``data``."""
+    its ``data`` at ``offset``, a truncation sets the size to ``offset``, a commit has all of the database as ``data``.
+    """
 
     kind: str
     entries: tuple[Entry, ...] = ()
