@@ -49,6 +49,7 @@ class Scene:
     ``kept`` snapshots are there in every state, ``new`` ones when it was done, ``gone`` ones until then, others
     ``maybe``. ``trees``: what each has to hold. ``again``: the next run, where it is not the same; it returns snapshots
     that it has made, with their trees. ``extra``: more to be seen in the open store, which was told to be done or not.
+    ``run`` returns False when it tells that there is nothing to be done.
     """
 
     root: Path

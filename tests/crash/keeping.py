@@ -173,10 +173,12 @@ def move_namespace(place: Path) -> Scene:
     after = [SnapshotRef(target, ref.time) for ref, target in zip(before, targets, strict=True)]
     stage.trees |= {new: stage.trees[old] for old, new in zip(before, after, strict=True)}
 
-    def run(path: Path) -> None:
+    def run(path: Path) -> bool:
         with Store.open(path, clock=Ahead(), listener=Heard()) as store:
-            if "a" in store.namespaces():
-                assert all(each.problem is None for each in move(store, plan_move(store, "a", "b")))
+            if "a" not in store.namespaces():
+                return False
+            assert all(each.problem is None for each in move(store, plan_move(store, "a", "b")))
+            return True
 
     def extra(store: Store, is_done: bool) -> None:
         found = every_snapshot(store)
@@ -213,12 +215,14 @@ def delete_namespace(place: Path) -> Scene:
     stage.snapshots(1)
     gone = [stage.snapshot(1, GroupRef("a", "host", "x")), stage.snapshot(2, GroupRef("a/in", "host", "y"))]
 
-    def run(path: Path) -> None:
+    def run(path: Path) -> bool:
         with Store.open(path, clock=Ahead(), listener=Heard()) as store:
-            if "a" in store.namespaces():
-                outcome = remove(store, plan_delete(store, "a", with_groups=True))
-                assert not outcome.skipped and not outcome.failed
-                assert "a" in delete_levels(store, "a")
+            if "a" not in store.namespaces():
+                return False
+            outcome = remove(store, plan_delete(store, "a", with_groups=True))
+            assert not outcome.skipped and not outcome.failed
+            assert "a" in delete_levels(store, "a")
+            return True
 
     def extra(store: Store, is_done: bool) -> None:
         assert not is_done or list(store.namespaces()) == [""]

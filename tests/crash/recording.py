@@ -55,8 +55,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Op:
     """One operation. ``entries``: what it does to directories; ``inode``: whose data, fsync or rmdir it is; a write has
-    its ``data`` at ``offset``, a truncation sets the size to ``offset``, a commit has all of the database as ``data``.
-    """
+    its ``data`` at ``offset``, a truncation sets the size to ``offset``, an allocation to no less, a commit has the
+    whole database as ``data``."""
 
     kind: str
     entries: tuple[Entry, ...] = ()
@@ -210,8 +210,9 @@ class Recorder:
             patched.setattr(os, name, self._writing(name, getattr(os, name)))
         for name in ("truncate", "ftruncate"):
             patched.setattr(os, name, self._truncating(getattr(os, name)))
-        for name in ("symlink", "mknod", "mkfifo", "sendfile", "copy_file_range", "splice", "posix_fallocate"):
+        for name in ("symlink", "mknod", "mkfifo", "sendfile", "copy_file_range", "splice"):
             patched.setattr(os, name, self._refusing(name, getattr(os, name)))
+        patched.setattr(os, "posix_fallocate", self._allocating(os.posix_fallocate))
         patched.setattr(os, "open", self._opening(os.open))
         patched.setattr("archiver.core.disk.exchange", self._exchanging(linux.exchange))
         patched.setattr("archiver.core.disk.syncfs", self._syncing(linux.syncfs, everything=True))
@@ -361,6 +362,18 @@ class Recorder:
                 self._note(Op("truncate", (), self._find(place), length, path=place))
 
         return truncating
+
+    def _allocating(self, real: Any) -> Any:
+        def allocating(fd: int, offset: int, length: int) -> None:
+            if not self._is_ours(fd):
+                real(fd, offset, length)
+                return
+            with self._lock:
+                self._check_alive()
+                real(fd, offset, length)
+                self._note(Op("allocate", (), self._file(fd), offset + length, path=self._absolute(fd)))
+
+        return allocating
 
     def _refusing(self, name: str, real: Any) -> Any:
         def refusing(*arguments: Any, **options: Any) -> Any:

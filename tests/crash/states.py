@@ -93,7 +93,7 @@ class States:
         for number, op in enumerate(self._ops):
             if op.kind == "fsync":
                 self._fsyncs.setdefault(op.inode, []).append(number)
-            elif op.kind in ("write", "truncate"):
+            elif op.kind in ("write", "truncate", "allocate"):
                 self._writes.setdefault(op.inode, []).append(number)
         self._needs = self._dependencies()
         self._databases = [(-1, history.database)]
@@ -316,7 +316,8 @@ def _apply(data: bytearray, op: Op) -> None:
         data.extend(bytes(max(op.offset - len(data), 0)))
         return
     data.extend(bytes(max(op.offset - len(data), 0)))
-    data[op.offset : op.offset + len(op.data)] = op.data
+    if op.data:
+        data[op.offset : op.offset + len(op.data)] = op.data
 
 
 def _torn(data: bytes, following: bytes, rng: random.Random) -> bytes:

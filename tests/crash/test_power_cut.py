@@ -33,6 +33,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     memory = Path("/dev/shm")
     path = Path(tempfile.mkdtemp(prefix="crash-", dir=memory if memory.is_dir() else None))
     monkeypatch.setenv("XDG_CACHE_HOME", str(path / "cache"))
+    monkeypatch.setenv("ARCHIVER_RESERVE", "8K")
     remember_walks(monkeypatch)
     yield path
     shutil.rmtree(path)

@@ -62,7 +62,8 @@ def test_the_operations_make_the_tree(name: str, place: Path) -> None:
 
 _CALLS = {
     "write": "write writev pwrite64 pwritev pwritev2",
-    "truncate": "truncate ftruncate fallocate",
+    "truncate": "truncate ftruncate",
+    "allocate": "fallocate",
     "rename": "rename renameat renameat2",
     "unlink": "unlink",
     "unlinkat": "unlinkat",
@@ -243,7 +244,7 @@ MISTAKES: dict[str, tuple[str, str, Any]] = {
     "names are not durable": ("nightly backup", "archiver.core.disk.Disk.sync_directory", lambda *arguments: None),
     "copies are not durable": ("sync", "archiver.core.disk.Barrier.commit", lambda *arguments: None),
     "removed file by file": ("forget", "archiver.store.removal._Remover._remove", remove_files),
-    "no mark": ("gc", "archiver.store.gc.references.References._mark_directory", lambda *arguments: True),
+    "no mark": ("gc", "archiver.store.gc.references.References.mark_directory", lambda *arguments: True),
     "contents are not durable": ("key change-passphrase", "archiver.core.disk.Disk.put", in_place),
 }
 
