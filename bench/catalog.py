@@ -25,8 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from archiver.browse.diff import Comparison
+from archiver.browse.files import names_below
 from archiver.browse.history import History
 from archiver.browse.recorded import RunTree
+from archiver.browse.view import RecordedView
 from archiver.core.events import ignore
 from archiver.core.row import ROW
 from archiver.store.catalog.catalog import Catalog
@@ -227,6 +230,26 @@ def questions(open_it: Callable[[], Catalog], tree: Tree, times: list[int], roun
         assert all(map(history.versions, history.glob(Pattern.parse(b"**/notes-1234*.txt"))))
 
     yield Question("paths that match and their versions", 1, [timed(find)])
+
+    def diff() -> None:
+        catalog = open_it()
+        views = [RecordedView(RunTree(catalog, when), str(when)) for when in times[-2:]]
+        assert list(Comparison(views[0], views[-1]).changes(views[0].root(), views[-1].root())) or len(times) < 2
+
+    yield Question("what is different in the last two snapshots", 1, [timed(diff)])
+
+    def names() -> None:
+        view = RecordedView(RunTree(open_it(), times[-1]), "newest")
+        assert sum(1 for _ in names_below(view, b"/")) >= FILES_EACH
+
+    yield Question("the names of all entries of a snapshot", 1, [timed(names)])
+
+    def large(when: list[int]) -> None:
+        found = History(open_it(), when).walk(lambda path, is_directory: path.endswith(b".py"))
+        assert all(version.entry.size >= 0 for _, versions in found for version in versions)
+
+    for those, what in (([times[-1]], "one snapshot"), (times, "all snapshots")):
+        yield Question(f"through all directories of {what}", math.inf, [timed(partial(large, those))])
 
     def walk() -> None:
         catalog = open_it()

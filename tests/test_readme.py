@@ -57,6 +57,7 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('archiver history')}", checkout)
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
     tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
@@ -64,6 +65,10 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
     assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
+    heal = block("archiver heal").splitlines()
+    assert "nothing is damaged" in run("\n".join((tour, *heal)), checkout)
+    max((checkout / "store/.chunks").glob("*/*"), key=lambda chunk: chunk.stat().st_size).unlink()
+    assert "1 are healed" in run(f"{tour}\n{heal[-1]}", checkout)
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
 
 
@@ -115,6 +120,8 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "groups": (),
         "files": ("latest",),
         "ls": ("latest", "-R"),
+        "find": ("*",),
+        "history": ("link",),
         "status": (),
         "du": (),
         "protect": ("latest", "--off"),
@@ -128,22 +135,28 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "restore", "forget"}
+    assert table.keys() == commands.keys() | {"verify", "heal", "restore", "forget", "diff", "diff --sizes"}
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
         documents[name] = ask(*name.split(), *group, *arguments)
+    documents["history"]["items"] += ask("history", "file")["items"]  # a link has no size, a file no target
+    (source / "file").write_bytes(b"changed")
+    for name in ("diff", "diff --sizes"):
+        done = call(*name.split(), "latest", source, "--json")
+        assert done.code == 4
+        documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
-    for name, arguments in {"verify": (), "restore": ("latest", out)}.items():
+    for name, arguments in {"verify": (), "heal": (), "restore": ("latest", out)}.items():
         done = call(name, *arguments, "--json")
-        assert done.code == 20 and done.document["errors"]
+        assert done.code == 20 and done.document["items" if name == "heal" else "errors"]
         documents[name] = done.document
     for name, document in documents.items():
         assert document.keys() - {"schema"} == table[name].keys(), name
         for member, inner in table[name].items():
-            if inner and not (name == "backup" and member == "errors"):
+            if inner and not (name in ("backup", "diff", "diff --sizes") and member == "errors"):
                 assert inner_members(document[member]) == inner, (name, member)
 
 

@@ -5,7 +5,6 @@ What metadata cannot show: contents that were changed with all times put back, a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from archiver.backup.reference import Reference
 from archiver.browse.stream import ChunkStream
+from archiver.core.disk import read_at
 from archiver.errors import ArchiverError
 from archiver.source.content import OpenFile
 from archiver.store.catalog.catalog import Catalog
@@ -63,7 +63,7 @@ class Audit:
             for piece in self._contents.pieces(start, size):
                 for at in range(0, len(piece), _AT_ONCE):
                     part = memoryview(piece)[at : at + _AT_ONCE]
-                    if os.pread(file.fd, len(part), done) != part:
+                    if read_at(file.fd, len(part), done) != part:
                         return (
                             "was changed with its times put back, or has rotted: its contents differ from those stored"
                         )

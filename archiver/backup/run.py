@@ -336,10 +336,14 @@ class _Run:
         return PreviousRun(catalog, newest, run.csum, trusted=run.fields == self._fields), writer
 
     def _record(self, time: int) -> None:
-        """Tell the catalogs of the snapshot that was published."""
+        """Tell the catalogs of the snapshot that was published; a failure here costs time later, no data."""
         csums = {file.filename: file.csum for file in self._manifest_files}
         for record in self._records:
-            record.writer.record(time, csum=csums[record.filename], fields=self._fields, root=record.root)
+            try:
+                record.writer.record(time, csum=csums[record.filename], fields=self._fields, root=record.root)
+            except (ArchiverError, OSError) as error:
+                text = f"the files of {record.filename} are not in the database, the next run reads them all: {error}"
+                self._listener(Notice(text, "warning"))
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, FileProblem) and event.kind in ("unreadable", "torn", "audit"):

@@ -6,7 +6,7 @@ the archive is read, once. Paths are those inside the archive, ``b""`` for its r
 
 from __future__ import annotations
 
-from archiver.browse.recorded import LETTERS
+from archiver.browse.recorded import LETTERS, RunTree
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.core.events import Notice
 from archiver.core.row import ROW, signed
@@ -50,24 +50,23 @@ def open_catalog(store: Store, group: GroupRef, name: str, crypt: CryptConfig | 
     return None if database is None else Catalog(database, group, name, Seal(crypt, store.random))
 
 
-def ensure(snapshot: Snapshot, name: str) -> Catalog | None:
+Catalogs = dict[tuple[GroupRef, str, bytes], Catalog]
+"""Those that are open, by group, archive and what they are sealed with."""
+
+
+def ensure(snapshot: Snapshot, name: str, catalogs: Catalogs | None = None) -> Catalog | None:
     """The catalog of an archive, with a run of this snapshot in it that fits its manifest; it is recorded if need be.
+    ``catalogs``: see ``catalog_of``.
 
     None when that cannot be, without a database for instance: the archive itself must be read then. Raises NotFound
     and KeyProblem. Of several snapshots the oldest is best asked for first: a later one then leans on it.
     """
     archive = snapshot.archive(name)
-    tree = snapshot.tree(archive)
-    key = snapshot.crypt if tree.metadata_file.crypt_mode != "none" else None
-    catalog = open_catalog(snapshot.store, snapshot.ref.group, archive.name, key)
-    if catalog is None:
-        return None
-    if key is not None:
-        clear(catalog)  # could not be done when the snapshots were forgotten
-    if is_recorded(catalog, snapshot, archive):
+    catalog = catalog_of(snapshot, archive, catalogs)
+    if catalog is None or is_recorded(catalog, snapshot, archive):
         return catalog
-    listener, size = snapshot.store.listener, tree.archive.size
-    if size >= _SAY_FROM and tree.split:
+    listener, tree = snapshot.store.listener, snapshot.tree(archive)
+    if tree.archive.size >= _SAY_FROM and tree.split:
         listener(Notice(f"reading the directories of {archive.name} of {snapshot.ref} into the database"))
     try:
         return catalog if record_archive(catalog, tree) else None
@@ -78,14 +77,50 @@ def ensure(snapshot: Snapshot, name: str) -> Catalog | None:
         return None
 
 
+def recorded_tree(snapshot: Snapshot, archive: ArchiveFiles, catalogs: Catalogs | None = None) -> RunTree | None:
+    """The tree of an archive as its run has it, if there is one. Raises KeyProblem, Unsigned."""
+    catalog = catalog_of(snapshot, archive, catalogs)
+    if catalog is None or not has_run(catalog, snapshot, archive):
+        return None
+    return RunTree(catalog, snapshot.ref.time)
+
+
+def catalog_of(snapshot: Snapshot, archive: ArchiveFiles, catalogs: Catalogs | None = None) -> Catalog | None:
+    """The catalog that has the run of an archive or could take it: one of ``catalogs`` if it is there, else it is put
+    there. None without a database, and for an archive that is taken without proof.
+
+    Raises KeyProblem, Unsigned.
+    """
+    for file in archive.files:
+        snapshot.require_key(file)
+    key = snapshot.crypt if archive.files[0].crypt_mode != "none" else None
+    if key is None and archive.files[0].crypt_mode != "none":
+        return None
+    group = snapshot.ref.group
+    which = group, archive.name, b"" if key is None else key.fingerprint
+    if catalogs is not None and which in catalogs:
+        return catalogs[which]
+    catalog = open_catalog(snapshot.store, group, archive.name, key)
+    if catalog is not None and key is not None:
+        clear(catalog)  # could not be done when the snapshots were forgotten
+    if catalog is not None and catalogs is not None:
+        catalogs[which] = catalog
+    return catalog
+
+
+def has_run(catalog: Catalog, snapshot: Snapshot, archive: ArchiveFiles) -> bool:
+    """Whether there is a run that fits the manifest."""
+    time = snapshot.ref.time
+    run, head = catalog.run(time), catalog.head(time)
+    return run is not None and run.csum == archive.files[0].csum.hex() and head is not None and head.state == LIVE
+
+
 def is_recorded(catalog: Catalog, snapshot: Snapshot, archive: ArchiveFiles) -> bool:
     """Whether there is a run that fits the manifest. Of the newest one the places must be known too: change detection
     needs them."""
-    time = snapshot.ref.time
-    run, head = catalog.run(time), catalog.head(time)
-    if run is None or run.csum != archive.files[0].csum.hex() or head is None or head.state != LIVE:
+    if not has_run(catalog, snapshot, archive):
         return False
-    row = catalog.row()
+    row, time = catalog.row(), snapshot.ref.time
     return row is not None and (row.newest == time or catalog.times()[-1] != time)
 
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from archiver.browse.verify_result import VerifyResult
@@ -92,18 +92,24 @@ class ChunkCheck:
         """Read chunks, about in the order of ``tasks``, as long as ``goes_on`` says so. ``done`` is called by any of
         the threads with chunks that were read. Raises what ends a verification: TargetAbsent, ArchiverError."""
         parts = self._parts(tasks)
-        first = next(parts, None)
+        first, second = next(parts, None), next(parts, None)
         if first is None:
             return
+        if second is None:  # for one thread; starting it would take longer than to read a few small chunks
+            if goes_on():
+                self._check_all(self._readers[0], first, done)
+                self._listener(Progress("verify", self._result.chunks, self._result.bytes))
+            return
+        following = chain([first, second], parts)
         with Pipeline() as pipeline:
             channel: Channel[list[Task]] = Channel(pipeline, _QUEUED)
             for number, readers in enumerate(self._readers):
                 pipeline.start(lambda readers=readers: self._work(readers, channel, done), f"verify-{number}")  # type: ignore[misc]
-            part: list[Task] | None = first
-            while part is not None and goes_on():
+            for part in following:
+                if not goes_on():
+                    break
                 channel.put(part)
                 self._listener(Progress("verify", self._result.chunks, self._result.bytes))
-                part = next(parts, None)
             channel.close()
             pipeline.join()
 
@@ -128,20 +134,25 @@ class ChunkCheck:
         done: Callable[[Sequence[Task]], None],
     ) -> None:
         while (tasks := channel.get()) is not None:
-            tally = _Tally()
-            for task in tasks:
-                self._check(readers[task.with_key], task, tally)
-            with self._lock:
-                result = self._result
-                result.chunks += tally.chunks
-                result.bytes += tally.plain_bytes
-                result.unchecked += tally.unchecked
-                result.without_sum += tally.without_sum
-                self._good += tally.good
-                is_full = len(self._good) >= _RECORD_AT_ONCE
-            done(tasks)
-            if is_full:
-                self.record()
+            self._check_all(readers, tasks, done)
+
+    def _check_all(
+        self, readers: dict[bool, ChunkReader], tasks: list[Task], done: Callable[[Sequence[Task]], None]
+    ) -> None:
+        tally = _Tally()
+        for task in tasks:
+            self._check(readers[task.with_key], task, tally)
+        with self._lock:
+            result = self._result
+            result.chunks += tally.chunks
+            result.bytes += tally.plain_bytes
+            result.unchecked += tally.unchecked
+            result.without_sum += tally.without_sum
+            self._good += tally.good
+            is_full = len(self._good) >= _RECORD_AT_ONCE
+        done(tasks)
+        if is_full:
+            self.record()
 
     def _check(self, reader: ChunkReader, task: Task, tally: _Tally) -> None:
         tally.chunks += 1

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 from typing import Any, BinaryIO
 
-from archiver.core.disk import explain
+from archiver.core.disk import explain, read_at
 from archiver.errors import Damaged, KeyProblem, UsageError
 from archiver.store.indexes import load_index
 from formats import blob
@@ -150,10 +150,10 @@ def _json(path: str) -> dict[str, Any]:
 def _catalog(path: str) -> dict[str, Any]:
     with _open(path) as file:
 
-        def read_at(offset: int, length: int) -> bytes:
-            return os.pread(file.fileno(), length, offset)
+        def read(offset: int, length: int) -> bytes:
+            return read_at(file.fileno(), length, offset)
 
-        reader = CatalogReader(read_at, os.fstat(file.fileno()).st_size)
+        reader = CatalogReader(read, os.fstat(file.fileno()).st_size)
         entries = (
             {"type": entry.kind.decode(), "path": where.decode("utf-8", "surrogateescape"), "size": entry.size}
             for where, entry in reader.walk()
@@ -169,7 +169,7 @@ class _Input:
         self._offset = 0
 
     def read(self, length: int) -> bytes:
-        data = os.pread(self._fd, length, self._offset)
+        data = read_at(self._fd, length, self._offset)
         self._offset += len(data)
         return data
 

@@ -35,6 +35,14 @@ class ArchiveFiles:
     files: tuple[FileInfo, ...]
 
 
+def is_named(archive: ArchiveFiles, name: str) -> bool:
+    """Whether a user who writes ``name`` may mean it: ``x.pxar``, ``x``, ``x.mpxar``, or the server's file name."""
+    names = {archive.name, archive.name.rsplit(".", 1)[0]}
+    for file in archive.files:
+        names |= {file.filename, file.filename.rsplit(".", 1)[0]}
+    return name in names
+
+
 class Snapshot:
     """Raises on opening: NotFound; Damaged, also when a signature was altered or taken away; KeyProblem: wrong key.
 
@@ -60,6 +68,7 @@ class Snapshot:
         self.manifest: Manifest = store.manifest(ref) if manifest is None else manifest
         self.allow_unsigned = allow_unsigned
         self.key_in_use = False  # set it for a key, too, that was not loaded because nothing in here is of it
+        self.group_is_signed: bool | None = None  # whether any of its group is made with a key; None: look
         self.crypt: CryptConfig | None = None
         if self.made_with_key and self.manifest.signature is None:
             raise Damaged(f"the manifest of {ref} has lost its signature", hint="somebody may have altered it")
@@ -135,10 +144,7 @@ class Snapshot:
                 f"{self.ref} has {len(archives)} archives", hint=f"choose one: {', '.join(a.name for a in archives)}"
             )
         for archive in archives:
-            names = {archive.name, archive.name.rsplit(".", 1)[0]}
-            for file in archive.files:
-                names |= {file.filename, file.filename.rsplit(".", 1)[0]}
-            if name in names:
+            if is_named(archive, name):
                 return archive
         raise NotFound(
             f"{self.ref} has no archive {name}", hint=f"it has: {', '.join(a.name for a in archives) or 'none'}"
@@ -168,6 +174,8 @@ class Snapshot:
 
     def _group_is_signed(self) -> bool:
         """Whether any snapshot of the group claims to be made with a key."""
+        if self.group_is_signed is not None:
+            return self.group_is_signed
         for when in reversed(self.store.times(self.ref.group)):
             with suppress(ArchiverError):  # unfinished or damaged
                 if made_with_key(self.store.manifest(SnapshotRef(self.ref.group, when))):

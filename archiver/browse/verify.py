@@ -13,28 +13,25 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 
 from archiver.browse.chunk_check import ChunkCheck, Task
-from archiver.browse.damage import Range, damaged_files
+from archiver.browse.damage import bad_chunks, files_of
 from archiver.browse.seen import Rows, SeenChunks, pairs_of, prefixes_of
-from archiver.browse.snapshot import ArchiveFiles, Snapshot
+from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify_budget import Kind, Plan
 from archiver.browse.verify_result import Budget, Found, VerifyError, VerifyOptions, VerifyResult
 from archiver.core.events import Listener, Notice
-from archiver.core.linux import process_start
 from archiver.errors import ArchiverError, KeyProblem, Locked, NotFound
 from archiver.store.chunks import check_present
 from archiver.store.indexes import Index, is_index
-from archiver.store.labels import set_verify_state
-from archiver.store.layout import DEFAULT_OWNER, MANIFEST, SnapshotRef
+from archiver.store.labels import set_verify_state, verify_task
+from archiver.store.layout import MANIFEST, SnapshotRef
 from archiver.store.snapshots import made_with_key, verify_state
 from archiver.store.store import Store
 from formats.crypt import CryptConfig, short_fingerprint
-from formats.manifest import FileInfo, Manifest
-from formats.upid import Upid, node_name
+from formats.manifest import Manifest
 
 __all__ = [
     "Budget",
@@ -49,14 +46,6 @@ __all__ = [
 _NAMES_KEPT = 16 << 20  # characters of the names of damaged files
 _DAY = 86400
 _READ_ONLY = VerifyOptions()
-
-
-class _BadChunk(NamedTuple):
-    """A place of an index whose chunk is damaged."""
-
-    position: int
-    digest: bytes
-    reason: str
 
 
 def verify(
@@ -253,18 +242,12 @@ class _Verification:
         if state is None or not self._options.write_state or self._store.read_only:
             return
         try:
-            set_verify_state(self._store, ref, state, self._upid(when))
+            set_verify_state(self._store, ref, state, verify_task(self._store, next(self._tasks), when))
         except NotFound:
             return
         except ArchiverError as error:
             self._result.unwritten.append(str(ref))
             self._listener(Notice(f"the verify state {state} of {ref} could not be written: {error}", "warning"))
-
-    def _upid(self, when: int) -> Upid:
-        identity = self._store.identity
-        name = identity.name if identity is not None else ""
-        start, node = process_start(), node_name(os.uname().nodename)
-        return Upid(node, os.getpid(), start, next(self._tasks), when, "verify", name, DEFAULT_OWNER)
 
     # -- damage ------------------------------------------------------------------------------------------------------
 
@@ -279,40 +262,13 @@ class _Verification:
             archive_of = {}
         for file in snapshot.manifest.files:
             index = opened.get(file.filename)
-            bad = [] if index is None else self._bad_chunks(index, file.crypt_mode == "encrypt")
+            bad = [] if index is None else bad_chunks(index, file.crypt_mode == "encrypt", self._check.bad)
             if index is None or not bad:
                 continue
             ranges = [(index.start(chunk.position), index.end(chunk.position)) for chunk in bad]
             archive = archive_of.get(file.filename)  # none for a catalog
-            files = [[] for _ in bad] if archive is None else self._files(snapshot, archive, file, ranges)
+            files = files_of(snapshot, archive, file, ranges, self._names_room)
+            self._names_room -= sum(len(name.path) for names in files for name in names)
             for chunk, names in zip(bad, files, strict=True):
                 where = str(snapshot.ref), file.filename, chunk.digest.hex()
-                self._found.add(VerifyError(*where, chunk.reason, names))
-
-    def _bad_chunks(self, index: Index, encrypted: bool) -> list[_BadChunk]:
-        """The damaged chunks of an index in its order. Few others start with the same 8 bytes as one of them."""
-        starts = np.frombuffer(b"".join(digest[:8] for digest, _, _ in self._check.bad), np.uint64)
-        candidates = np.isin(prefixes_of(index.digests), starts)
-        found = []
-        for position in np.flatnonzero(candidates).tolist():
-            digest = index.digest(position)
-            size = index.end(position) - index.start(position)
-            reason = self._check.bad.get((digest, size, encrypted))
-            if reason is not None:
-                found.append(_BadChunk(position, digest, reason))
-        return found
-
-    def _files(self, snapshot: Snapshot, archive: ArchiveFiles, file: FileInfo, ranges: list[Range]) -> list[list[str]]:
-        """The files that each of the damaged ranges of ``file`` concerns."""
-        if archive.kind != "tree":
-            return [[archive.name] for _ in ranges]
-        try:
-            tree = snapshot.tree(archive)
-        except ArchiverError:
-            return [[] for _ in ranges]
-        if file is archive.files[-1]:
-            found = damaged_files(tree, ranges, self._names_room)
-            self._names_room -= sum(len(name) for names in found for name in names)
-            return found
-        (hidden,) = damaged_files(tree, [(0, 0)], 0)  # of names and attributes: it is not known what they were
-        return [hidden for _ in ranges]
+                self._found.add(VerifyError(*where, chunk.reason, [name.path for name in names]))

@@ -17,6 +17,7 @@ from archiver.errors import KeyProblem, UsageError
 if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
     from archiver.keys.ring import UnlockedKey
+    from archiver.store.layout import SnapshotRef
     from archiver.store.store import Store
     from formats.crypt import CryptConfig
 
@@ -45,6 +46,7 @@ class Context:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    _key: CryptConfig | None = None
 
     @property
     def output(self) -> Output:
@@ -84,14 +86,22 @@ class Context:
         A key that was not asked for is not needed where nothing is protected: it is not loaded then, but it counts as
         one in use. ``with_key`` False: no key is.
         """
-        from archiver.browse.snapshot import Snapshot
-
         ref = store.find(text, self.namespace)
         store.hold(ref)
+        return self.opened(store, ref, allow_unsigned=allow_unsigned, with_key=with_key)
+
+    def opened(
+        self, store: Store, ref: SnapshotRef, *, allow_unsigned: bool = False, with_key: bool = True
+    ) -> Snapshot:
+        """The same for one that is there; it may be removed meanwhile. The key is loaded once."""
+        from archiver.browse.snapshot import Snapshot
+
         snapshot = Snapshot(store, ref, allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
         if with_key and (self.keyfile is not None or snapshot.made_with_key):
-            crypt = self.key()
+            if self._key is None:
+                self._key = self.key()
+            crypt = self._key
             try:
                 if crypt is not None:
                     snapshot.unlock(crypt)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import stat as st
 import sys
-import time
+from collections.abc import Iterator
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.output import printable
+from archiver.cli.entries import archive_option, bytes_of, entry_json, long_line, print0_option, text_of
+from archiver.cli.output import Output, printable, size_text
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.files import Found
+    from archiver.browse.snapshot import Snapshot
+    from archiver.browse.view import AnyView
+    from archiver.store.store import Store
 
-_KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo": "p", "socket": "s"}
+_LINES = 1000  # printed at once
 
 
 @click.command()
 @click.argument("snapshot")
 @click.argument("path", default="/")
-@click.option("--archive", "archive_name", metavar="NAME", help="Look into this archive, for example home.pxar.")
+@archive_option
 @click.option("-l", "--long", "long_format", is_flag=True, help="Mode, owner, size and time too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, too.")
+@click.option("--tree", "as_tree", is_flag=True, help="Everything below, each level further to the right.")
+@click.option("--sizes", is_flag=True, help="Of directories show the bytes of all files below them.")
+@print0_option
 @allow_unsigned_option
 @global_options
 def ls(
@@ -34,90 +42,132 @@ def ls(
     archive_name: str | None,
     long_format: bool,
     recursive: bool,
+    as_tree: bool,
+    sizes: bool,
+    print0: bool,
     allow_unsigned: bool,
 ) -> None:
     """List a directory of a SNAPSHOT without restoring it.
 
     Signatures are required as by restore.
     """
-    from archiver.browse.files import listing
+    from archiver.browse.files import listing, names_below
+    from archiver.browse.view import answered, open_view, plain_parts
 
     output = context.output
+    if print0 and (output.as_json or as_tree or long_format or sizes):
+        raise UsageError("--print0 prints names only")
     with context.open_store(output) as store:
-        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
+        opened, wanted = open_version(context, store, snapshot, path, allow_unsigned=allow_unsigned)
         head = {"schema": 1, "snapshot": str(opened.ref)}
-        if archive_name is None and path == "/" and len(opened.restorable()) != 1:
-            archives = opened.archives()
-            if output.as_json:
-                output.document(head | {"items": [{"archive": each.name, "kind": each.kind} for each in archives]})
-            for archive in archives:
-                output.line(archive.name)
+        if archive_name is None and not plain_parts(wanted) and len(opened.restorable()) != 1:
+            _list_archives(output, opened, head)
             return
-        tree = opened.tree(opened.archive(archive_name))
-        entries = listing(tree, path.encode("utf-8", "surrogateescape"), recursive=recursive)
+        archive = opened.archive(archive_name)
+
+        def names(use_catalog: bool) -> Iterator[tuple[bytes, bytes]]:
+            return names_below(open_view(opened, archive, use_catalog=use_catalog), wanted)
+
+        def entries(use_catalog: bool) -> Iterator[_Shown]:
+            view: Any = open_view(opened, archive, use_catalog=use_catalog)
+            for found in listing(view, wanted, recursive=recursive or as_tree):
+                yield _Shown(view, found, sizes)
+
+        if recursive and not (output.as_json or print0 or as_tree or long_format or sizes):
+            _print_names(output, answered(names))
+            return
         if output.as_json:
-            output.long_document(head, map(_as_json, entries))
-        else:
-            for found in entries:
-                output.line(_long(found) if long_format else printable(found.shown))
+            output.long_document(head, (shown.as_json() for shown in answered(entries)))
+            return
+        for shown in answered(entries):
+            if print0:
+                output.raw(shown.found.shown + b"\0")
+            else:
+                output.line(shown.line(long_format, as_tree))
 
 
-def _long(found: Found) -> str:
-    entry = found.entry
-    letter = _KIND_LETTER.get(entry.kind, "c" if entry.kind == "char" else "b")
-    if entry.metadata is None:
-        return f"{letter}{'':58} {printable(found.shown)} -> /{printable(entry.target)}"
-    stat = entry.metadata.stat
-    try:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stat.mtime_secs))
-    except (OverflowError, ValueError, OSError):
-        when = str(stat.mtime_secs)
-    size = f"{entry.major},{entry.minor}" if entry.kind in ("char", "block") else str(entry.size)
-    target = f" -> {printable(entry.target)}" if entry.kind == "symlink" else ""
-    mode = letter + st.filemode(stat.mode)[1:]
-    return f"{mode} {stat.uid:>6} {stat.gid:>6} {size:>12} {when:19} {printable(found.shown)}{target}"
+def _list_archives(output: Output, snapshot: Snapshot, head: dict[str, Any]) -> None:
+    archives = snapshot.archives()
+    if output.as_json:
+        output.document(head | {"items": [{"archive": each.name, "kind": each.kind} for each in archives]})
+    for archive in archives:
+        output.line(archive.name)
 
 
-def _as_json(found: Found) -> dict[str, Any]:
-    entry = found.entry
-    item: dict[str, Any] = {"path": found.path.decode("utf-8", "surrogateescape"), "kind": entry.kind}
-    if entry.metadata is not None:
-        stat = entry.metadata.stat
-        item |= {"mode": stat.mode, "uid": stat.uid, "gid": stat.gid}
-        item |= {"mtime": stat.mtime_secs, "mtime_nanos": stat.mtime_nanos}
-    if entry.kind == "file":
-        item["size"] = entry.size
-    if entry.target:
-        item["target"] = entry.target.decode("utf-8", "surrogateescape")
-    return item
+def _print_names(output: Output, names: Iterator[tuple[bytes, bytes]]) -> None:
+    for above, those in groupby(names, itemgetter(0)):
+        while lines := [text_of(name) for _, name in islice(those, _LINES)]:
+            output.lines(lines, text_of(above))
+
+
+class _Shown:
+    """An entry that is listed."""
+
+    def __init__(self, view: AnyView, found: Found[Any], sizes: bool) -> None:
+        self.found = found
+        self._view: Any = view
+        self._size: int | None = None
+        if sizes and found.node.kind == "dir":
+            from archiver.browse.files import size_below
+
+            self._size = size_below(view, found.node)
+        self._sizes = sizes
+
+    def as_json(self) -> dict[str, Any]:
+        item = {"path": text_of(self.found.path)} | entry_json(self._view.entry(self.found.node))
+        return item if self._size is None else item | {"size": self._size}
+
+    def line(self, long_format: bool, as_tree: bool) -> str:
+        name = self.found.shown
+        indent = ""
+        if as_tree:
+            indent, name = "  " * name.count(b"/"), self.found.node.name
+        if long_format:
+            return long_line(self._view.entry(self.found.node), indent.encode() + name, self._size)
+        size = self.found.node.size if self._size is None else self._size
+        return f"{size_text(size):>12} " * self._sizes + indent + printable(name)
+
+
+def open_version(
+    context: Context, store: Store, snapshot: str, path: str, *, allow_unsigned: bool
+) -> tuple[Snapshot, bytes]:
+    """The snapshot a user names, and the path in it; ``PATH@TIME`` is one in another snapshot of its group."""
+    from archiver.browse.version import parse_version
+    from archiver.store.layout import SnapshotRef
+
+    plain, when = parse_version(bytes_of(path))
+    if when is not None:
+        group = store.find(snapshot, context.namespace).group
+        snapshot = str(SnapshotRef(group, when))
+    return context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned), plain
 
 
 @click.command()
 @click.argument("snapshot")
 @click.argument("path")
-@click.option("--archive", "archive_name", metavar="NAME", help="Look into this archive, for example home.pxar.")
+@archive_option
 @allow_unsigned_option
 @global_options
 def cat(context: Context, snapshot: str, path: str, archive_name: str | None, allow_unsigned: bool) -> None:
     """Write the contents of one file of a SNAPSHOT to stdout.
 
-    Signatures are required as by restore.
+    PATH may be a version that history names, PATH@TIME. Signatures are required as by restore.
     """
     from archiver.browse.files import contents
 
     if context.as_json:
         raise UsageError("cat writes a file's contents, it has no JSON form")
     with context.open_store(context.output) as store:
-        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
+        opened, wanted = open_version(context, store, snapshot, path, allow_unsigned=allow_unsigned)
         try:
             tree = opened.tree(opened.archive(archive_name))
         except UsageError:
-            archive = opened.archive(archive_name or path)
+            archive = opened.archive(archive_name or text_of(wanted))
             if archive.kind == "tree":
                 raise
             pieces = opened.contents(archive)
         else:
-            pieces = contents(tree, path.encode("utf-8", "surrogateescape"))
+            pieces = contents(tree, wanted)
         for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()

@@ -16,7 +16,7 @@ import click
 
 from archiver import __version__
 from archiver.cli.context import global_options
-from archiver.cli.output import printable
+from archiver.cli.output import printable, told
 from archiver.errors import EXIT_OK, ArchiverError, Interrupted, NoSpace, UsageError
 
 # command -> (module in archiver.cli, function); modules are imported when a command is asked for
@@ -27,6 +27,9 @@ COMMANDS = {
     "groups": ("listing", "groups"),
     "files": ("listing", "files"),
     "ls": ("look", "ls"),
+    "find": ("find", "find"),
+    "history": ("find", "history"),
+    "diff": ("diff", "diff"),
     "cat": ("look", "cat"),
     "restore": ("restore", "restore"),
     "forget": ("prune", "forget"),
@@ -35,6 +38,7 @@ COMMANDS = {
     "owner": ("labels", "owner"),
     "prune": ("prune", "prune"),
     "verify": ("verify", "verify"),
+    "heal": ("heal", "heal"),
     "gc": ("gc", "gc"),
     "sync": ("sync", "sync"),
     "status": ("store", "status"),
@@ -105,7 +109,8 @@ def run(arguments: list[str], as_json: bool) -> int:
             try:
                 cli.invoke(ctx)
             finally:
-                sys.stdout.flush()
+                with told():
+                    sys.stdout.flush()
         return EXIT_OK
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -124,6 +129,8 @@ def run(arguments: list[str], as_json: bool) -> int:
         place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         reason = place + (error.strerror or str(error)).lower()
         return _told(NoSpace(reason) if full else ArchiverError(reason), as_json)
+    except MemoryError:
+        return _told(ArchiverError("there is not enough memory"), as_json)
     except Exception as error:  # a bug of ours
         if as_json:
             return _tell({"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}, _EXIT_BUG)

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -53,6 +54,19 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode()
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """Results are written. Raises ArchiverError where they cannot be; BrokenPipeError where nobody wants them."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from archiver.core.disk import explain
+
+        raise explain(error, "write", "the result") from error
+
+
 class Output:
     """One per command. Whatever is printed is made ``printable`` here: names in a store or an archive are anybody's."""
 
@@ -70,11 +84,15 @@ class Output:
     def document(self, document: dict[str, Any]) -> None:
         self._print(json.dumps(document) + "\n")
 
-    def long_document(self, head: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
-        """A document with ``items``, each printed as it comes. What goes wrong after the first one is told in the
-        document too, which is a whole one then."""
+    def long_document(
+        self,
+        head: dict[str, Any],
+        items: Iterable[dict[str, Any]],
+        tail: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        """A document with ``items``, each printed as it comes; ``tail``: what is known after the last one. What goes
+        wrong after the first one is told in the document too, which is a whole one then."""
         opening, begun = json.dumps(head)[:-1] + ', "items": [', False
-        end = "]}\n"
         try:
             for item in items:
                 self._print((", " if begun else opening) + json.dumps(item))
@@ -85,17 +103,34 @@ class Output:
             told = error if isinstance(error, ArchiverError) else Interrupted("interrupted")
             self._print(f'], "error": {json.dumps(told.as_json())}}}\n')
             raise click.exceptions.Exit(told.exit_code) from error
-        self._print(end if begun else opening + end)
+        rest = json.dumps(tail())[1:]
+        self._print(("" if begun else opening) + "]" + (", " if len(rest) > 1 else "") + rest + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of the result; nothing with --json."""
         if not self.as_json:
             self._print(printable(text) + "\n")
 
+    def lines(self, texts: Sequence[str], before: str = "") -> None:
+        """Many of them at once, all with the same ``before``; nothing with --json."""
+        if self.as_json or not texts:
+            return
+        if before.isprintable() and "".join(texts).isprintable():
+            self._print(before + ("\n" + before).join(texts) + "\n")
+        else:
+            self._print("".join(printable(before + text) + "\n" for text in texts))
+
+    def raw(self, data: bytes) -> None:
+        """Bytes of the result as they are: for other programs."""
+        self.clear()
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+
     def _print(self, text: str) -> None:
         """Not flushed: a long listing would need a system call for each line."""
         self.clear()
-        sys.stdout.write(text)
+        with told():
+            sys.stdout.write(text)
 
     def summary(self, text: str) -> None:
         """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
@@ -122,9 +157,12 @@ class Output:
             self._tell(text)
 
     def _tell(self, text: str) -> None:
+        """Nothing fails for a message that nobody gets, as where stderr is a file on a full disk."""
         self.clear()
-        sys.stdout.flush()  # what was printed before stays before it
-        click.echo(printable(text), err=True)
+        with told():
+            sys.stdout.flush()  # what was printed before stays before it
+        with suppress(OSError):
+            click.echo(printable(text), err=True)
 
     def hear(self, event: Event) -> None:
         """The listener of the engine."""
@@ -157,7 +195,8 @@ class Output:
         share = f" of {size_text(total)}" if total else ""
         text = f"{task}: {files} entries, {size_text(done)}{share}"
         if not self._terminal:
-            click.echo(text, err=True)
+            with suppress(OSError):
+                click.echo(text, err=True)
             return
         width = os.get_terminal_size(2).columns
         sys.stderr.write("\r\x1b[K" + text[: width - 1])

@@ -84,7 +84,7 @@ def verify(
     )
     output = context.output
     with context.open_store(output) as store:
-        refs = _chosen(store, context.namespace, snapshot, group)
+        refs = chosen(store, context.namespace, snapshot, group)
         crypt, is_chosen = None, context.chosen_keyfile() is not None
         if not without_key and (is_chosen or any_made_with_key(store, refs)):
             crypt = context.key()
@@ -112,7 +112,7 @@ def verify(
     ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
 
 
-def _chosen(store: Store, namespace: str, snapshot: str | None, group: str | None) -> list[SnapshotRef]:
+def chosen(store: Store, namespace: str, snapshot: str | None, group: str | None) -> list[SnapshotRef]:
     """Groups in their order, the newest snapshots first."""
     from archiver.store.layout import SnapshotRef
 
@@ -153,6 +153,8 @@ def _left_out(result: VerifyResult) -> Iterator[str]:
         yield f"{len(result.busy)} snapshots were passed over, they are being removed"
     if result.budget is not None:
         yield from _not_reached(result.budget)
+    if result.error_count:
+        yield "what could heal that is told by: archiver heal --dry-run"
     if result.set_aside:
         yield f"{result.set_aside} damaged chunks were set aside: a backup that has their contents stores them again"
 

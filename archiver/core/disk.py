@@ -187,6 +187,11 @@ class Disk:
         self.sync_directory(os.path.dirname(target))
         self.sync_directory(os.path.dirname(source))
 
+    def replace_file(self, source: str, target: str) -> None:
+        """Durable rename of a file whose contents are durable; whatever file is at ``target`` is gone then."""
+        os.rename(source, target)
+        self.sync_directory(os.path.dirname(target))
+
     def exchange_directories(self, new: str, old: str) -> None:
         """Durable exchange: what was ``new`` is at ``old`` then, and the other way round. At one instant where the file
         system can do that, else nothing is at ``old`` for a moment."""
@@ -267,12 +272,14 @@ class NewFile:
 
     def patch(self, data: bytes, offset: int) -> None:
         """Overwrite ``data`` at ``offset``."""
-        os.pwrite(self._fd, data, offset)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], offset + done)
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 class Barrier:
@@ -337,8 +344,8 @@ class Barrier:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:
@@ -353,6 +360,14 @@ def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:
         if written:
             views[0] = views[0][written:]
     return total
+
+
+def read_at(fd: int, length: int, offset: int = 0) -> bytes:
+    """The bytes from ``offset`` on; fewer than ``length`` only where the file ends. Raises OSError."""
+    data = os.pread(fd, length, offset)
+    while 0 < len(data) < length and (more := os.pread(fd, length - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def is_directory(path: str) -> bool:

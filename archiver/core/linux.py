@@ -20,6 +20,7 @@ import errno
 import os
 import struct
 import sys
+from collections.abc import Callable
 from fcntl import ioctl
 
 FS_IOC_GETFLAGS = 0x80086601
@@ -140,10 +141,12 @@ _libc.futimens.argtypes = [ctypes.c_int, ctypes.c_char_p]
 _libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
 
 
-def _check(result: int) -> None:
-    if result != 0:
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    """Raises OSError; a call that a signal interrupted is made again, as Python does with those of its own."""
+    while function(*arguments) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
 
 
 def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
@@ -236,7 +239,7 @@ def fat_attributes(flags: int) -> int:
 def filesystem_type(fd: int) -> int:
     """statfs ``f_type`` (EXT4, ...) of the file system an open file lies on, as 32 bits without sign."""
     buffer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type comes first, as a long
-    _check(_libc.fstatfs(fd, buffer))
+    _call(_libc.fstatfs, fd, buffer)
     return int.from_bytes(buffer.raw[:8], sys.byteorder) & 0xFFFFFFFF
 
 
@@ -250,19 +253,19 @@ def device_of(name: bytes, dir_fd: int) -> int:
     if not hasattr(_libc, "statx"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     buffer = ctypes.create_string_buffer(_STATX_DEVICE.size)
-    _check(_libc.statx(dir_fd, name, _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, 0, buffer))
+    _call(_libc.statx, dir_fd, name, _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, 0, buffer)
     major, minor = _STATX_DEVICE.unpack(buffer)
     return os.makedev(major, minor)
 
 
 def syncfs(fd: int) -> None:
     """Write everything of the file system that ``fd`` lies on; write-back errors since its opening are raised."""
-    _check(_libc.syncfs(fd))
+    _call(_libc.syncfs, fd)
 
 
 def exchange(first: str, second: str) -> None:
     """Each of two names leads to what the other did, at one instant. Not every file system can do that: EINVAL."""
-    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE))
+    _call(_libc.renameat2, _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
 
 
 def start_write_back(fd: int) -> None:
@@ -275,7 +278,7 @@ def start_write_back(fd: int) -> None:
 
 def set_mtime(fd: int, seconds: int, nanoseconds: int) -> None:
     """Set the modification time of an open file; its access time stays."""
-    _check(_libc.futimens(fd, _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)))
+    _call(_libc.futimens, fd, _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds))
 
 
 def chmod_at(name: bytes, mode: int, *, dir_fd: int) -> None:
@@ -299,7 +302,7 @@ def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _
     if b"\0" in name:
         raise ValueError("embedded null byte")
     times = _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)
-    _check(_libc.utimensat(dir_fd, name, times, _AT_SYMLINK_NOFOLLOW))
+    _call(_libc.utimensat, dir_fd, name, times, _AT_SYMLINK_NOFOLLOW)
 
 
 def process_start() -> int:

@@ -87,8 +87,8 @@ class DirectoryLock:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # closed even when that fails
+            os.close(fd)
 
     def __enter__(self) -> DirectoryLock:
         return self

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from archiver.errors import ArchiverError
+
 T = TypeVar("T")
 
 _NICER = 5
@@ -60,7 +62,7 @@ class Pipeline:
         return condition
 
     def start(self, work: Callable[[], None], name: str) -> None:
-        """Run ``work`` in a thread of its own; an exception in it stops the pipeline."""
+        """Run ``work`` in a thread of its own; an exception in it stops the pipeline. Raises ArchiverError."""
 
         def run() -> None:
             try:
@@ -71,7 +73,10 @@ class Pipeline:
                 self.fail(error)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise ArchiverError(f"cannot go on: {error}", hint="is the number of processes limited?") from error
         self._threads.append(thread)
 
     def fail(self, error: BaseException) -> None:

@@ -177,5 +177,5 @@ class Checker:
 
     def abandon(self, item: FileItem) -> None:
         if item.fd >= 0:
-            os.close(item.fd)
-            item.fd = -1
+            fd, item.fd = item.fd, -1  # closed even when that fails
+            os.close(fd)

@@ -307,8 +307,8 @@ class Traversal:
             current = current.parent
 
     def _close(self, directory: Directory) -> None:
-        os.close(directory.fd)
-        directory.fd = -1
+        fd, directory.fd = directory.fd, -1  # closed even when that fails
+        os.close(fd)
         self._open.remove(directory)
 
     def _close_all(self) -> None:

@@ -42,8 +42,8 @@ class OpenFile:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # closed even when that fails
+            os.close(fd)
 
     def __enter__(self) -> OpenFile:
         return self

@@ -219,8 +219,8 @@ class SourceDirectory:
 
     def close(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1  # closed even when that fails
+            os.close(fd)
 
 
 class Walk:
@@ -262,17 +262,18 @@ class Walk:
             root.fd = fd
             self._stack.append(root)
             magic = linux.filesystem_type(fd)
+            is_forbidden = bool(self._options.never_enter) and self._is_forbidden(root)
+            root.features = Features.of(fd, root.stat.st_dev)
         except FileNotFoundError as error:
             raise NotFound(f"source {shown} does not exist") from error
         except OSError as error:
             raise ArchiverError(f"cannot open source {shown}: {(error.strerror or str(error)).lower()}") from error
         if magic in linux.VIRTUAL:
             raise UsageError(f"source {shown} is a {linux.VIRTUAL[magic]} file system: it has no files to save")
-        if self._options.never_enter and self._is_forbidden(root):
+        if is_forbidden:
             raise UsageError(f"source {shown} is part of the store or of its database, which are never archived")
         if not self._options.all_file_systems:
             self._devices = self._options.include_dev | {root.stat.st_dev}
-        root.features = Features.of(fd, root.stat.st_dev)
         self._known(root)
         root.read()
         return root

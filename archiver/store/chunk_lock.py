@@ -8,6 +8,9 @@ byte           lock
                between a touch and what it promises.
 65536          shared by a writer that waits for a garbage collection to end
 65537          exclusive while a garbage collection runs that ends early for such a writer
+65538          the door to the shards: taken, of the same kind, before the lock on a shard and given back once that is
+               held. So who waits for a shard lets nobody overtake: those who share one follow each other without a
+               gap, and would keep a garbage collection waiting; and it, shard after shard, those who want them all.
 =============  =====================================================================================================
 
 The file's mtime is the start of the last garbage collection that ran beside writers. A touch is never earlier than it,
@@ -30,6 +33,7 @@ SHARDS = 1 << 16
 
 _WAITING = SHARDS
 _YIELDING = SHARDS + 1
+_DOOR = SHARDS + 2
 
 
 class ChunkLock:
@@ -64,28 +68,38 @@ class ChunkLock:
             return self._open()
 
     @contextmanager
+    def _locked(self, start: int, length: int, *, exclusive: bool) -> Iterator[int]:
+        """An open file that has the lock on these bytes. Whoever has one must not ask for another: it may be waited for
+        behind the door."""
+        fd = self._take()
+        try:
+            with explained("lock", self._layout.chunk_lock):
+                wait_range(fd, _DOOR, 1, exclusive=exclusive)
+                wait_range(fd, start, length, exclusive=exclusive)
+                unlock_range(fd, _DOOR, 1)
+            yield fd
+        finally:
+            try:
+                unlock_range(fd, 0, 0)
+                self._idle.append(fd)
+            except OSError:
+                os.close(fd)  # the lock goes with it
+
+    @contextmanager
     def used(self, digest: bytes | None = None) -> Iterator[int]:
         """While a chunk (None: many of them) is touched or put into place; the earliest access time that it may get, in
         ns. 10 us: many should be touched at a time."""
         start, length = (0, SHARDS) if digest is None else (int.from_bytes(digest[:2]), 1)
-        fd = self._take()
-        try:
-            wait_range(fd, start, length, exclusive=False)
-            yield os.fstat(fd).st_mtime_ns
-        finally:
-            unlock_range(fd, start, length)
-            self._idle.append(fd)
+        with self._locked(start, length, exclusive=False) as fd:
+            with explained("look at", self._layout.chunk_lock):
+                earliest = os.fstat(fd).st_mtime_ns
+            yield earliest
 
     @contextmanager
     def cleared(self, shard: int) -> Iterator[None]:
         """While chunks of a shard are looked at and removed."""
-        fd = self._take()
-        try:
-            wait_range(fd, shard, 1, exclusive=True)
+        with self._locked(shard, 1, exclusive=True):
             yield
-        finally:
-            unlock_range(fd, shard, 1)
-            self._idle.append(fd)
 
     def begin(self, now_ns: int) -> None:
         """From now on nothing is touched with an earlier time. The clock was wrong the last time, or is it now: what
@@ -102,7 +116,8 @@ class ChunkLock:
         """While a writer waits for a garbage collection."""
         fd = self._open()
         try:
-            wait_range(fd, _WAITING, 1, exclusive=False)
+            with explained("lock", self._layout.chunk_lock):
+                wait_range(fd, _WAITING, 1, exclusive=False)
             yield
         finally:
             os.close(fd)
@@ -116,7 +131,8 @@ class ChunkLock:
         """While a garbage collection runs that asks ``writer_waits`` now and then."""
         fd = self._open()
         try:
-            lock_range(fd, _YIELDING, 1, exclusive=True)
+            with explained("lock", self._layout.chunk_lock):
+                lock_range(fd, _YIELDING, 1, exclusive=True)
             yield
         finally:
             os.close(fd)
@@ -130,7 +146,8 @@ class ChunkLock:
         except OSError:
             return False  # it was never used
         try:
-            return range_is_locked(fd, byte, 1)
+            with explained("look at the locks of", self._layout.chunk_lock):
+                return range_is_locked(fd, byte, 1)
         finally:
             os.close(fd)
 

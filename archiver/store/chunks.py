@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from blake3 import blake3
 
 from archiver.core.clock import Clock
-from archiver.core.disk import Barrier, Disk, explain
+from archiver.core.disk import Barrier, Disk, explain, explained
 from archiver.errors import ArchiverError, Damaged, KeyProblem, TargetAbsent
 from archiver.store import layout as names
 from archiver.store.chunk_lock import ChunkLock, tell_unlisted
@@ -172,6 +172,20 @@ class ChunkStore:
                 self.set_aside(digest)
                 return None
 
+    def those_set_aside(self, digest: bytes) -> list[str]:
+        """The paths of what was set aside of a chunk."""
+        path = self._layout.chunk(digest.hex())
+        return [name for number in range(_BAD_NAMES) if os.path.lexists(name := f"{path}.{number}.bad")]
+
+    def discard_set_aside(self, digest: bytes) -> int:
+        """Remove what was set aside of a chunk that is good now; how many files that were."""
+        with self.lock.cleared(int.from_bytes(digest[:2])):
+            found = self.those_set_aside(digest)
+            for path in found:
+                with explained("remove", path):
+                    self._disk.remove_file(path)
+        return len(found)
+
     def set_aside(self, digest: bytes) -> str | None:
         """Rename a bad chunk to ``.N.bad`` so that the next backup stores it again; None when it is gone."""
         path = self._layout.chunk(digest.hex())
@@ -225,15 +239,18 @@ class ChunkReader:
         data, total = self.checked(digest, size, encrypted=encrypted)
         return total, len(data)
 
-    def checked(self, digest: bytes, size: int, *, encrypted: bool) -> tuple[memoryview, bytes]:
-        """The same check: (the stored bytes, valid until the next call; their BLAKE3)."""
-        data = self.checked_bytes(digest, size, encrypted=encrypted)
+    def checked(
+        self, digest: bytes, size: int, *, encrypted: bool, path: str | None = None
+    ) -> tuple[memoryview, bytes]:
+        """The same check: (the stored bytes, valid until the next call; their BLAKE3). ``path``: of another file that
+        may hold the chunk."""
+        data = self.checked_bytes(digest, size, encrypted=encrypted, path=path)
         return data, blake3(data).digest()
 
-    def checked_bytes(self, digest: bytes, size: int, *, encrypted: bool) -> memoryview:
+    def checked_bytes(self, digest: bytes, size: int, *, encrypted: bool, path: str | None = None) -> memoryview:
         """The same check: the stored bytes, valid until the next call."""
         _check_size(digest, size)
-        data = self.stored(digest)
+        data = self.stored(digest) if path is None else self._file(path, digest)
         try:
             if blob.inspect(data).encrypted != encrypted:
                 self._decoder.check_stored(data)
@@ -275,7 +292,9 @@ class ChunkReader:
 
     def stored(self, digest: bytes) -> memoryview:
         """The bytes of the chunk file, unchecked; valid until the next call."""
-        path = self._layout.chunk(digest.hex())
+        return self._file(self._layout.chunk(digest.hex()), digest)
+
+    def _file(self, path: str, digest: bytes) -> memoryview:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:

@@ -95,6 +95,23 @@ def identify(base: str, disk: Disk, random: Random) -> Identity:
     return identity
 
 
+def replace_identity(base: str, known: uuid.UUID | None, disk: Disk, random: Random) -> Identity:
+    """Give the store at ``base``, whose identity cannot be read, the one that is ``known``, or a new one."""
+    layout = Layout(base)
+    with explained("write", layout.private), DirectoryLock(layout.private, wait_seconds=_IDENTIFY_WAIT):
+        try:
+            there = read_identity(base)
+        except Damaged:
+            there = None
+        if there is not None:
+            return there
+        identity = new_identity(default_name(base), random)
+        if known is not None:
+            identity = Identity(known, identity.name)
+        write_identity(base, identity, disk)
+    return identity
+
+
 def renew(base: str, disk: Disk, random: Random) -> Identity:
     """Give the store at ``base``, a copy of another one, an identity of its own; the name stays. Locked while anybody
     writes into it."""
@@ -124,11 +141,13 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
     _check_vacant(base)
     made = not os.path.isdir(base)
     layout = Layout(base)
+    begun = False
     try:
         disk.make_directories(base, names.BASE_MODE)
         with suppress(PermissionError):  # above it, where we may not look; else it may be what a killed init has made
             disk.sync_directory(os.path.dirname(base))
         check_file_system(base, random)
+        begun = True
         identity = new_identity(name, random)
         write_identity(base, identity, disk)
         disk.put(layout.lock, [], names.FILE_MODE, sync=False)
@@ -137,8 +156,8 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
         if complete_shards:
             make_shards(base, disk)
     except OSError as error:
-        if made:
-            _remove_if_empty(base)
+        if not isinstance(error, FileExistsError):  # else it is another process's by now
+            _take_back(layout, disk, begun=begun, made=made)
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UsageError(
                 f"a store cannot be made in {base}: {(error.strerror or str(error)).lower()}",
@@ -146,8 +165,7 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
             ) from error
         raise explain(error, "make the store", base) from error
     except ArchiverError:
-        if made:
-            _remove_if_empty(base)
+        _take_back(layout, disk, begun=begun, made=made)
         raise
     return identity
 
@@ -207,8 +225,17 @@ def check_file_system(base: str, random: Random) -> None:
         os.unlink(probe)
 
 
-def _remove_if_empty(base: str) -> None:
-    try:
-        os.rmdir(base)
-    except OSError:
-        pass
+def _take_back(layout: Layout, disk: Disk, *, begun: bool, made: bool) -> None:
+    """Leave nothing of a store that could not be made, unless somebody has put something into it already."""
+    with suppress(OSError):
+        if begun:
+            if os.path.lexists(layout.chunks):
+                for shard in os.listdir(layout.chunks):
+                    os.rmdir(os.path.join(layout.chunks, shard))
+                os.rmdir(layout.chunks)
+            for file in (layout.identity, layout.lock):
+                disk.remove_file(file)
+            with suppress(FileNotFoundError):
+                os.rmdir(layout.private)
+        if made:
+            os.rmdir(layout.base)

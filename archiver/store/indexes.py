@@ -6,7 +6,7 @@ import mmap
 import os
 import stat
 
-from archiver.core.disk import explain
+from archiver.core.disk import explain, read_at
 from archiver.errors import Damaged
 from archiver.store.layout import Layout, SnapshotRef
 from formats.errors import FormatError
@@ -31,7 +31,7 @@ def load_index(path: str) -> Index:
             raise FormatError("not a regular file")
         if status.st_size >= _MAP_FROM:
             return decode_index(memoryview(mmap.mmap(fd, status.st_size, mmap.MAP_SHARED, mmap.PROT_READ)))
-        return decode_index(os.read(fd, status.st_size))
+        return decode_index(read_at(fd, status.st_size))
     finally:
         os.close(fd)
 

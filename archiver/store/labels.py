@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from archiver.core.disk import explain, explained
+from archiver.core.linux import process_start
 from archiver.core.locks import DirectoryLock, replaced_file_lock
 from archiver.errors import Locked, NotFound, UsageError
 from archiver.store import layout as names
@@ -23,7 +24,7 @@ from formats import blob
 from formats.errors import FormatError
 from formats.manifest import with_unprotected
 from formats.naming import check_owner
-from formats.upid import Upid
+from formats.upid import Upid, node_name
 
 _PATIENCE = 5.0  # seconds, as a PBS waits for a manifest
 _LARGEST_NOTE = 1 << 20  # bytes
@@ -109,6 +110,14 @@ def _check_note(text: str) -> None:
 def set_verify_state(store: Store, ref: SnapshotRef, state: str, upid: Upid) -> None:
     """Say in the manifest how a verification ended: "ok" or "failed". Raises as ``update_unprotected``."""
     update_unprotected(store, ref, lambda known: {**known, "verify_state": {"state": state, "upid": upid.encode()}})
+
+
+def verify_task(store: Store, number: int, when: int) -> Upid:
+    """How a manifest names the task that found its verify state: the ``number``th of this process, of the time
+    ``when``."""
+    name = store.identity.name if store.identity is not None else ""
+    start, node = process_start(), node_name(os.uname().nodename)
+    return Upid(node, os.getpid(), start, number, when, "verify", name, names.DEFAULT_OWNER)
 
 
 def protect(store: Store, ref: SnapshotRef, *, on: bool) -> None:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from archiver.core.disk import Disk, explain, is_directory
+from archiver.core.disk import Disk, explain, explained, is_directory
 from archiver.core.events import Notice
 from archiver.core.locks import DirectoryLock
 from archiver.errors import ArchiverError, Locked, NotFound, Skipped, UsageError
@@ -225,7 +225,9 @@ class _Remover:
         except OSError as error:
             raise explain(error, "lock", path) from error
         with lock:
-            if not lock.is_at(path):
+            with explained("look at", path):
+                is_there = lock.is_at(path)
+            if not is_there:
                 raise NotFound(f"{ref} is not there any more")
             if snapshots.is_protected(self._layout, ref):
                 raise Skipped(f"{ref} is protected")

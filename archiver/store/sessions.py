@@ -89,7 +89,9 @@ class Session:
                     disk.create(layout.lock, names.FILE_MODE).close()
                 lock_fd = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
             opened.callback(os.close, lock_fd)
-            if not lock_range(lock_fd, 0, 1, exclusive=False):
+            with explained("lock", layout.lock):
+                is_free = lock_range(lock_fd, 0, 1, exclusive=False)
+            if not is_free:
                 self._wait_for_collection(lock_fd)
             with explained("write into", layout.private):
                 self.barrier = Barrier(disk, layout.base)
@@ -145,7 +147,9 @@ class Session:
     def resumable(self, about: bytes) -> None:
         """From now on the session is worth keeping when it is interrupted; ``about`` tells for whom."""
         if not self._is_published:
-            self.disk.put(os.path.join(self.path, RESUME), [about], names.FILE_MODE, sync=False)
+            path = os.path.join(self.path, RESUME)
+            with explained("write", path):
+                self.disk.put(path, [about], names.FILE_MODE, sync=False)
             self._is_kept = True
 
     def interrupted(self, about: bytes) -> list[str]:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from archiver.core.clock import Clock, Random, system_random
 from archiver.core.disk import Disk, explain, is_directory
@@ -18,14 +19,14 @@ from archiver.store import creation, reserve, snapshots
 from archiver.store.chunks import ChunkReader, ChunkStore
 from archiver.store.creation import Identity
 from archiver.store.database import location
-from archiver.store.database.database import Database, open_database
-from archiver.store.database.records import SnapshotRow
-from archiver.store.database.refresh import forget_snapshots, record_snapshot, refresh
 from archiver.store.layout import GroupRef, Layout, SnapshotRef, namespace_path, parse_reference
 from archiver.store.sessions import Session
 from archiver.store.snapshots import SnapshotInfo, Stamp
 from formats.crypt import CryptConfig
 from formats.manifest import Manifest
+
+if TYPE_CHECKING:
+    from archiver.store.database.database import Database
 
 
 class Store:
@@ -140,6 +141,8 @@ class Store:
         """The index over the store, up to date with its files; None when there can be none."""
         if not self._database_tried:
             self._database_tried = True
+            from archiver.store.database.database import open_database  # numpy: a mere listing needs none of it
+
             directory = self._database_directory()
             self._database = open_database(directory, self.uuid, self.listener, self._make_room_in)
             if self._database is not None:
@@ -151,6 +154,8 @@ class Store:
         return location.database_directory(self.layout, self.uuid, writable=writable)
 
     def _refresh(self, database: Database) -> None:
+        from archiver.store.database.refresh import refresh
+
         try:
             refresh(self.layout, database, self.listener)
         except ArchiverError as error:  # a directory that cannot be read
@@ -332,17 +337,20 @@ class Store:
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""
         database = self.database
-        stamp = snapshots.manifest_stamp(self.layout, ref)
-        if database is None or stamp is None:
-            return
+        from archiver.store.database.refresh import record_snapshot
+
         try:
-            record_snapshot(self.layout, database, ref, stamp)
+            stamp = snapshots.manifest_stamp(self.layout, ref)
+            if database is not None and stamp is not None:
+                record_snapshot(self.layout, database, ref, stamp)
         except ArchiverError as error:
             self.listener(Notice(f"{ref} is not in the database: {error}", "warning"))
 
     def replace_record(self, ref: SnapshotRef, before: Stamp, manifest: bytes) -> bool:
         """Tell the database that a manifest, whose stamp was ``before``, was replaced by one that lists the same files.
         False when it did not know that snapshot so."""
+        from archiver.store.database.records import SnapshotRow
+
         database, stamp = self.database, snapshots.manifest_stamp(self.layout, ref)
         if database is None or stamp is None:
             return database is None
@@ -353,6 +361,8 @@ class Store:
         database = self.database  # which finds out when it is opened just now
         if database is None:
             return
+        from archiver.store.database.refresh import forget_snapshots
+
         try:
             forget_snapshots(self.layout, database, [ref.path for ref in refs])
         except ArchiverError as error:

@@ -14,6 +14,7 @@ from archiver.browse.files import listing
 from archiver.browse.history import open_histories
 from archiver.browse.recorded import RunTree
 from archiver.browse.snapshot import Snapshot, Tree
+from archiver.browse.view import ArchiveView
 from archiver.core.row import ROW, signed
 from archiver.errors import KeyProblem
 from archiver.store.catalog.catalog import CLEARED, GONE, LIVE, Catalog, Place
@@ -239,7 +240,7 @@ def test_large_directories_are_split_while_they_are_read(
             run = catalog.run(snapshot.ref.time)
             assert run is not None
             recorded = RunTree(catalog, snapshot.ref.time)
-            directories = sum(found.entry.kind == "dir" for found in listing(tree, b"/", recursive=True))
+            directories = sum(found.node.kind == "dir" for found in listing(ArchiveView(tree), b"/", recursive=True))
             assert run.directories > 1 + directories  # there are leaves too
             check_directory(catalog, tree, accessor, accessor.root, run.root)
             for child in accessor.entries(accessor.root):
@@ -259,13 +260,13 @@ def test_the_catalog_answers_as_the_archive_does(golden: Path) -> None:
             assert catalog is not None
             recorded = RunTree(catalog, snapshot.ref.time)
             paths = set()
-            for found in listing(snapshot.tree(archive), b"/", recursive=True):
+            for found in listing(ArchiveView(snapshot.tree(archive)), b"/", recursive=True):
                 paths.add(found.shown)
                 item = recorded.open_path(found.path)
                 assert item is not None
                 entry = recorded.entry(item)
                 for name in ("kind", "name", "metadata", "size", "target", "major", "minor"):
-                    assert getattr(entry, name) == getattr(found.entry, name)
+                    assert getattr(entry, name) == getattr(found.node, name)
                 (version,) = histories[0].versions(found.path)
                 assert version.times == (snapshot.ref.time,) and version.entry == entry
             everything = histories[0].glob(Pattern.parse(b"**"))  # of the snapshot before too
@@ -283,8 +284,8 @@ def test_versions_over_snapshots_of_a_server(golden: Path) -> None:
         trees = {one.ref.time: one.tree(one.archive("root.pxar")) for one in snapshots}
         states: dict[bytes, dict[int, Entry]] = {}
         for time, tree in trees.items():
-            for found in listing(tree, b"/", recursive=True):
-                states.setdefault(found.shown, {})[time] = found.entry
+            for found in listing(ArchiveView(tree), b"/", recursive=True):
+                states.setdefault(found.shown, {})[time] = found.node
         several = 0
         for path, by_time in states.items():
             versions = histories[0].versions(path)

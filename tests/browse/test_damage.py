@@ -31,9 +31,13 @@ def places(tmp_path: Path, mode: Mode) -> tuple[Path, dict[str, tuple[int, int]]
     return tmp_path / "store", places
 
 
+def named(tree: Tree, ranges: list[tuple[int, int]], room: int = ROOM) -> list[list[str]]:
+    return [[file.path for file in files] for files in damaged_files(tree, ranges, room)]
+
+
 def found(tree: Tree, *ranges: tuple[int, int]) -> set[str]:
     """Those of the larger files."""
-    lists = damaged_files(tree, list(ranges), ROOM)
+    lists = named(tree, list(ranges))
     assert len(lists) == len(ranges)
     assert all(len(files) == len(set(files)) for files in lists)
     files = {name for files in lists for name in files}
@@ -80,9 +84,11 @@ def test_several_ranges(places: tuple[Path, dict[str, tuple[int, int]]], mode: M
     with opened(places[0]) as tree:
         assert found(tree, *ranges) == set(chosen)
         in_order = sorted(chosen, key=lambda name: places[1][name][0])
-        assert damaged_files(tree, ranges, ROOM) == [[name] for name in in_order]
+        assert named(tree, ranges) == [[name] for name in in_order]
         start, end = places[1]["/z"]
-        assert damaged_files(tree, [(start, start + 9), (start + 9, end)], ROOM) == [["/z"], ["/z"]]
+        assert named(tree, [(start, start + 9), (start + 9, end)]) == [["/z"], ["/z"]]
+        (file,), (rest,) = damaged_files(tree, [(start - 5, start + 9), (start + 9, end)], ROOM)
+        assert (file.start, file.end, rest.start, rest.end) == (0, 9, 9, end - start)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -91,8 +97,8 @@ def test_long_lists_are_cut(
 ) -> None:
     monkeypatch.setattr(module, "_FILES_AT_MOST", 7)
     with opened(places[0]) as tree:
-        (files,) = damaged_files(tree, [(0, tree.content.size)], ROOM)
-        (fewer,) = damaged_files(tree, [(0, tree.content.size)], len(files[0]) + 1)
+        (files,) = named(tree, [(0, tree.content.size)])
+        (fewer,) = named(tree, [(0, tree.content.size)], len(files[0]) + 1)
     assert len(files) == 8 and files[-1] == "(and more)"
     assert fewer == [*files[:2], "(and more)"]
 
@@ -105,8 +111,8 @@ def test_names_that_cannot_be_read(places: tuple[Path, dict[str, tuple[int, int]
         last = index.digest(len(index) - 1).hex()
         (file,) = [file for file in chunk_files(places[0]) if file.name == last]
         file.unlink()
-        (files,) = damaged_files(tree, [(0, 0)], ROOM)
+        (files,) = named(tree, [(0, 0)])
         assert len(files) == 1 and files[0].startswith("(everything after ")
         for file in chunk_files(places[0]):
             file.unlink()
-        assert damaged_files(tree, [(0, 0)], ROOM)[0][-1] == "(everything after /)"
+        assert named(tree, [(0, 0)])[0][-1] == "(everything after /)"

@@ -4,12 +4,14 @@ import os
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archiver.backup.run import Mode
-from archiver.browse.files import contents, listing
+from archiver.browse.files import contents, listing, names_below, size_below
 from archiver.browse.snapshot import Tree
+from archiver.browse.view import ArchiveView, RecordedView, open_view
 from archiver.errors import Damaged, NotFound, UsageError
 from archiver.store.chunks import ChunkDamaged
 from tests.browse.small_store import ODD, build_tree, make_store, opened
@@ -45,7 +47,24 @@ def tree(source: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest
 
 
 def listed(tree: Tree, path: bytes, *, recursive: bool = False) -> list[tuple[bytes, bytes]]:
-    return [(entry.path, entry.shown) for entry in listing(tree, path, recursive=recursive)]
+    """As both the catalog and the archive have it."""
+    views: list[Any] = [ArchiveView(tree), open_view(tree.snapshot, tree.files)]
+    assert isinstance(views[1], RecordedView)
+    found = []
+    for view in views:
+        try:
+            found.append([(entry.path, entry.shown) for entry in listing(view, path, recursive=recursive)])
+        except NotFound:
+            found.append([])
+            last = view is views[-1]
+            assert found[0] == []
+            if last:
+                raise
+            continue
+        if recursive:
+            assert [above + name for above, name in names_below(view, path)] == [shown for _, shown in found[-1]]
+    assert found[0] == found[1]
+    return found[0]
 
 
 # Listing.
@@ -78,7 +97,7 @@ def test_huge_directory_takes_little_memory(tmp_path: Path) -> None:
     with opened(tmp_path / "store") as tree:
         tracemalloc.start()
         try:
-            assert sum(1 for _ in listing(tree, b"/", recursive=True)) == 10_000
+            assert sum(1 for _ in listing(ArchiveView(tree), b"/", recursive=True)) == 10_000
             assert tracemalloc.get_traced_memory()[1] < 4 << 20
         finally:
             tracemalloc.stop()
@@ -124,6 +143,20 @@ def test_what_is_not_there(tree: Tree, path: bytes) -> None:
         listed(tree, path)
     with pytest.raises(NotFound, match="there is no"):
         list(contents(tree, path))
+
+
+@pytest.mark.parametrize("path", [b"/", b"dir", b"many", b"none", b"dir/sub", b"a", b"fifo", b"link"])
+def test_bytes_below(tree: Tree, expected: dict[bytes, bytes], path: bytes) -> None:
+    prefix = b"/" + path.strip(b"/")
+    below = prefix.rstrip(b"/") + b"/"
+    total = sum(
+        len(data)
+        for name, data in expected.items()
+        if (name == prefix or name.startswith(below)) and name != b"/dir/hard"  # a further name has no contents
+    )
+    archive, recorded = ArchiveView(tree), open_view(tree.snapshot, tree.files)
+    assert isinstance(recorded, RecordedView)
+    assert size_below(archive, archive.find(path)) == size_below(recorded, recorded.find(path)) == total
 
 
 # Contents.
@@ -185,4 +218,4 @@ def test_damaged_tables_are_told(source: Path, tmp_path: Path) -> None:
             wrong[at] ^= 0xFF
             tree.archive.read_at = lambda offset, length, data=bytes(wrong): data[offset : offset + length]  # type: ignore
             with pytest.raises(Damaged, match=r"source\.pxar of host/test/.* is damaged"):
-                listed(tree, b"/", recursive=True)
+                list(listing(ArchiveView(tree), b"/", recursive=True))

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from archiver.browse import damage as damage_module
 from archiver.browse import verify as verify_module
 from archiver.browse import verify_result
-from archiver.browse.damage import damaged_files
+from archiver.browse.damage import DamagedFile, damaged_files
 from archiver.browse.snapshot import Snapshot, Tree
 from archiver.core.events import ignore
 from archiver.errors import TargetAbsent
@@ -85,11 +86,11 @@ def test_much_damage_reads_a_tree_once(tmp_path: Path, monkeypatch: pytest.Monke
         (path / ".chunks" / name[:4] / name).unlink()
     calls: list[int] = []
 
-    def counted(tree: Tree, content: list[tuple[int, int]], room: int) -> list[list[str]]:
+    def counted(tree: Tree, content: list[tuple[int, int]], room: int) -> list[list[DamagedFile]]:
         calls.append(len(content))
         return damaged_files(tree, content, room)
 
-    monkeypatch.setattr(verify_module, "damaged_files", counted)
+    monkeypatch.setattr(damage_module, "damaged_files", counted)
     assert [error.chunk for error in damage(path)] == chunks
     assert calls == [len(chunks)] and len(chunks) > 5
     monkeypatch.setattr(verify_result, "ERRORS_KEPT", 2)

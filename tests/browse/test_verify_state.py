@@ -115,7 +115,6 @@ def test_database_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = place / "store"
     run(path)
     with monkeypatch.context() as patch:
-        patch.setattr("archiver.store.store.record_snapshot", None)
         patch.setattr("archiver.store.database.refresh.record_snapshot", None)
         run(path, now=NOW + 5)
     with Store.open(path) as store:

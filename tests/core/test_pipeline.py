@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from archiver.core.pipeline import Cancelled, Channel, Pipeline, Pool, chunk_workers
+from archiver.errors import ArchiverError
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 60.0  # seconds until a test that hangs fails
@@ -220,7 +221,7 @@ def test_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="new thread"), Pipeline() as pipeline:
+    with pytest.raises(ArchiverError, match="new thread"), Pipeline() as pipeline:
         channel: Channel[int] = Channel(pipeline, 1)
 
         def get() -> None:

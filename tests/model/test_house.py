@@ -1,17 +1,20 @@
 """Random runs of everything that keeps a store in order, beside each other and beside backups, against a dictionary.
 
-An action may be killed at any of its system calls, and while a backup or sync stores chunks another action may come in
-between. Whatever happens, a published snapshot restores exactly, or it needs a chunk that the test has damaged, and a
-verification names it.
+An action may be killed, interrupted by Ctrl-C or struck by an error of the disk at any of its system calls, and while a
+backup or sync stores chunks another action may come in between. Whatever happens, a published snapshot restores
+exactly, or it needs a chunk that the test has damaged, and a verification names it.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import random
 import shutil
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from archiver.backup.run import CryptMode, Mode
 from archiver.browse.verify import VerifyOptions, verify
 from archiver.core.clock import Clock
 from archiver.core.events import ignore
@@ -55,15 +59,43 @@ from tests.stores import (
 from tests.sync.pair import find
 
 DAY = 86400
-GROUPS = [
-    (GroupRef("", "host", "data"), "data", None),
-    (GroupRef("", "host", "meta"), "metadata", None),
-    (GroupRef("inner", "host", "meta"), "metadata", None),
-    (GroupRef("inner", "host", "secret"), "metadata", KEY),
-    (GroupRef("", "host", "old"), "legacy", KEY),
+GROUPS: list[tuple[GroupRef, Mode, CryptMode]] = [
+    (GroupRef("", "host", "data"), "data", "none"),
+    (GroupRef("", "host", "meta"), "metadata", "none"),
+    (GroupRef("inner", "host", "meta"), "metadata", "none"),
+    (GroupRef("inner", "host", "secret"), "metadata", "encrypt"),
+    (GroupRef("", "host", "old"), "legacy", "encrypt"),
+    (GroupRef("", "host", "proof"), "metadata", "sign-only"),
 ]
 _CALLS = ("rename", "unlink", "utime", "fsync", "mkdir", "write")
-_KILLED = 9
+_LOST, _KILLED, _ENDED = 1, 9, 10  # exit codes of a child: what must not be, killed, ended by what struck it
+
+
+def _kill() -> None:
+    os._exit(_KILLED)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _fail() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+_STRIKES = {"killed": _kill, "interrupted": _interrupt, "failing": _fail}
+
+
+def _count(name: str, number: Iterator[int], chosen: int, strike: Callable[[], None]) -> None:
+    """From now on calls of this name count too."""
+    real = getattr(os, name)
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if next(number) == chosen:
+            strike()
+        return real(*arguments, **options)
+
+    setattr(os, name, counted)
 
 
 class Jumping(Clock):
@@ -105,7 +137,7 @@ def same_files(one: Path, other: Path) -> bool:
 
 
 def key_of(ref: SnapshotRef) -> CryptConfig | None:
-    if ref.group.id in ("secret", "old"):
+    if ref.group.id in ("secret", "old", "proof"):
         return KEY
     return golden_store.KEY if ref.group.type == "ct" or ref.group.id == "signed" else None
 
@@ -127,7 +159,8 @@ class House:
             make_store(self.first.path)
         self.copies = 0
         self.log: list[str] = []
-        self.has_harmed = self.harmed_inside = False
+        self.counts: Counter[str] = Counter()
+        self.has_harmed = self.harmed_inside = self.is_failing = False
         self.inside = False  # an action comes in between another one
 
     def begin_with_golden(self) -> None:
@@ -156,7 +189,8 @@ class House:
     # -- actions: each returns what is to be done, and what follows from it in the model -----------------------------
 
     def backup(self) -> None:
-        group, mode, crypt = self.rng.choice(GROUPS)
+        group, mode, crypt_mode = self.rng.choice(GROUPS)
+        crypt = None if crypt_mode == "none" else KEY
         if not self.inside:
             self.clock.offset += self.rng.randrange(60, 8000)
             mutate(self.tree, self.rng.randrange(1 << 30), 3)
@@ -164,11 +198,11 @@ class House:
         kept = self.work / f"kept-{self.copies}"
         shutil.copytree(self.tree, kept, symlinks=True)
         place, audit = self.first, self.rng.choice([0, 0, 50])
-        mode = self.rng.choice([mode, mode, mode, "data"])
+        mode = self.rng.choice([mode, mode, mode, "data", "legacy"])
 
         def work() -> None:
             with self.open(place) as store:
-                save_into(store, self.tree, group=group, mode=mode, crypt=crypt, audit=audit)  # type: ignore[arg-type]
+                save_into(store, self.tree, group=group, mode=mode, crypt=crypt, crypt_mode=crypt_mode, audit=audit)
 
         before = set(place.held)
         self.do(f"backup {group} {mode}", work, stores=True)
@@ -199,7 +233,7 @@ class House:
         def work() -> None:
             with self.open(place) as store:
                 outcome = remove(store, plan)
-                assert not outcome.failed, outcome
+                assert self.is_failing or not outcome.failed, outcome
 
         self.do(f"remove {len(plan.removed)} in {place.path.name}", work)
         planned, present = {item.ref for item in plan.removed}, self.finished(place)
@@ -257,9 +291,11 @@ class House:
                 target.identify()
                 remember(source, target)
                 result = carry_out(source, target, make_plan(source, target, options), options, ignore)
-                assert result.stopped is None or isinstance(result.stopped, self.obstacles), result.stopped
+                is_known = self.is_failing or isinstance(result.stopped, (type(None), *self.obstacles))
+                assert is_known, result.stopped
                 for problem in result.problems:
                     is_known = isinstance(problem.error, (Locked, Skipped)) or self.has_harmed or self.inside
+                    is_known = is_known or self.is_failing
                     assert is_known, problem
 
         before = dict(ours.held)
@@ -302,6 +338,7 @@ class House:
         self.has_harmed = True
         self.harmed_inside = self.harmed_inside or self.inside
         self.log.append(f"harm {file.name[:8]} in {place.path.name}")
+        self.counts["harm"] += 1
         data, how = bytearray(file.read_bytes()), self.rng.randrange(4)
         if how == 0:
             file.unlink()
@@ -322,6 +359,7 @@ class House:
         if self.inside or not database.is_dir():
             return
         self.log.append(f"database of {place.path.name}: {how}")
+        self.counts[f"database {how}"] += 1
         if how == "delete":
             shutil.rmtree(database)
         elif how == "save":
@@ -339,6 +377,7 @@ class House:
         if not self.inside:
             self.clock.offset += self.rng.choice([-400 * DAY, -DAY, 3600, 40 * DAY, 100 * DAY, 400 * DAY])
             self.clock.offset = max(self.clock.offset, 7200)
+            self.counts["jump"] += 1
 
     # -- how they are done -------------------------------------------------------------------------------------------
 
@@ -346,21 +385,25 @@ class House:
         """To the end, or killed on the way, or with another action in between."""
         if self.inside:
             self.log.append(f"  meanwhile: {name}")
+            self.counts[f"{name.split()[0]} meanwhile"] += 1
             self.bear(name, work)
             return
         self.harmed_inside = False
         how = self.rng.random()
         if how < 0.3:
             calls = int(self.rng.paretovariate(0.4)) % 400 + 1
-            self.log.append(f"{name}, killed at call {calls}")
-            self.killed(name, work, calls)
+            struck = self.rng.choice(["killed", "killed", "interrupted", "failing"])
+            self.log.append(f"{name}, {struck} at call {calls}")
+            self.struck(name, work, calls, struck)
         elif how < 0.6 and stores:
             self.log.append(name)
             with self.between():
                 self.bear(name, work)
+            self.counts[f"{name.split()[0]} disturbed"] += 1
         else:
             self.log.append(name)
             self.bear(name, work)
+            self.counts[f"{name.split()[0]} done"] += 1
 
     def bear(self, name: str, work: Callable[[], None]) -> None:
         """Somebody may be in the way."""
@@ -378,31 +421,30 @@ class House:
                 raise
             self.log.append(f"  {error}")
 
-    def killed(self, name: str, work: Callable[[], None], calls: int) -> None:
+    def struck(self, name: str, work: Callable[[], None], call: int, how: str) -> None:
+        """In a process of its own, at its n-th call."""
         child = os.fork()
         if not child:
+            code = _LOST
             try:
-                left = iter(range(calls))
-                for call in _CALLS:
-                    self.count(call, left)
+                self.is_failing = how == "failing"
+                number = itertools.count()
+                for each in _CALLS:
+                    _count(each, number, call, _STRIKES[how])
                 self.bear(name, work)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
+                code = 0
+            except KeyboardInterrupt:
+                code = _ENDED if how == "interrupted" else _LOST
+            except (ArchiverError, OSError):
+                code = _ENDED if self.is_failing else _LOST
+            finally:
+                if code == _LOST:
+                    traceback.print_exc()
+                os._exit(code)
         _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) in (0, _KILLED)
-
-    @staticmethod
-    def count(name: str, left: Iterator[int]) -> None:
-        real = getattr(os, name)
-
-        def counted(*arguments: Any, **options: Any) -> Any:
-            if next(left, None) is None:
-                os._exit(_KILLED)
-            return real(*arguments, **options)
-
-        setattr(os, name, counted)
+        code = os.waitstatus_to_exitcode(status)
+        assert code in (0, _KILLED, _ENDED), (name, how, code)
+        self.counts[f"{name.split()[0]} {how if code else 'done'}"] += 1
 
     @contextmanager
     def between(self) -> Iterator[None]:
@@ -475,6 +517,7 @@ class House:
                 found = [text for text in found if "mtime" not in text]
             assert found == [], ref
             shutil.rmtree(out)
+            self.counts["restore"] += 1
 
     @staticmethod
     def is_harmed(store: Store, name: str) -> bool:
@@ -486,9 +529,10 @@ class House:
         return reader.is_bad(bytes.fromhex(name))
 
 
-def run(work: Path, seed: int, steps: int, small: Path | None = None) -> None:
+def run(work: Path, seed: int, steps: int, small: Path | None = None) -> Counter[str]:
+    """What was done how often."""
     house = House(work, seed, small)
-    actions: dict[Callable[[], None], int] = {
+    actions: dict[Callable[[], None], int] = {  # what is to be tried too gets a line here, and one in ``between``
         house.backup: 8,
         house.sync: 4,
         house.gc: 4,
@@ -512,6 +556,7 @@ def run(work: Path, seed: int, steps: int, small: Path | None = None) -> None:
     except BaseException:
         print("\n".join(house.log))
         raise
+    return house.counts
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -528,5 +573,9 @@ def test_short_runs_on_a_small_disk(tmp_path: Path, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(100, 140))
-def test_long_runs(tmp_path: Path, seed: int) -> None:
-    run(tmp_path, seed, 120)
+def test_long_runs(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = run(tmp_path, seed, 120)
+    with capsys.disabled():
+        print(
+            f"\nseed {seed}, {counts.total()}:", ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from archiver.browse.files import contents, listing
 from archiver.browse.snapshot import Snapshot
+from archiver.browse.view import ArchiveView
 from archiver.core.events import ignore
 from archiver.errors import ArchiverError, UsageError
 from archiver.restore.run import RestoreResult, restore
@@ -69,9 +70,9 @@ def read_all(store: Store, ref: SnapshotRef) -> int:
     snapshot = Snapshot(store, ref)
     tree = snapshot.tree(snapshot.archive(None))
     count = 0
-    for found in listing(tree, b"/", recursive=True):
+    for found in listing(ArchiveView(tree), b"/", recursive=True):
         count += 1
-        if found.entry.kind in ("file", "hardlink"):
+        if found.node.kind in ("file", "hardlink"):
             with suppress(UsageError):  # there are two of that name, as the listing tells where it ends
                 for _ in contents(tree, found.path):
                     pass

@@ -211,8 +211,9 @@ class Record:
 
     def item(self, number: int) -> bytes:
         """The items of one entry."""
-        end = self._items + self._ends[number]
-        return self.raw[end - int(self.lengths[number]) : end]
+        ends = self._ends
+        start = ends[number - 1] if number else 0
+        return self.raw[self._items + start : self._items + ends[number]]
 
     def part(self, start: int, stop: int) -> tuple[bytes, bytes, bytes]:
         """Items, lengths (u32) and kinds of the entries [start, stop)."""
@@ -303,6 +304,12 @@ class Draft:
         )
         lengths = np.array(self.lengths, "<u4").tobytes()
         return b"".join((head, self.own, self._rows, lengths, self.kinds, names, items, table))
+
+
+def content_sizes(record: Record) -> NDArray[np.int64]:
+    """Bytes of the contents of each file of a record, as the archive says."""
+    places = reference_places(record.lengths.astype(np.int64), record.kinds)
+    return read_references(record.items, places)[:, 1]
 
 
 def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[bytearray, Layout]:

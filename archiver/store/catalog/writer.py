@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from archiver.core.disk import explained, nameless_file
+from archiver.core.disk import explained, nameless_file, read_at
 from archiver.store.catalog import runs
 from archiver.store.catalog.catalog import (
     CHANGE,
@@ -77,7 +77,7 @@ class _Packs:
 
     def values(self) -> Iterator[bytes]:
         for start, length in self.spans:
-            yield os.pread(self._fd, length, start)
+            yield read_at(self._fd, length, start)
 
 
 class RunWriter:
@@ -103,8 +103,8 @@ class RunWriter:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1  # closed even when that fails
+            os.close(fd)
 
     # -- telling -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ is told from corruption by statvfs; where files are never written in place, a ne
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -40,6 +41,14 @@ _DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.
 
 class DatabaseDamaged(Exception):
     """The LMDB file cannot be used; it is to be dropped and built again."""
+
+
+class _Interrupted(DatabaseDamaged):
+    """A signal came while LMDB waited for the disk: to be done again."""
+
+
+def _was_interrupted(error: lmdb.Error) -> bool:
+    return str(error).endswith(os.strerror(errno.EINTR))
 
 
 class Environment:
@@ -96,6 +105,8 @@ class Environment:
                     return self.env.open_db(name)
             except lmdb.MapResizedError:
                 self._resize(0)
+            except _Interrupted:
+                pass
 
     def _check_room(self) -> None:
         """Every transaction writes into the map of the file of locks. Raises NoSpace where that must not be tried."""
@@ -160,6 +171,8 @@ class Environment:
                 self._resize(self.map_size * 2)
             except lmdb.MapResizedError:
                 self._resize(0)
+            except _Interrupted:
+                pass
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -168,6 +181,8 @@ class Environment:
         except (lmdb.MapFullError, lmdb.MapResizedError):
             raise
         except lmdb.Error as error:
+            if _was_interrupted(error):
+                raise _Interrupted from error
             is_full = isinstance(error, lmdb.DiskError) or nearly_full(self.directory)
             if is_full and not isinstance(error, _DAMAGE):
                 raise no_space("write the database in", self.directory) from error
@@ -187,8 +202,9 @@ class Environment:
         self.env.close()
         if self._use_fd >= 0:
             # Only the last user knows that nothing will be written behind the stamp's back.
-            if self._wrote and not self.broken and lock_range(self._use_fd, 0, 1, exclusive=True):
-                inspection.stamp(self.directory)
+            with suppress(OSError):  # without a stamp it is looked through the next time
+                if self._wrote and not self.broken and lock_range(self._use_fd, 0, 1, exclusive=True):
+                    inspection.stamp(self.directory)
             os.close(self._use_fd)
 
 
@@ -267,6 +283,8 @@ def _open(directory: str, data: str) -> tuple[int, Any]:
                 raise
             size = max(size // 2, smallest)
         except lmdb.Error as error:
+            if _was_interrupted(error):
+                continue
             if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PanicError)):
                 raise DatabaseDamaged(str(error)) from error
             raise

@@ -18,7 +18,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from archiver.core.disk import Disk
+from archiver.core.disk import Disk, read_at
 
 DATA = "data.mdb"
 STAMP = "clean.json"
@@ -36,11 +36,11 @@ def complete(path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
-        first = _meta(os.pread(fd, 4096, 0))
+        first = _meta(read_at(fd, 4096, 0))
         if first is None:
             return False
         page_size = first[0]
-        second = _meta(os.pread(fd, 4096, page_size))
+        second = _meta(read_at(fd, 4096, page_size))
         if second is None or second[0] != page_size:
             return False
         return size >= (max(first[1], second[1]) + 1) * page_size

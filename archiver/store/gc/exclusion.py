@@ -72,9 +72,14 @@ def exclusive(
         opened.callback(os.close, fd)
 
         def free(start: int, length: int) -> bool:
-            if dry_run:
-                return not range_is_locked(fd, start, length)
-            return lock_range(fd, start, length, exclusive=True)
+            with explained("lock", layout.lock):
+                if dry_run:
+                    return not range_is_locked(fd, start, length)
+                return lock_range(fd, start, length, exclusive=True)
+
+        def give_back() -> None:
+            with suppress(OSError):  # closing the file does it too
+                unlock_range(fd, 0, 1)
 
         if not free(1, 0):
             raise Locked(
@@ -83,10 +88,11 @@ def exclusive(
             )
         if not dry_run:
             opened.enter_context(lock.yielding())
-            opened.callback(unlock_range, fd, 0, 1)  # before writers that wait are told that nobody yields any more
+            opened.callback(give_back)  # before writers that wait are told that nobody yields any more
         mode, reason = _mode(layout, asked, free)
         if mode == "cutoff" and not dry_run:
-            unlock_range(fd, 0, 1)
+            with explained("unlock", layout.lock):
+                unlock_range(fd, 0, 1)
             check_access_times(layout)
             lock.begin(store.clock.now_ns())  # before the sessions are looked at: a later one touches nothing earlier
         others = sessions_of(store, alone=mode == "immediate", interrupted=interrupted)

@@ -1,0 +1,295 @@
+"""find, history"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from archiver.cli.context import Context, allow_unsigned_option, global_options
+from archiver.cli.entries import (
+    LARGEST,
+    archive_option,
+    bytes_of,
+    entry_json,
+    long_line,
+    parse_moment,
+    parse_sizes,
+    print0_option,
+    text_of,
+)
+from archiver.cli.output import printable
+from archiver.errors import KeyProblem, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from archiver.browse.history import Version
+    from archiver.browse.search import Hit, Query
+    from archiver.browse.snapshot import Snapshot
+    from archiver.store.layout import GroupRef
+    from archiver.store.store import Store
+    from formats.pxar.items import Kind
+
+_TYPES: dict[str, Kind] = {
+    "f": "file",
+    "d": "dir",
+    "l": "symlink",
+    "h": "hardlink",
+    "b": "block",
+    "c": "char",
+    "p": "fifo",
+    "s": "socket",
+}
+_group_option = click.option("--group", metavar="TYPE/ID", help="Look into all snapshots of this group.")
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@click.option("--regex", metavar="EXPRESSION", help="A Python regular expression that matches somewhere in the path.")
+@click.option(
+    "--type", "types", multiple=True, type=click.Choice(list(_TYPES)), help="Kind of entry, as in find (repeatable)."
+)
+@click.option("--size", "sizes", multiple=True, metavar="SIZE", help="Of files: +10M or more, -1G or less, 0 exactly.")
+@click.option("--newer", metavar="TIME", help="Modified then or later: 2026-11-21, 2026-11-21T20:00:00Z, or 7d ago.")
+@click.option("--older", metavar="TIME", help="Modified then or before.")
+@click.option("--snapshot", metavar="SNAPSHOT", help="Look into this snapshot only.")
+@_group_option
+@archive_option
+@click.option("-l", "--long", "long_format", is_flag=True, help="Each version with mode, owner, size and time.")
+@print0_option
+@allow_unsigned_option
+@global_options
+def find(
+    context: Context,
+    pattern: str | None,
+    regex: str | None,
+    types: tuple[str, ...],
+    sizes: tuple[str, ...],
+    newer: str | None,
+    older: str | None,
+    snapshot: str | None,
+    group: str | None,
+    archive_name: str | None,
+    long_format: bool,
+    print0: bool,
+    allow_unsigned: bool,
+) -> None:
+    """Find entries by name, in all snapshots unless told otherwise.
+
+    PATTERN is one as for excludes: without a slash it is compared with names, '*half*' finds what has half in its name.
+    Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it.
+    """
+    from archiver.core.clock import Clock
+
+    output = context.output
+    if print0 and output.as_json:
+        raise UsageError("--print0 prints names only")
+    query = _query(pattern, regex, types, parse_sizes(sizes), newer, older, Clock().now())
+    with context.open_store(output) as store:
+        hits = _hits(context, store, query, snapshot, group, archive_name, allow_unsigned)
+        if output.as_json:
+            output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits))
+            return
+        last = None
+        for hit in hits:
+            where = hit.group, hit.archive, hit.path
+            name = version_name_of(hit.path, hit.version)
+            if print0:
+                output.raw((name if long_format else hit.path) + b"\0" if long_format or where != last else b"")
+            elif long_format:
+                output.line(long_line(hit.version.entry, name))
+            elif where != last:
+                output.line(printable(hit.path))
+            last = where
+
+
+def version_name_of(path: bytes, version: Version) -> bytes:
+    from archiver.browse.version import version_name
+
+    return version_name(path, version.times[-1])
+
+
+def _query(
+    pattern: str | None,
+    regex: str | None,
+    types: tuple[str, ...],
+    size: tuple[int, int] | None,
+    newer: str | None,
+    older: str | None,
+    now: int,
+) -> Query:
+    from archiver.browse.search import Query
+    from formats.errors import FormatError
+    from formats.patterns import Pattern
+
+    mtime = None
+    if newer is not None or older is not None:
+        first = -LARGEST if newer is None else parse_moment("--newer", newer, now)
+        mtime = first, LARGEST if older is None else parse_moment("--older", older, now) + 999_999_999
+    try:
+        return Query(
+            pattern=None if pattern is None else Pattern.parse(bytes_of(pattern)),
+            expression=None if regex is None else re.compile(bytes_of(regex)),
+            kinds=frozenset(_TYPES[letter] for letter in types) if types else None,
+            size=size,
+            mtime=mtime,
+        )
+    except FormatError as error:
+        raise UsageError(f"{pattern!r} is no pattern: {error}") from error
+    except re.error as error:
+        raise UsageError(f"{regex!r} is no regular expression: {error}") from error
+
+
+def _hits(
+    context: Context,
+    store: Store,
+    query: Query,
+    snapshot: str | None,
+    group: str | None,
+    archive_name: str | None,
+    allow_unsigned: bool,
+) -> Iterator[Hit]:
+    from archiver.browse.search import search
+
+    if snapshot is not None and group is not None:
+        raise UsageError("--snapshot and --group exclude each other")
+    if snapshot is not None:
+        opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
+        chosen: Iterator[list[Snapshot]] = iter([[opened]])
+    else:
+        chosen = opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned)
+    for snapshots in chosen:
+        for name in _tree_names(snapshots, archive_name):
+            yield from search(snapshots, name, query)
+
+
+def _tree_names(snapshots: list[Snapshot], archive_name: str | None) -> list[str]:
+    from archiver.browse.search import tree_names
+    from archiver.browse.snapshot import is_named
+
+    names = tree_names(snapshots)
+    if archive_name is None:
+        return names
+    return [
+        name
+        for name in names
+        if any(
+            archive.name == name and is_named(archive, archive_name) for one in snapshots for archive in one.archives()
+        )
+    ]
+
+
+def chosen_groups(context: Context, store: Store, group: str | None) -> list[GroupRef]:
+    """That one, or all at and below ``--ns``."""
+    if group is not None:
+        return [store.find_group(group, context.namespace)]
+    return [found for below in store.namespaces(context.namespace) for found in store.groups(below)]
+
+
+def opened_groups(
+    context: Context, store: Store, groups: list[GroupRef], allow_unsigned: bool
+) -> Iterator[list[Snapshot]]:
+    """The finished snapshots of each group, those that vanish meanwhile left out. A key that is missing for one of
+    several groups is told after the others were handed out. Raises KeyProblem, Damaged."""
+    from archiver.store.layout import SnapshotRef
+
+    problem: KeyProblem | None = None
+    for group in groups:
+        snapshots = []
+        try:
+            for when in store.times(group):
+                ref = SnapshotRef(group, when)
+                if store.is_finished(ref):
+                    snapshots.append(context.opened(store, ref, allow_unsigned=allow_unsigned))
+            is_signed = any(one.made_with_key for one in snapshots)
+            for one in snapshots:
+                one.group_is_signed = is_signed
+                for archive in one.archives():
+                    one.require_key(archive.files[0])
+        except NotFound:
+            continue
+        except KeyProblem as error:
+            problem = problem or error
+            continue
+        if snapshots:
+            yield snapshots
+    if problem is not None:
+        raise problem
+
+
+def _hit_json(hit: Hit) -> dict[str, Any]:
+    found = {"group": str(hit.group), "archive": hit.archive, "path": text_of(hit.path)}
+    return found | version_json(hit.group, hit.path, hit.version)
+
+
+def version_json(group: GroupRef, path: bytes, version: Version) -> dict[str, Any]:
+    from archiver.store.layout import SnapshotRef
+
+    return {
+        "name": text_of(version_name_of(path, version)),
+        "snapshot": str(SnapshotRef(group, version.times[-1])),
+        "first": str(SnapshotRef(group, version.times[0])),
+        "snapshots": len(version.times),
+    } | entry_json(version.entry)
+
+
+@click.command()
+@click.argument("path")
+@_group_option
+@archive_option
+@print0_option
+@allow_unsigned_option
+@global_options
+def history(
+    context: Context, path: str, group: str | None, archive_name: str | None, print0: bool, allow_unsigned: bool
+) -> None:
+    """Show all versions of PATH, oldest first: what changed, and in how many snapshots each is.
+
+    The name of a version is PATH@TIME, TIME being that of the newest snapshot that has it; cat and restore take it.
+    """
+    from archiver.browse.search import versions_of
+    from archiver.browse.view import plain_parts
+
+    output = context.output
+    if print0 and output.as_json:
+        raise UsageError("--print0 prints names only")
+    wanted = b"/" + b"/".join(plain_parts(bytes_of(path)))
+    items: list[dict[str, Any]] = []
+    rows: list[tuple[str, ...]] = []
+    with context.open_store(output) as store:
+        for snapshots in opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned):
+            for name in _tree_names(snapshots, archive_name):
+                for number, (version, what) in enumerate(with_changes(versions_of(snapshots, name, wanted))):
+                    where = {"group": str(snapshots[0].ref.group), "archive": name, "path": text_of(wanted)}
+                    items.append(where | version_json(snapshots[0].ref.group, wanted, version) | {"what": list(what)})
+                    if print0:
+                        output.raw(version_name_of(wanted, version) + b"\0")
+                    if not number:
+                        rows.append((f"{where['group']} {name}, {len(snapshots)} snapshots",))
+                    rows.append(_row(wanted, version, what))
+    if not items:
+        raise NotFound(f"there is no {printable(wanted)} in any snapshot", hint="find looks for parts of names")
+    if output.as_json:
+        output.document({"schema": 1, "items": items})
+    elif not print0:
+        for row in rows:
+            output.line("  ".join(row))
+
+
+def with_changes(versions: list[Version]) -> Iterator[tuple[Version, tuple[str, ...]]]:
+    """Each version, and in what it is not as the one before; ``replaced``: in nothing that an archive keeps."""
+    from archiver.browse.difference import differences
+
+    before: Version | None = None
+    for version in versions:
+        if before is None:
+            yield version, ()
+        else:
+            yield version, differences(before.entry, version.entry) or ("replaced",)
+        before = version
+
+
+def _row(path: bytes, version: Version, what: tuple[str, ...]) -> tuple[str, ...]:
+    line = long_line(version.entry, version_name_of(path, version))
+    return f"{len(version.times):>5}", line, ", ".join(what)

@@ -1,0 +1,372 @@
+"""Looking inside by command: a day on which a file is needed, the documents, names that are anything, keys."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from archiver.backup.run import BackupOptions, backup
+from archiver.backup.specification import ArchiveSpec
+from archiver.core import linux
+from archiver.core.events import ignore
+from archiver.source import content
+from archiver.store.layout import GroupRef, SnapshotRef
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from formats.manifest import Manifest
+from formats.naming import format_time
+from tests.cli.command import ask, call
+from tests.cli.stores import SNAPSHOT
+from tests.golden_store import ENCRYPTED, PLAIN, TREES, unpack, write_key
+from tests.stores import KEY, SetClock, save
+
+DAY = 86_400
+FIRST = 1_700_000_000
+ODD = b"new\nline \x1b[31m \xff"
+
+
+def nights(store: Path, source: Path) -> list[bytes]:
+    """30 nights of a home directory; a report is written in five of them and lost in the 25th. What it was."""
+    contents: list[bytes] = []
+    (source / "work").mkdir(parents=True)
+    (source / "letters").mkdir()
+    report = source / "work" / "annual-budget-2023.txt"
+    ask("init", store)
+    for night in range(30):
+        (source / "letters" / f"letter-{night:02}.txt").write_bytes(b"dear %d" % night)
+        if night in (0, 4, 9, 17, 21):
+            contents.append(b"budget, version %d\n" % len(contents) * (len(contents) + 1))
+            report.write_bytes(contents[-1])
+        if night == 25:
+            report.unlink()
+        save(store, source, group=GroupRef("", "host", "laptop"), time=FIRST + night * DAY, mode="metadata")
+    return contents
+
+
+def time_of(night: int) -> str:
+    return format_time(FIRST + night * DAY)
+
+
+def test_a_day_on_which_a_file_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone: find it by half its name, see its versions, and get the one before last next to the last one."""
+    store, path = tmp_path / "store", "/work/annual-budget-2023.txt"
+    contents = nights(store, tmp_path / "home")
+    monkeypatch.setenv("ARCHIVER_STORE", str(store))
+    assert call("cat", "latest", path).code == 10
+    assert call("find", "*budget*").out == path + "\n"
+    assert call("find", "*budget*", "--snapshot", "latest").out == ""
+    lines = call("history", path).lines
+    assert lines[0] == "host/laptop tree.pxar, 30 snapshots"
+    assert [line.split()[0] for line in lines[1:]] == ["4", "5", "8", "4", "4"]
+    names = [f"{path}@{time_of(night)}" for night in (3, 8, 16, 20, 24)]
+    assert [next(word for word in line.split() if "@" in word) for line in lines[1:]] == names
+    for name, text in ((names[-2], "before-last"), (names[-1], "last")):
+        done = call("cat", "host/laptop", name)
+        assert done.code == 0
+        (tmp_path / text).write_bytes(done.raw)
+    assert (tmp_path / "before-last").read_bytes() == contents[-2]
+    assert (tmp_path / "last").read_bytes() == contents[-1]
+
+
+def test_the_same_day_with_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    contents = nights(store, tmp_path / "home")
+    monkeypatch.setenv("ARCHIVER_STORE", str(store))
+    found = ask("find", "*budget*")["items"]
+    assert len(found) == 5 and {item["path"] for item in found} == {"/work/annual-budget-2023.txt"}
+    items = ask("history", found[0]["path"], "--group", found[0]["group"])["items"]
+    assert [(item["name"], item["first"], item["snapshot"], item["snapshots"], item["size"]) for item in items] == [
+        (item["name"], item["first"], item["snapshot"], item["snapshots"], item["size"]) for item in found
+    ]
+    assert [item["snapshots"] for item in items] == [4, 5, 8, 4, 4]
+    assert [item["what"] for item in items] == [[], *[["size", "mtime"]] * 4]
+    assert items[0]["first"] == f"host/laptop/{time_of(0)}" and items[-1]["snapshot"] == f"host/laptop/{time_of(24)}"
+    for item, data in zip(items, contents, strict=True):
+        assert call("cat", item["group"], item["name"]).raw == data
+        assert call("cat", item["first"], item["path"]).raw == data
+    for name in (f"{items[0]['path']}@{time_of(25)}", f"{items[0]['path']}@2001-01-01T00:00:00Z"):
+        assert call("cat", "host/laptop", name, "--archive", "tree.pxar").code == 10
+
+
+ENTRY = {"kind", "mode", "uid", "gid", "mtime", "mtime_nanos"}
+VERSION = {"name", "snapshot", "first", "snapshots"}
+
+
+def test_documents(store: Path, source: Path) -> None:
+    """Which members there are."""
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "tester", "--time", "1700100000")
+    (source / "file").write_bytes(b"other contents")
+    (source / "below" / "empty").unlink()
+    (source / "new").symlink_to("x")
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "tester", "--time", "1700200000")
+    where = {"group", "archive", "path"}
+    items = {item["path"]: item for item in ask("--store", store, "find", "--type", "f")["items"]}
+    assert items.keys() == {"/file", "/below/empty"}
+    assert items["/below/empty"].keys() == where | VERSION | ENTRY | {"size"}
+    assert items["/below/empty"]["snapshots"] == 2 and items["/below/empty"]["first"] == SNAPSHOT
+    (link,) = ask("--store", store, "find", "new")["items"]
+    assert link.keys() == where | VERSION | ENTRY | {"target"}
+    for item in ask("--store", store, "history", "file")["items"]:
+        assert item.keys() == where | VERSION | ENTRY | {"size", "what"}
+    done = call("--store", store, "diff", "latest", "--json")
+    document = done.document
+    assert done.code == 4
+    assert document.keys() == {"schema", "before", "after", "items", "summary", "errors"}
+    changes = {item["path"]: item for item in document["items"]}
+    members = {"archive", "path", "change", "what", "bytes_added", "bytes_removed", "before", "after"}
+    assert all(item.keys() == members for item in changes.values())
+    assert {path: item["change"] for path, item in changes.items()} == {
+        "/": "changed", "/below": "changed", "/below/empty": "removed", "/file": "changed", "/new": "added"
+    }  # fmt: skip
+    assert changes["/file"]["before"].keys() == changes["/file"]["after"].keys() == ENTRY | {"size"}
+    assert changes["/new"]["before"] is None and changes["/below/empty"]["after"] is None
+    assert document["summary"] == {"added": 1, "removed": 1, "changed": 3, "bytes_added": 14, "bytes_removed": 14}
+    sizes = call("--store", store, "diff", "latest", "--sizes", "--json").document
+    assert sizes.keys() == document.keys()
+    assert [(item["path"], item["bytes_added"], item["entries"]) for item in sizes["items"]] == [
+        ("/", 14, 5), ("/below", 0, 1)
+    ]  # fmt: skip
+    same = call("--store", store, "diff", SNAPSHOT, "host/tester/2023-11-16T02:00:00Z", "--json")
+    assert same.code == 0 and same.document["items"] == []
+    assert call("--store", store, "diff", SNAPSHOT).code == 10  # it is the first one
+
+
+def test_listings(store: Path) -> None:
+    listed = call("--store", store, "ls", "latest", "-R").lines
+    assert listed == ["below", "below/empty", "file", "link"]
+    assert call("--store", store, "ls", "latest", "--tree").lines == ["below", "  empty", "file", "link"]
+    sizes = call("--store", store, "ls", "latest", "--sizes").lines
+    assert [line.split() for line in sizes] == [["0", "B", "below"], ["14", "B", "file"], ["0", "B", "link"]]
+    assert call("--store", store, "ls", "latest", "-0", "-R").raw == b"below\0below/empty\0file\0link\0"
+    assert call("--store", store, "ls", "latest", "-0", "-l").code == 2
+    items = ask("--store", store, "ls", "latest", "--sizes")["items"]
+    assert {item["path"]: item.get("size") for item in items} == {"/below": 0, "/file": 14, "/link": None}
+    assert call("--store", store, "ls", "host/tester", f"/below@{SNAPSHOT.rsplit('/', 1)[1]}").lines == ["empty"]
+
+
+def test_names_are_shown_safely_and_told_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, store = tmp_path / "source", tmp_path / "store"
+    source.mkdir()
+    with open(os.fsencode(source) + b"/" + ODD, "wb") as file:
+        file.write(b"odd")
+    ask("init", store)
+    save(store, source, time=FIRST)
+    os.truncate(os.fsencode(source) + b"/" + ODD, 1)
+    save(store, source, time=FIRST + DAY)
+    monkeypatch.setenv("ARCHIVER_STORE", str(store))
+    name = os.fsdecode(b"/" + ODD)
+    for command in (("ls", "latest"), ("ls", "-R", "latest"), ("ls", "--tree", "-l", "latest"), ("find", "*line*"),
+                    ("find", "-l", "*"), ("history", name), ("diff", "latest"), ("diff", "latest", str(source)),
+                    ("diff", "latest", "--sizes")):  # fmt: skip
+        done = call(*command)
+        assert done.code in (0, 4)
+        assert all(text.isprintable() for text in done.lines), command
+        assert "sizes" in command[-1] or "\\x1b[31m \\xff" in done.out or "no" in command or done.code == 0
+    for command in (("ls", "latest"), ("find", "*line*"), ("history", name), ("diff", "latest")):
+        document = call(*command, "--json").document
+        assert name in [item["path"] for item in document["items"]]
+    assert call("ls", "latest", "-0").raw == ODD + b"\0"
+    assert call("find", "new*", "-0").raw == b"/" + ODD + b"\0"
+    assert call("diff", "latest", "-0").raw == b"/" + ODD + b"\0"
+    versions = call("history", name, "-0").raw.split(b"\0")[:-1]
+    assert versions == [b"/" + ODD + b"@" + format_time(when).encode() for when in (FIRST, FIRST + DAY)]
+    assert call("cat", "host/test", os.fsdecode(versions[0])).raw == b"odd"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("find", "--size", "ten"), "is no size"),
+        (("find", "--newer", "yesterday"), "is no time"),
+        (("find", "--regex", "("), "is no regular expression"),
+        (("find", "a["), "is no pattern"),
+        (("find", "--snapshot", "latest", "--group", "host/tester"), "exclude each other"),
+        (("find", "-0", "--json"), "names only"),
+        (("history", "-0", "--json", "x"), "names only"),
+        (("diff", "latest", "-0", "--sizes"), "names only"),
+        (("diff", "latest", "nonsense"), "is not a snapshot"),
+    ],
+)
+def test_nonsense(store: Path, arguments: tuple[str, ...], reason: str) -> None:
+    done = call("--store", store, *arguments)
+    assert done.code == 2
+    assert reason in (done.document["error"]["message"] if "--json" in arguments else done.err)
+
+
+def test_what_is_not_there(store: Path, tmp_path: Path) -> None:
+    assert call("--store", store, "history", "/absent").code == 10
+    assert call("--store", store, "find", "absent").code == 0
+    assert call("--store", store, "find", "--group", "host/absent").code == 10
+    assert call("--store", store, "diff", "latest", str(tmp_path / "absent")).code == 10
+    assert call("--store", store, "diff", "latest", "--path", "/absent", "/").code == 10
+
+
+def test_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, store = tmp_path / "source", tmp_path / "store"
+    source.mkdir()
+    for name, size, when in (("small", 10, FIRST), ("large", 3 << 20, FIRST + DAY), ("old", 5, 1_000_000)):
+        (source / name).write_bytes(bytes(size))
+        os.utime(source / name, (when, when))
+    ask("init", store)
+    save(store, source, time=FIRST + DAY)
+    monkeypatch.setenv("ARCHIVER_STORE", str(store))
+    for arguments, expected in (
+        (("--size", "+1M"), {"/large"}),
+        (("--size", "-1k"), {"/small", "/old"}),
+        (("--size", "+6", "--size", "-1G"), {"/small", "/large"}),
+        (("--size", "10"), {"/small"}),
+        (("--newer", "2023-11-15T00:00:00Z"), {"/large"}),
+        (("--older", "1970-02-01"), {"/old"}),
+        (("--older", "1h", "--newer", "2023-11-01", "*l*"), {"/small", "/large"}),
+        (("--regex", "^/.{5}$", "--type", "f"), {"/small", "/large"}),
+        (("--type", "d"), set()),
+    ):
+        assert {item["path"] for item in ask("find", *arguments)["items"]} == expected, arguments
+
+
+def test_diff_with_a_live_directory(store: Path, source: Path, tmp_path: Path) -> None:
+    assert call("--store", store, "diff", "latest", str(source)).code == 0
+    (source / "file").write_bytes(b"other bytes!!\n")
+    (source / "link").unlink()
+    done = call("--store", store, "diff", "latest", str(source))
+    assert done.code == 4
+    assert [line.split("  ")[0] for line in done.lines[:-1]] == ["M /", "M /file", "- /link"]
+    assert done.lines[-1] == "0 added, 1 removed, 2 changed; 14 B new, 14 B gone"
+    document = call("--store", store, "diff", "latest", str(source), "--content", "--json").document
+    assert document["before"] == SNAPSHOT and document["after"] == str(source)
+    assert [item["what"] for item in document["items"] if item["path"] == "/file"] == [["mtime", "content"]]
+    below = call("--store", store, "diff", "latest", "--path", "below", str(source / "below"))
+    assert below.code == 0
+
+
+def test_what_was_left_out_is_no_difference(tmp_path: Path, source: Path) -> None:
+    (source / "cache").mkdir()
+    (source / "cache" / "x").write_bytes(b"x")
+    for mode in ("metadata", "legacy"):
+        store = tmp_path / mode
+        ask("init", store)
+        ask("--store", store, "backup", f"tree.pxar:{source}", "--exclude", "/cache", "--mode", mode)
+        assert call("--store", store, "diff", "latest", str(source)).lines == [
+            "0 added, 0 removed, 0 changed; 0 B new, 0 B gone"
+        ]
+        assert call("--store", store, "diff", "latest", str(source), "--exclude", "link").code == 4
+
+
+@pytest.mark.parametrize("name", [b"below", b"file"])
+def test_what_cannot_be_read_is_no_difference(
+    store: Path, source: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only told, with exit code 3."""
+    opening = linux.open_noatime
+
+    def refusing(path: bytes, flags: int, directory: int) -> int:
+        if path == name:
+            raise PermissionError(errno.EACCES, "permission denied")
+        return opening(path, flags, directory)
+
+    os.utime(source / "file", (0, 0))  # or nobody would open it
+    for module in (linux, content):
+        monkeypatch.setattr(module, "open_noatime", refusing)
+    done = call("--store", store, "diff", "latest", str(source), "--json")
+    assert done.code == 3 and [item["path"] for item in done.document["errors"]] == ["/" + name.decode()]
+    assert [item["path"] for item in done.document["items"]] == ["/file"] * (name != b"file")
+
+
+# Encrypted, and by a server.
+
+
+def test_encrypted_snapshots_need_their_key(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, keyfile = tmp_path / "store", write_key(tmp_path / "key.json", KEY.enc_key)
+    ask("init", store)
+    for when in (FIRST, FIRST + DAY):
+        save(store, source, time=when, crypt=KEY)
+    monkeypatch.setenv("ARCHIVER_STORE", str(store))
+    commands = (("ls", "latest"), ("find", "*"), ("history", "/file"), ("diff", "latest"), ("cat", "latest", "/file"),
+                ("diff", "latest", str(source)))  # fmt: skip
+    for command in commands:
+        assert call(*command).code == 12, command
+        assert "file" not in call(*command).out
+        assert call(*command, "--keyfile", keyfile).code == 0, command
+    (item,) = ask("history", "/file", "--keyfile", keyfile)["items"]
+    assert item["snapshots"] == 2
+    other = write_key(tmp_path / "other.json", bytes(32))
+    assert {call(*command, "--keyfile", other).code for command in commands} == {12}
+
+
+def test_each_manifest_is_read_once(store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a key is in use and none of them is signed."""
+    for night in range(1, 12):
+        save(store, source, time=FIRST + night * DAY, group=GroupRef("", "host", "tester"))
+    read, manifest = [], Store.manifest
+
+    def counted(opened: Store, ref: SnapshotRef, *, from_file: bool = False) -> Manifest:
+        read.append(ref)
+        return manifest(opened, ref, from_file=from_file)
+
+    monkeypatch.setattr(Store, "manifest", counted)
+    keyfile = write_key(tmp_path / "key.json", bytes(32))
+    monkeypatch.setenv("ARCHIVER_KEYFILE", str(keyfile))
+    assert ask("--store", store, "find", "file")["items"][0]["snapshots"] >= 11
+    assert len(read) == len(set(read)) == 12
+    save(store, source, time=FIRST + 20 * DAY, group=GroupRef("", "host", "tester"), crypt=CryptConfig(bytes(32)))
+    assert call("--store", store, "find", "file").code == 20  # somebody may have put the others there
+    assert call("--store", store, "find", "file", "--allow-unsigned").code == 0
+
+
+def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source: Path) -> None:
+    save(store, source, time=FIRST, crypt=KEY, group=GroupRef("", "host", "aaa"))
+    done = call("--store", store, "find", "file")
+    assert done.code == 12 and done.lines == ["/file"]
+
+
+def test_golden_snapshots(tmp_path: Path) -> None:
+    """Of a server: split and not, plain and encrypted, images and blobs beside them."""
+    store, keyfile = unpack(tmp_path), write_key(tmp_path / "key.json")
+    for snapshot in (*PLAIN, *ENCRYPTED):
+        key = ("--keyfile", keyfile) if snapshot in ENCRYPTED or "signed" in snapshot else ()
+        base = ("--store", store, *key)
+        assert call(*base, "ls", snapshot).code == 0
+        if snapshot not in TREES:
+            continue
+        archive = ("--archive", TREES[snapshot].rsplit("/", 1)[1])
+        before = ask(*base, "ls", "-R", snapshot, *archive)["items"]  # as the archive says
+        found = ask(*base, "find", "--snapshot", snapshot, *archive)["items"]  # records it
+        after = ask(*base, "ls", "-R", snapshot, *archive)["items"]
+        assert before == after and len(before) > 3
+        assert [item["path"] for item in found] == [item["path"] for item in before]
+    alpha = [name for name in PLAIN if "alpha" in name]
+    for first, second in ((alpha[0], alpha[1]), (alpha[1], alpha[2]), (alpha[2], alpha[0])):
+        documents = [call("--store", store, "diff", first, second, "--json", *more) for more in ((), ("--content",))]
+        items = [{item["path"]: item for item in done.document["items"]} for done in documents]
+        assert {path for path, item in items[0].items()} <= items[1].keys()
+    assert call("--store", store, "diff", alpha[0], alpha[0]).code == 0
+
+
+def test_images_and_blobs(tmp_path: Path, source: Path) -> None:
+    store = unpack(tmp_path)
+    vm = "vm/100/2023-11-14T22:13:25Z"
+    assert call("--store", store, "diff", vm, vm).code == 0
+    done = call("--store", store, "diff", "host/alpha/2023-11-14T22:13:20Z", vm, "--json")
+    kinds = {item["archive"]: (item["change"], item["after"]) for item in done.document["items"] if not item["path"]}
+    listed = {item["archive"]: item["kind"] for item in ask("--store", store, "ls", vm)["items"]}
+    for archive, kind in listed.items():
+        if kind != "tree":
+            change, after = kinds[archive]
+            assert change == "added" and after is not None and after["kind"] == kind and after["size"] > 0
+
+
+def test_two_archives(tmp_path: Path, source: Path) -> None:
+    store = tmp_path / "store"
+    ask("init", store)
+    with Store.open(store, clock=SetClock(FIRST)) as opened:
+        specs = [ArchiveSpec(name, str(source)) for name in ("one", "two")]
+        backup(opened, specs, BackupOptions(GroupRef("", "host", "x"), time=FIRST), ignore)
+    assert {item["archive"] for item in ask("--store", store, "find", "file")["items"]} == {"one.pxar", "two.pxar"}
+    assert len(ask("--store", store, "find", "file", "--archive", "two")["items"]) == 1
+    assert ask("--store", store, "find", "file", "--archive", "three")["items"] == []
+    assert call("--store", store, "ls", "latest").lines == ["one.pxar", "two.pxar"]
+    assert call("--store", store, "diff", "latest", str(source)).code == 2
+    assert call("--store", store, "diff", "latest", str(source), "--archive", "two.pxar").code == 0
