@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from archiver.store.retention import Retention, plan_prune
 from archiver.store.store import Store
 from tests.compare import Description, snapshot_tree
 from tests.crash.checking import Scene
-from tests.crash.stage import START, Stage, forget_snapshots
+from tests.crash.stage import START, Stage, chunk_of, forget_snapshots
+from tests.heal import healing
 from tests.random_trees import noise
 from tests.stores import GROUP, Ahead, Heard, chunk_files, every_snapshot
 
@@ -239,3 +241,28 @@ def rebuild_database(place: Path) -> Scene:
             store.rebuild_database()
 
     return stage.scene(run)
+
+
+def heal_from_a_copy(place: Path) -> Scene:
+    """One chunk is damaged, and it is good in a copy of the store."""
+    stage = Stage(place)
+    stage.snapshots(1)
+    before = set(chunk_files(stage.root))
+    stage.change()
+    bad = stage.snapshot(1, mode="metadata")
+    shutil.copytree(stage.root, place / "copy")
+    victim = max(set(chunk_files(stage.root)) - before, key=lambda file: file.stat().st_size)
+    good = victim.read_bytes()
+    victim.write_bytes(noise(99, len(good)))
+
+    def run(path: Path) -> None:
+        healing.heal(path, copies=[place / "copy"], read_all=True)
+
+    def extra(store: Store, is_done: bool) -> None:
+        chunk = chunk_of(Path(store.layout.base), victim.name)
+        is_good = chunk.exists() and chunk.read_bytes() == good
+        assert is_good or not is_done
+        scene.damaged = frozenset() if is_good else frozenset({bad})
+
+    scene = stage.scene(run, extra=extra)
+    return scene

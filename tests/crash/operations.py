@@ -28,6 +28,7 @@ OPERATIONS: dict[str, Prepare] = {
     "sync": writing.sync,
     "sync of changes": writing.sync_of_changes,
     "verify": keeping.verify_with_set_aside,
+    "heal": keeping.heal_from_a_copy,
     "labels": keeping.labels,
     "ns create": keeping.create_namespaces,
     "ns move": keeping.move_namespace,
