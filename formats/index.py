@@ -297,6 +297,17 @@ class FixedIndexWriter(_Writer):
             _refuse_chunk(self.count, expected, end, digest)
         self._append(end, digest)
 
+    def add_run(self, digest: bytes, count: int) -> None:
+        """The next ``count`` chunks are full ones of the same contents: a hole. FormatError where they do not fit."""
+        end = (self.count + count) * self._chunk_size
+        fits = count > 0 and self._end == self.count * self._chunk_size
+        limit = _MAX_OFFSET if self._image_size is None else self._image_size
+        if not fits or end > limit or len(digest) != DIGEST_SIZE:
+            _refuse_chunk(self.count, f"{count} full chunks up to {limit}", end, digest)
+        self._pending += digest * count
+        self._end = end
+        self.count += count
+
     def finish(self) -> bytes:
         """The final header. FormatError when chunks are missing, ValueError when entries were not taken."""
         self._check_finished("a fixed index")

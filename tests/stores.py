@@ -93,8 +93,8 @@ def save_into(
     compare: Compare = "auto",
     audit: float = 0,
 ) -> Saved:
-    """Back up a directory as ``tree.pxar``, or several by their names. The store itself is never entered. With a key
-    the snapshot is encrypted unless ``crypt_mode`` says otherwise."""
+    """Back up a directory as ``tree.pxar``, or several sources by their names, which for trees have no extension. The
+    store itself is never entered. With a key the snapshot is encrypted unless ``crypt_mode`` says otherwise."""
     named = sources if isinstance(sources, dict) else {"tree": sources}
     options = BackupOptions(
         group,
@@ -114,7 +114,9 @@ def save_into(
             problems.append(event)
         store.listener(event)
 
-    result = backup(store, [ArchiveSpec(name, str(path)) for name, path in named.items()], options, hear)
+    names = [(*name.partition("."), str(path)) for name, path in named.items()]
+    specs = [ArchiveSpec(name, path, extension or "pxar") for name, _, extension, path in names]
+    result = backup(store, specs, options, hear)
     return Saved(result.snapshot, result, problems)
 
 

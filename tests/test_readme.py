@@ -54,13 +54,13 @@ def test_first_command_then_tour(checkout: Path) -> None:
     first = block("archiver --store ./store init")
     _, installed = first.split("pip install -q . && ")  # the installation itself is what CI does
     assert "snapshot" in run(installed, checkout)
+    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
     run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('archiver history')}", checkout)
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
-    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
     assert "\nremoved: " in run(f"{tour}\n{block('archiver du latest')}", checkout)
     assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
@@ -69,7 +69,21 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "nothing is damaged" in run("\n".join((tour, *heal)), checkout)
     max((checkout / "store/.chunks").glob("*/*"), key=lambda chunk: chunk.stat().st_size).unlink()
     assert "1 are healed" in run(f"{tour}\n{heal[-1]}", checkout)
+    formats = run(f"{tour}\n{block('--format tar.zst')}", checkout)
+    assert formats.count("verified") == 2 and "home.pxar" in formats
+    assert (checkout / "names.txt").read_text().startswith("./\n")
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
+
+
+def test_images_and_rescue(checkout: Path) -> None:
+    (checkout / "disk.raw").write_bytes(b"some data".ljust(9_000_001, b"\0"))
+    run(".venv/bin/archiver --store ./store init", checkout)
+    start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
+    assert "verified" in run(start + block("disk.img:./disk.raw"), checkout)
+    assert (checkout / "disk.copy").read_bytes() == (checkout / "disk.raw").read_bytes()
+    output = run(start + block("archiver rescue-script"), checkout)
+    assert "disk.img  passwd.conf" in output and "extracted 1 entries, 0 damaged" in output
+    assert (checkout / "rescued/base.img").read_bytes() == (checkout / "disk.raw").read_bytes()
 
 
 def test_keys(checkout: Path) -> None:
@@ -131,11 +145,13 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "prune": ("--keep-last", "1"),
         "gc": (),
         "key test": (),
+        "rescue-script": (tmp_path / "rescue.py",),
         "key drill": master,
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "heal", "restore", "forget", "diff", "diff --sizes"}
+    later = {"import", "verify", "heal", "restore", "forget", "diff", "diff --sizes"}
+    assert table.keys() == commands.keys() | later | {"debug recover", "debug recover-chunks"}
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
@@ -148,15 +164,25 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
-    min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
+    lost = min(chunks, key=lambda chunk: chunk.stat().st_size)  # that of the contents: there are errors to look at
+    documents["debug recover-chunks"] = ask("debug", "recover-chunks", lost.name, tmp_path / "contents")
+    lost.unlink()
+    documents["import"] = ask("import", ROOT / "tests/golden/pxar/plain.pxar", "--id", "elsewhere", "--time", "1")
+    for index in (tmp_path / "store").glob("host/*/*/*.didx"):
+        done = call("debug", "recover", index, tmp_path / f"{index.parent.name}-{index.name}", "--zero-fill", "--json")
+        if done.code == 20:
+            documents["debug recover"] = done.document
     for name, arguments in {"verify": (), "heal": (), "restore": ("latest", out)}.items():
         done = call(name, *arguments, "--json")
         assert done.code == 20 and done.document["items" if name == "heal" else "errors"]
         documents[name] = done.document
+    empty = {(name, "errors") for name in ("backup", "import", "diff", "diff --sizes")} | {
+        ("debug recover-chunks", "items")
+    }
     for name, document in documents.items():
         assert document.keys() - {"schema"} == table[name].keys(), name
         for member, inner in table[name].items():
-            if inner and not (name in ("backup", "diff", "diff --sizes") and member == "errors"):
+            if inner and (name, member) not in empty:
                 assert inner_members(document[member]) == inner, (name, member)
 
 

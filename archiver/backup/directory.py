@@ -42,7 +42,7 @@ from archiver.store.catalog.writer import RunWriter
 from formats.pxar.goodbye import HASH_KEY, build
 from formats.wire import Buffer
 
-_RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
+RACY = 2 * 10**9  # ns; a file that changed so shortly before it was looked at may change again without a trace
 _LEAST_SPLIT = SPLIT_FROM // 2
 _FILE = ord("f")
 _KEY = struct.Struct("<Q")
@@ -207,7 +207,7 @@ class Leaf:
         self.same = same
         self.draft: Draft | None = None if same is not None else Draft()
         self._done: list[tuple[int, int, Moved]] = []  # entries of ``same`` that were put into the archive as they were
-        self._racy = now_ns - _RACY
+        self._racy = now_ns - RACY
 
     @property
     def count(self) -> int:
@@ -448,7 +448,7 @@ class Level:
         """Fill in what the record says of the directory itself."""
         source = self.source
         draft.own = self.own
-        if self.stable and not self.is_doubtful and source.stat.st_ctime_ns <= self._now_ns - _RACY:
+        if self.stable and not self.is_doubtful and source.stat.st_ctime_ns <= self._now_ns - RACY:
             draft.inode, draft.mtime = source.stat.st_ino, signed(source.stat.st_mtime_ns)
             draft.ctime = signed(source.stat.st_ctime_ns)
             is_whole = self._recorded == len(source.names)  # else the next run is to look for what was left out

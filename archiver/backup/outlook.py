@@ -17,6 +17,7 @@ from archiver.backup.specification import ArchiveSpec
 from archiver.core.disk import available
 from archiver.core.events import SpaceShort
 from archiver.errors import ArchiverError
+from archiver.source.image import size_of
 from archiver.source.problem import Problem
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
 from archiver.store.layout import GroupRef, SnapshotRef
@@ -30,7 +31,7 @@ def look_out(store: Store, group: GroupRef, specs: Sequence[ArchiveSpec], walk: 
     """What there is to be told. Raises ArchiverError for a source that cannot be archived."""
     free = available(store.layout.base)
     limited = not walk.all_file_systems and not walk.include_dev
-    if limited and sum(_held(spec.path) for spec in specs) <= free:
+    if limited and sum(_held(spec) for spec in specs) <= free:
         return None
     times = store.times(group)
     if len(times) > 1:
@@ -38,14 +39,17 @@ def look_out(store: Store, group: GroupRef, specs: Sequence[ArchiveSpec], walk: 
         return SpaceShort(needed, free, "runs") if needed > free else None
     if times:
         return None
-    needed = sum(_size(spec.path, walk) for spec in specs)
+    needed = sum(_size(spec, walk) for spec in specs)
     return SpaceShort(needed, free, "sources") if needed > free else None
 
 
-def _held(path: str) -> int:
-    """Bytes in use on the file system of a source; more than it has for one that does not tell."""
+def _held(spec: ArchiveSpec) -> int:
+    """Bytes in use on the file system of a tree, more than it has for one that does not tell; of a file or device its
+    own."""
+    if spec.kind != "tree":
+        return _file_size(spec)
     try:
-        space = os.statvfs(path)
+        space = os.statvfs(spec.path)
     except OSError:
         return 0  # the run will tell
     return (space.f_blocks - space.f_bfree) * space.f_frsize or 1 << 62
@@ -61,9 +65,15 @@ def _stored(store: Store, ref: SnapshotRef) -> int:
     return size if isinstance(size, int) else 0
 
 
-def _size(path: str, options: WalkOptions) -> int:
+def _file_size(spec: ArchiveSpec) -> int:
+    return size_of(spec.path) + (size_of(spec.payload) if spec.payload is not None else 0)
+
+
+def _size(spec: ArchiveSpec, options: WalkOptions) -> int:
     """Bytes that the selected files take, holes apart. What cannot be read is told by the run itself."""
-    with Walk(path, options, _not_told, _known) as walk:
+    if spec.kind != "tree":
+        return _file_size(spec)
+    with Walk(spec.path, options, _not_told, _known) as walk:
         total, entered = 0, [_entries(walk.open_root())]
         while entered:
             entry = next(entered[-1], None)

@@ -6,19 +6,22 @@ Any doubt about it means "no reference": the run is then a complete backup, neve
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from archiver.backup.reuse import Previous
 from archiver.browse.snapshot import Snapshot
-from archiver.errors import ArchiverError, NotFound
+from archiver.errors import ArchiverError
 from archiver.store.indexes import Index
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
+from formats.index import FixedIndex
 from formats.manifest import FileInfo
 
 
@@ -76,6 +79,15 @@ class Reference:
         return index.digest(entry), index.end(entry) - index.start(entry)
 
 
+@dataclass(frozen=True, slots=True)
+class PreviousImage:
+    """An image of the newest finished snapshot of a group. ``csum``: of its index, as in the manifest."""
+
+    snapshot: Snapshot
+    index: FixedIndex
+    csum: bytes
+
+
 def find_previous(
     store: Store, group: GroupRef, name: str, crypt_mode: str, crypt: CryptConfig | None
 ) -> PreviousArchive | None:
@@ -83,28 +95,58 @@ def find_previous(
 
     None when it is the first of its name in the group; raises NoReference when there is one that cannot be used.
     """
+    with _doubtful():
+        found = _find(store, group, name, crypt_mode, crypt)
+        if found is None:
+            return None
+        snapshot, files = found
+        if len(files) != 2:
+            raise NoReference(f"{name} of {snapshot.ref} is not in two halves")
+        snapshot.index(files[0])
+        return PreviousArchive(snapshot, snapshot.index(files[1]), files[1], files[0].csum)
+
+
+def find_previous_image(
+    store: Store, group: GroupRef, name: str, crypt_mode: str, crypt: CryptConfig | None
+) -> PreviousImage | None:
+    """The same for an image, ``x.img``."""
+    with _doubtful():
+        found = _find(store, group, name, crypt_mode, crypt)
+        if found is None:
+            return None
+        snapshot, files = found
+        index = snapshot.index(files[0])
+        if not isinstance(index, FixedIndex):
+            raise NoReference(f"{name} of {snapshot.ref} is not an image")
+        return PreviousImage(snapshot, index, files[0].csum)
+
+
+@contextmanager
+def _doubtful() -> Iterator[None]:
+    """Whatever is wrong with a snapshot, it is no reference then."""
     try:
-        ref = store.newest(group)
-        if ref is None:
-            return None
-        snapshot = Snapshot(store, ref, crypt)
-        state = store.info(ref).verify_state
-        if state is not None and state.get("state") == "failed":
-            raise NoReference(f"{ref} failed its verification")
-        if crypt is not None and not snapshot.made_with_key:
-            raise NoReference(f"{ref} is not signed")
-        found = [archive for archive in snapshot.archives() if archive.name == name]
-        if not found:
-            return None
-        archive = found[0]
-        if len(archive.files) != 2:
-            raise NoReference(f"{name} of {ref} is not in two halves")
-        modes = {file.crypt_mode for file in archive.files}
-        if modes != {crypt_mode}:
-            raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
-        snapshot.index(archive.files[0])
-        return PreviousArchive(snapshot, snapshot.index(archive.files[1]), archive.files[1], archive.files[0].csum)
-    except NotFound as error:
-        raise NoReference(str(error)) from error
+        yield
     except (ArchiverError, FormatError) as error:
         raise NoReference(str(error)) from error
+
+
+def _find(
+    store: Store, group: GroupRef, name: str, crypt_mode: str, crypt: CryptConfig | None
+) -> tuple[Snapshot, tuple[FileInfo, ...]] | None:
+    """The newest finished snapshot and the files of its archive ``name``."""
+    ref = store.newest(group)
+    if ref is None:
+        return None
+    snapshot = Snapshot(store, ref, crypt)
+    state = store.info(ref).verify_state
+    if state is not None and state.get("state") == "failed":
+        raise NoReference(f"{ref} failed its verification")
+    if crypt is not None and not snapshot.made_with_key:
+        raise NoReference(f"{ref} is not signed")
+    found = [archive for archive in snapshot.archives() if archive.name == name]
+    if not found:
+        return None
+    modes = {file.crypt_mode for file in found[0].files}
+    if modes != {crypt_mode}:
+        raise NoReference(f"{name} of {ref} was saved with encryption mode {', '.join(sorted(modes))}")
+    return snapshot, found[0].files

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -13,15 +13,18 @@ from typing import Any, Literal, NamedTuple
 
 from archiver.backup.archive import Compare, TreeArchiver
 from archiver.backup.audit import Audit, next_turn
+from archiver.backup.blobs import encode_blob
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
+from archiver.backup.images import ImageArchiver, ImageOptions
 from archiver.backup.journal import Interrupted, Journal, about, read_interrupted
 from archiver.backup.outlook import look_out
+from archiver.backup.pxar_files import save_pxar_file
 from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
 from archiver.backup.streams import Machinery, Stream, StreamResult
-from archiver.backup.tally import FileCounters
+from archiver.backup.tally import FileCounters, Tally
 from archiver.backup.unchanged import Unchanged
 from archiver.browse.catalog import ensure, open_catalog
 from archiver.core.disk import explained, is_full
@@ -202,6 +205,7 @@ class _Run:
             deduplicator.record()
             store.record(ref)
             self._record(ref.time)
+            self._images.record(ref.time)
         return BackupResult(ref, self._archives, self._files, store.clock.steady() - began, self._errors)
 
     @contextmanager
@@ -223,28 +227,74 @@ class _Run:
         return uuid.UUID(bytes=self._store.random(16), version=4).bytes
 
     def _write_archives(self, machinery: Machinery) -> None:
+        save_tree, finish = self._tree_writers(machinery)
+        options, tally = self._options, Tally(self._files, self._hear)
+        reads_all = options.mode != "metadata" or options.audit > 0
+        how = ImageOptions(
+            options.group, options.crypt_mode, options.crypt, options.chunk_size, options.compare, not reads_all
+        )
+        self._images = ImageArchiver(self._store, how, machinery, self._deduplicator, tally, self._hear, self._about)
+        for spec in self._specs:
+            if spec.kind == "tree":
+                save_tree(spec)
+            elif spec.kind == "image":
+                self._add(spec.archive, [self._images.save(spec, self._opened)], 0)
+            elif spec.kind == "pxar file":
+                self._import(spec, machinery)
+            else:
+                self._write_blob(spec, machinery.session, tally)
+        finish()
+
+    def _tree_writers(self, machinery: Machinery) -> tuple[Callable[[ArchiveSpec], None], Callable[[], None]]:
+        """What saves a tree, and what is to be called behind the last archive."""
+        if not any(spec.kind == "tree" for spec in self._specs):
+            return lambda spec: None, lambda: None
         average = self._options.chunk_size
         pipeline = machinery.pipeline
         large = SlabPool(pipeline, headroom=_LARGEST_CHUNK * average, body=_CONTENT_BODY, count=_CONTENT_SLABS)
         headroom = _LARGEST_CHUNK * max(average, CATALOG_CHUNK_SIZE)  # a catalog's chunks have their own size
         small = SlabPool(pipeline, headroom=headroom, body=_SMALL_BODY, count=_SMALL_SLABS)
+
+        def save_split(spec: ArchiveSpec) -> None:
+            payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)
+            archive = Stream(machinery, f"{spec.name}.mpxar.didx", Chunker(average), small)
+            padding = self._archive(spec, machinery, archive, payload, None)
+            self._add(spec.archive, [payload.finish(), archive.finish()], padding)
+
         if self._options.mode != "legacy":
-            for spec in self._specs:
-                payload = Stream(machinery, f"{spec.name}.ppxar.didx", PayloadChunker(average), large)
-                archive = Stream(machinery, f"{spec.name}.mpxar.didx", Chunker(average), small)
-                padding = self._archive(spec, machinery, archive, payload, None)
-                self._add(f"{spec.name}.pxar", [payload.finish(), archive.finish()], padding)
-            return
+            return save_split, lambda: None
         listing = Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), small)
         catalog = CatalogWriter(listing.write)
-        for spec in self._specs:
+
+        def save_whole(spec: ArchiveSpec) -> None:
             archive = Stream(machinery, f"{spec.name}.pxar.didx", Chunker(average), large)
             catalog.start_archive(f"{spec.name}.pxar.didx")
             self._archive(spec, machinery, archive, None, catalog)
             catalog.end_archive()
-            self._add(f"{spec.name}.pxar", [archive.finish()], 0)
-        catalog.finish()
-        self._add("catalog.pcat1", [listing.finish()], 0)
+            self._add(spec.archive, [archive.finish()], 0)
+
+        def finish() -> None:
+            catalog.finish()
+            self._add("catalog.pcat1", [listing.finish()], 0)
+
+        return save_whole, finish
+
+    def _import(self, spec: ArchiveSpec, machinery: Machinery) -> None:
+        def catalog_stream(slabs: SlabPool) -> Stream:
+            return Stream(machinery, CATALOG_NAME, Chunker(CATALOG_CHUNK_SIZE), slabs)
+
+        average = self._options.chunk_size
+        saved = save_pxar_file(spec, machinery, average, catalog_stream, self._files, self._listener)
+        self._add(spec.archive, saved.results, saved.padding)
+        if saved.listing is not None:
+            self._add("catalog.pcat1", [saved.listing], 0)
+
+    def _write_blob(self, spec: ArchiveSpec, session: Session, tally: Tally) -> None:
+        iv = self._store.random(_IV_SIZE) if self._chunk_crypt is not None else None
+        made = encode_blob(spec, self._chunk_crypt, iv, tally, self._hear)
+        self._put(session, made.filename, made.stored)
+        self._manifest_files.append(FileInfo(made.filename, self._options.crypt_mode, len(made.stored), made.csum))
+        self._archives.append(ArchiveResult(spec.archive, made.counters))
 
     def _previous_archive(self, name: str) -> PreviousArchive | None:
         options = self._options

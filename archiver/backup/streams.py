@@ -23,11 +23,12 @@ from archiver.store.sessions import Session
 from formats.blob import BlobEncoder
 from formats.chunker import Chunker, PayloadChunker
 from formats.crypt import CryptConfig, chunk_digest
-from formats.index import DynamicIndexWriter
+from formats.index import DynamicIndexWriter, FixedIndexWriter
 from formats.wire import Buffer
 
 _CUT_EVERY = 512 << 10  # bytes written before the chunker looks at them
 _INDEX_ENTRIES_AT_ONCE = 8  # what a run that is interrupted leaves to the next one lacks fewer than that
+_RUN_AT_ONCE = 1 << 16  # entries
 _QUEUED_CHUNKS = 16
 _ZEROS = 1 << 20
 
@@ -37,7 +38,7 @@ def _ignore(*offsets: int) -> None:
 
 
 class _Chunk(NamedTuple):
-    stream: Stream
+    stream: IndexedStream
     position: int  # number of the chunk in its stream
     slab: Slab
     start: int
@@ -71,7 +72,7 @@ class Machinery:
         self.uuid = uuid
         self.now = now
         self._deduplicator = deduplicator
-        self._crypt = crypt
+        self.crypt = crypt
         self.chunks: Channel[_Chunk] = Channel(pipeline, _QUEUED_CHUNKS)
         for number in range(chunk_workers()):
             pipeline.start(self._work, f"store-{number}")
@@ -82,10 +83,10 @@ class Machinery:
 
     def _work(self) -> None:
         yield_to_main_thread()
-        encoder = BlobEncoder(self._crypt)
+        encoder = BlobEncoder(self.crypt)
         while (chunk := self.chunks.get()) is not None:
             data = chunk.slab.view[chunk.start : chunk.end]
-            digest = chunk_digest(data, self._crypt)
+            digest = chunk_digest(data, self.crypt)
             new, stored = False, 0
             if self._deduplicator.claim(digest, len(data)):
                 new, stored = self._deduplicator.store(digest, data, encoder)
@@ -93,15 +94,126 @@ class Machinery:
             chunk.stream.stored(chunk.position, digest, chunk.end - chunk.start, new, stored)
 
 
-class Stream:
-    """One stream of a snapshot. ``write``/``reserve``/``commit`` are called by one thread, the archiver's.
+class IndexedStream:
+    """A stream that becomes the index file ``filename``; how it is cut is for the class that writes it."""
+
+    def __init__(self, machinery: Machinery, filename: str, index: DynamicIndexWriter | FixedIndexWriter) -> None:
+        self.filename = filename
+        self.counters = Counters()
+        self.written: Callable[[int, bytes], None] | None = None  # told how many entries are in the file, their csum
+        self._machinery = machinery
+        self._chunk_count = 0
+        # the workers' side
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[bytes, int, int]] = {}
+        self._next = 0
+        self._index = index
+        self._taken = 0
+        self._end = 0
+        self._expected: int | None = None
+        self._ready = False
+        path = machinery.session.file(filename)
+        with explained("write", path):
+            self._file = machinery.session.disk.create(path, names.FILE_MODE)
+            self._file.append(self._index.header())
+
+    # -- the archiver's thread ---------------------------------------------------------------------------------------
+
+    def _hand_out(self, slab: Slab, start: int, end: int) -> None:
+        """The next chunk is what ``slab`` holds from ``start`` to ``end``."""
+        slab.hold()
+        self._machinery.chunks.put(_Chunk(self, self._chunk_count, slab, start, end))
+        self._chunk_count += 1
+
+    def _refer(self, digest: bytes, size: int, count: int = 1, *, reused: bool) -> None:
+        """The next ``count`` chunks are this one of ``size`` bytes, which the store has or is just getting."""
+        self.stored(self._chunk_count, digest, size, new=False, stored=0, count=count, reused=reused)
+        self._chunk_count += count
+
+    def _finish(self) -> StreamResult:
+        """All chunks were told: wait until they are stored, and the index file is written."""
+        self._expect(self._chunk_count)
+        pipeline = self._machinery.pipeline
+        with pipeline.changed:
+            while not self._ready:
+                pipeline.wait()
+        path = self._machinery.session.file(self.filename)
+        with explained("write", path):
+            self._file.append(self._index.take())
+            self._file.patch(self._index.finish(), 0)
+            self._file.close()
+        self._machinery.session.barrier.note(path)
+        return StreamResult(self.filename, self._index.size, self._index.csum, self.counters)
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def stored(
+        self, position: int, digest: bytes, size: int, new: bool, stored: int, *, count: int = 1, reused: bool = False
+    ) -> None:
+        """Chunk number ``position``, and with ``count`` those after it, which are the same, are in the store; entries
+        reach the index in stream order."""
+        with self._lock:
+            if reused:
+                self.counters.reused_chunks += count
+                self.counters.reused_bytes += count * size
+            self.counters.chunks += count
+            self.counters.size += count * size
+            if new:
+                self.counters.new_chunks += 1
+                self.counters.new_bytes += size
+                self.counters.stored_bytes += stored
+            self._waiting[position] = (digest, size, count)
+            while self._next in self._waiting:
+                digest, size, count = self._waiting.pop(self._next)
+                self._next += count
+                self._enter(digest, size, count)
+            complete = self._next == self._expected
+        if complete:
+            self._complete()
+
+    def _enter(self, digest: bytes, size: int, count: int) -> None:
+        """Into the index."""
+        index = self._index
+        self._end += count * size
+        while count > 1 and isinstance(index, FixedIndexWriter):
+            part = min(count - 1, _RUN_AT_ONCE)
+            index.add_run(digest, part)
+            count -= part
+            self._write_entries()
+        index.add(self._end, digest)
+        if index.count - self._taken >= _INDEX_ENTRIES_AT_ONCE:
+            self._write_entries()
+
+    def _write_entries(self) -> None:
+        with explained("write", self._machinery.session.file(self.filename)):
+            self._file.append(self._index.take())
+        self._taken = self._index.count
+        if self.written is not None:
+            self.written(self._index.count, self._index.csum)
+
+    def _expect(self, count: int) -> None:
+        with self._lock:
+            self._expected = count
+            complete = self._next == count
+        if complete:
+            self._complete()
+
+    def _complete(self) -> None:
+        changed = self._machinery.pipeline.changed
+        with changed:
+            self._ready = True
+            changed.notify_all()
+
+
+class Stream(IndexedStream):
+    """A stream that is cut by its contents. ``write``/``reserve``/``commit`` are called by one thread, the archiver's.
 
     ``suggest(*offsets)``: files start at these offsets of the stream, told before bytes behind them are committed.
     """
 
     def __init__(self, machinery: Machinery, filename: str, chunker: Chunker | PayloadChunker, slabs: SlabPool) -> None:
-        self.filename = filename
-        self._machinery = machinery
+        self.uuid = machinery.uuid()
+        super().__init__(machinery, filename, DynamicIndexWriter(self.uuid, machinery.now))
         self._chunker = chunker
         self.suggest = chunker.suggest if isinstance(chunker, PayloadChunker) else _ignore
         self._slabs = slabs
@@ -111,24 +223,6 @@ class Stream:
         self._limit = self._slab.size
         self._cut_at = self._pos + _CUT_EVERY
         self._chunk_start = self._pos
-        self._chunk_count = 0
-        # the workers' side
-        self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[bytes, int]] = {}
-        self._next = 0
-        self.uuid = machinery.uuid()
-        self._index = DynamicIndexWriter(self.uuid, machinery.now)
-        self.written: Callable[[int, bytes], None] | None = None  # told how many entries are in the file, their csum
-        self._end = 0
-        self._expected: int | None = None
-        self._ready = False
-        self.counters = Counters()
-        path = machinery.session.file(filename)
-        with explained("write", path):
-            self._file = machinery.session.disk.create(path, names.FILE_MODE)
-            self._file.append(self._index.header())
-
-    # -- the archiver's thread ---------------------------------------------------------------------------------------
 
     def write(self, data: Buffer) -> None:
         end = self._pos + len(data)
@@ -173,25 +267,22 @@ class Stream:
         """Hand out the chunks whose ends are decided by the bytes written so far."""
         self._cut_at = self._pos + _CUT_EVERY
         while length := self._chunker.scan(self._slab.array[self._chunk_start : self._pos], last):
-            self._hand_out(length)
+            self._end_chunk(length)
 
     def inject(self, digest: bytes, size: int) -> None:
         """A chunk that the store has goes into the stream here, and what was written before is cut off from it."""
         self._cut(last=False)
         if self._pos > self._chunk_start:
-            self._hand_out(self._pos - self._chunk_start)
+            self._end_chunk(self._pos - self._chunk_start)
         assert isinstance(self._chunker, PayloadChunker)
         self._chunker.restart()
         self._chunker.advance(size)
-        self.stored(self._chunk_count, digest, size, new=False, stored=0, reused=True)
-        self._chunk_count += 1
+        self._refer(digest, size, reused=True)
 
-    def _hand_out(self, length: int) -> None:
+    def _end_chunk(self, length: int) -> None:
         start = self._chunk_start
         self._chunk_start += length
-        self._slab.hold()
-        self._machinery.chunks.put(_Chunk(self, self._chunk_count, self._slab, start, start + length))
-        self._chunk_count += 1
+        self._hand_out(self._slab, start, start + length)
 
     def _next_slab(self) -> None:
         """Go on in a new slab: the bytes of the open chunk move into its headroom."""
@@ -209,57 +300,4 @@ class Stream:
         """The stream is complete: wait until all of it is stored and its index file is written."""
         self._cut(last=True)
         self._slab.drop()
-        self._expect(self._chunk_count)
-        pipeline = self._machinery.pipeline
-        with pipeline.changed:
-            while not self._ready:
-                pipeline.wait()
-        path = self._machinery.session.file(self.filename)
-        with explained("write", path):
-            self._file.append(self._index.take())
-            self._file.patch(self._index.finish(), 0)
-            self._file.close()
-        self._machinery.session.barrier.note(path)
-        return StreamResult(self.filename, self._index.size, self._index.csum, self.counters)
-
-    # -- workers -----------------------------------------------------------------------------------------------------
-
-    def stored(self, position: int, digest: bytes, size: int, new: bool, stored: int, *, reused: bool = False) -> None:
-        """Chunk number ``position`` is in the store; entries reach the index in stream order."""
-        with self._lock:
-            if reused:
-                self.counters.reused_chunks += 1
-                self.counters.reused_bytes += size
-            self.counters.chunks += 1
-            self.counters.size += size
-            if new:
-                self.counters.new_chunks += 1
-                self.counters.new_bytes += size
-                self.counters.stored_bytes += stored
-            self._waiting[position] = (digest, size)
-            while self._next in self._waiting:
-                digest, size = self._waiting.pop(self._next)
-                self._end += size
-                self._index.add(self._end, digest)
-                self._next += 1
-                if self._next % _INDEX_ENTRIES_AT_ONCE == 0:
-                    with explained("write", self._machinery.session.file(self.filename)):
-                        self._file.append(self._index.take())
-                    if self.written is not None:
-                        self.written(self._index.count, self._index.csum)
-            complete = self._next == self._expected
-        if complete:
-            self._complete()
-
-    def _expect(self, count: int) -> None:
-        with self._lock:
-            self._expected = count
-            complete = self._next == count
-        if complete:
-            self._complete()
-
-    def _complete(self) -> None:
-        changed = self._machinery.pipeline.changed
-        with changed:
-            self._ready = True
-            changed.notify_all()
+        return self._finish()

@@ -28,13 +28,27 @@ class ChunkStream:
         if data is not None:
             self._kept.move_to_end(number)
             return data
-        index = self.index
-        start = index.start(number)
-        data = bytes(self._reader.read(index.digest(number), index.end(number) - start, encrypted=self._encrypted))
-        self._kept[number] = data
+        data = self._kept[number] = self._same(number) or self._load(number)
         if len(self._kept) > _KEPT_CHUNKS:
             self._kept.popitem(last=False)
         return data
+
+    def _same(self, number: int) -> bytes | None:
+        """Sparse files and images repeat one chunk again and again."""
+        digest = self.index.digest(number)
+        size = self.index.end(number) - self.index.start(number)
+        for other, data in self._kept.items():
+            if len(data) == size and self.index.digest(other) == digest:
+                return data
+        return None
+
+    def _load(self, number: int) -> bytes:
+        return self._decoded(self._reader, number)
+
+    def _decoded(self, reader: ChunkReader, number: int) -> bytes:
+        index = self.index
+        size = index.end(number) - index.start(number)
+        return bytes(reader.read(index.digest(number), size, encrypted=self._encrypted))
 
     def read_at(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; fewer only at the end of the stream."""

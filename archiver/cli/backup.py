@@ -1,9 +1,11 @@
-"""backup"""
+"""backup, import"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
@@ -14,17 +16,64 @@ from archiver.errors import EXIT_OK, EXIT_PARTIAL, NotFound, TargetAbsent, Usage
 if TYPE_CHECKING:
     from archiver.backup.archive import Compare
     from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode
+    from archiver.backup.specification import ArchiveSpec
     from archiver.keys.ring import UnlockedKey
     from archiver.store.store import Store
 
 _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
 
+_SNAPSHOT_OPTIONS = (
+    click.option(
+        "--id", "--backup-id", "backup_id", metavar="ID", help="Name of the group. Default: this machine's name."
+    ),
+    click.option("--type", "--backup-type", "backup_type", type=click.Choice(["host", "ct", "vm"]), default="host"),
+    click.option("--time", "--backup-time", "backup_time", metavar="SECONDS|TIME", help="Snapshot time. Default: now."),
+    click.option(
+        "--crypt",
+        "--crypt-mode",
+        "crypt_mode",
+        type=click.Choice(["none", "encrypt", "sign-only"]),
+        help="Default: encrypt when there is a key, else none.",
+    ),
+    click.option(
+        "--master-pubkey-file",
+        metavar="FILE",
+        help="Keep the key in the snapshot for the owner of this master key. Default: the imported one.",
+    ),
+    click.option(
+        "--chunk-size",
+        type=click.Choice(_KIB),
+        default="4096",
+        metavar="KIB",
+        help="Size of a chunk, of trees on average.",
+    ),
+    click.option("--note", help="A note for the snapshot."),
+    click.option("--owner", default="root@pam", help="Owner of a group that is new.", show_default=True),
+)
+
+
+class _Named(TypedDict):
+    """The values of these options."""
+
+    backup_id: str | None
+    backup_type: str
+    backup_time: str | None
+    crypt_mode: CryptMode | None
+    master_pubkey_file: str | None
+    chunk_size: str
+    note: str | None
+    owner: str
+
+
+def snapshot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a snapshot is called, how it is stored, and who may read it."""
+    for option in reversed(_SNAPSHOT_OPTIONS):
+        command = option(command)
+    return command
+
 
 @click.command()
 @click.argument("specs", metavar="SPEC...", nargs=-1, required=True)
-@click.option("--id", "--backup-id", "backup_id", metavar="ID", help="Name of the group. Default: this machine's name.")
-@click.option("--type", "--backup-type", "backup_type", type=click.Choice(["host", "ct", "vm"]), default="host")
-@click.option("--time", "--backup-time", "backup_time", metavar="SECONDS|TIME", help="Snapshot time. Default: now.")
 @click.option(
     "--mode",
     "--change-detection-mode",
@@ -33,18 +82,6 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
     default="metadata",
     show_default=True,
     help="metadata: read changed files only; data: read all; legacy: one archive with a catalog.",
-)
-@click.option(
-    "--crypt",
-    "--crypt-mode",
-    "crypt_mode",
-    type=click.Choice(["none", "encrypt", "sign-only"]),
-    help="Default: encrypt when there is a key, else none.",
-)
-@click.option(
-    "--master-pubkey-file",
-    metavar="FILE",
-    help="Keep the key in the snapshot for the owner of this master key. Default: the imported one.",
 )
 @click.option(
     "--compare",
@@ -67,21 +104,20 @@ _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
 @click.option("--all-file-systems", is_flag=True, help="Enter every mount point but virtual file systems.")
 @click.option("--skip-lost-and-found", is_flag=True, help="Leave out lost+found directories.")
 @click.option("--skip-e2big-xattr", is_flag=True, help="Do not count attributes too large to be read as errors.")
-@click.option("--chunk-size", type=click.Choice(_KIB), default="4096", metavar="KIB", help="Average size of a chunk.")
-@click.option("--note", help="A note for the snapshot.")
-@click.option("--owner", default="root@pam", help="Owner of a group that is new.", show_default=True)
+@click.option(
+    "--stdin-from-command",
+    "command",
+    metavar="COMMAND",
+    help="NAME.img:- is what this command prints, run in a shell. When it fails nothing is saved.",
+)
+@snapshot_options
 @global_options
 @click.pass_context
 def backup(
     ctx: click.Context,
     context: Context,
     specs: tuple[str, ...],
-    backup_id: str | None,
-    backup_type: str,
-    backup_time: str | None,
     mode: Mode,
-    crypt_mode: CryptMode | None,
-    master_pubkey_file: str | None,
     compare: Compare,
     audit: float,
     excludes: tuple[str, ...],
@@ -90,53 +126,89 @@ def backup(
     all_file_systems: bool,
     skip_lost_and_found: bool,
     skip_e2big_xattr: bool,
-    chunk_size: str,
-    note: str | None,
-    owner: str,
+    command: str | None,
+    **named: Unpack[_Named],
 ) -> None:
-    """Save directories as one snapshot.
+    """Save directories, images and small files as one snapshot.
 
-    SPEC is a directory, archived under its own name, or NAME.pxar:DIRECTORY.
+    SPEC is a directory, archived under its own name, NAME.pxar:DIRECTORY, NAME.img:FILE or NAME.img:DEVICE for an
+    image (- is standard input), NAME.conf:FILE or NAME.log:FILE for a small file.
     """
-    from archiver.backup.run import BackupOptions, check_options, default_backup_id
-    from archiver.backup.run import backup as run
     from archiver.backup.specification import parse_specifications
     from archiver.source.walk import WalkOptions
-    from archiver.store.layout import GroupRef
     from formats.errors import FormatError
     from formats.patterns import parse_exclude_option
 
-    output = context.output
     if include_dev and all_file_systems:
         raise UsageError("--include-dev and --all-file-systems exclude each other")
     try:
         patterns = [parse_exclude_option(os.fsencode(text)) for text in excludes]
     except FormatError as error:
         raise UsageError(f"--exclude: {error}") from error
-    sources = parse_specifications(specs)
+    sources = parse_specifications(specs, command)
+    walk = WalkOptions(
+        excludes=patterns,
+        all_file_systems=all_file_systems,
+        include_dev=frozenset(_device(path) for path in include_dev),
+        skip_lost_and_found=skip_lost_and_found,
+        skip_e2big_xattr=skip_e2big_xattr,
+        exclude_caches=exclude_caches,
+    )
+    options = replace(_options(context, **named), mode=mode, compare=compare, audit=audit, walk=walk)
+    _run(ctx, context, sources, options)
+
+
+@click.command("import")
+@click.argument("file")
+@click.option("--payload", metavar="FILE", help="Contents of an .mpxar. Default: the .ppxar beside it.")
+@click.option("--name", metavar="NAME", help="What the archive is called. Default: like the file.")
+@snapshot_options
+@global_options
+@click.pass_context
+def import_file(
+    ctx: click.Context,
+    context: Context,
+    file: str,
+    payload: str | None,
+    name: str | None,
+    **named: Unpack[_Named],
+) -> None:
+    """Make a snapshot of FILE, a .pxar archive, or an .mpxar with its .ppxar.
+
+    The archive is checked completely, and stored byte for byte.
+    """
+    from archiver.backup.specification import pxar_file
+
+    _run(ctx, context, [pxar_file(file, payload, name)], _options(context, **named))
+
+
+def _options(context: Context, **named: Unpack[_Named]) -> BackupOptions:
+    """What the options say that are not about sources."""
+    from archiver.backup.run import BackupOptions, default_backup_id
+    from archiver.store.layout import GroupRef
+
+    backup_id, crypt_mode = named["backup_id"], named["crypt_mode"]
     key = _key(context, crypt_mode)
     crypt = key.crypt if key is not None else None
-    options = BackupOptions(
-        group=GroupRef(context.namespace, backup_type, default_backup_id() if backup_id is None else backup_id),
-        mode=mode,
-        compare=compare,
-        audit=audit,
-        time=_time(backup_time),
+    return BackupOptions(
+        group=GroupRef(
+            context.namespace, named["backup_type"], default_backup_id() if backup_id is None else backup_id
+        ),
+        time=_time(named["backup_time"]),
         crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
         crypt=crypt,
-        wrapped_key=_wrapped_key(key, master_pubkey_file),
-        chunk_size=int(chunk_size) << 10,
-        walk=WalkOptions(
-            excludes=patterns,
-            all_file_systems=all_file_systems,
-            include_dev=frozenset(_device(path) for path in include_dev),
-            skip_lost_and_found=skip_lost_and_found,
-            skip_e2big_xattr=skip_e2big_xattr,
-            exclude_caches=exclude_caches,
-        ),
-        owner=owner,
-        note=note,
+        wrapped_key=_wrapped_key(key, named["master_pubkey_file"]),
+        chunk_size=int(named["chunk_size"]) << 10,
+        owner=named["owner"],
+        note=named["note"],
     )
+
+
+def _run(ctx: click.Context, context: Context, sources: Sequence[ArchiveSpec], options: BackupOptions) -> None:
+    from archiver.backup.run import backup as run
+    from archiver.backup.run import check_options
+
+    output = context.output
     check_options(options)
     with _open_store(context, output) as store:
         output.message(f"encryption: {_crypt_text(options)}")
@@ -221,6 +293,9 @@ def _print(output: Output, result: BackupResult) -> None:
         return
     for archive in result.archives:
         counters = archive.counters
+        if not counters.chunks:
+            output.summary(f"{archive.name}: {size_text(counters.size)}, {size_text(counters.stored_bytes)} on disk")
+            continue
         output.summary(
             f"{archive.name}: {size_text(counters.size)} in {counters.chunks} chunks,"
             f" {counters.new_chunks} new ({size_text(counters.new_bytes)}, {size_text(counters.stored_bytes)} on disk)"

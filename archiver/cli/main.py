@@ -23,6 +23,7 @@ from archiver.errors import EXIT_OK, ArchiverError, Interrupted, NoSpace, UsageE
 COMMANDS = {
     "init": ("store", "init"),
     "backup": ("backup", "backup"),
+    "import": ("backup", "import_file"),
     "snapshots": ("listing", "snapshots"),
     "groups": ("listing", "groups"),
     "files": ("listing", "files"),
@@ -47,6 +48,7 @@ COMMANDS = {
     "db": ("db", "db"),
     "key": ("key", "key"),
     "debug": ("debug", "debug"),
+    "rescue-script": ("rescue", "rescue_script"),
 }
 _EXIT_BUG = 70
 

@@ -8,6 +8,7 @@ FS_IOC_FSGETXATTR / FSSETXATTR   0x801c581f   28 bytes: u32 xflags, extsize, nex
                                  0x401c5820
 FAT_IOCTL_GET_ / SET_ATTRIBUTES  0x80047210   u32 DOS attribute bits
                                  0x40047211
+BLKGETSIZE64                     0x80081272   u64 size of a block device in bytes
 
 The tables at the end of the constants say which chattr and DOS bits an archive keeps (spec pxar.md 11.4).
 Every function raises OSError; "not supported" is a value where a caller only reads.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import struct
 import sys
 from collections.abc import Callable
@@ -29,6 +31,7 @@ FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 FAT_IOCTL_GET_ATTRIBUTES = 0x80047210
 FAT_IOCTL_SET_ATTRIBUTES = 0x40047211
+BLKGETSIZE64 = 0x80081272
 
 # chattr bits of the kernel
 FS_SYNC_FL = 0x8
@@ -130,6 +133,7 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_DEVICE = struct.Struct("=136xII112x")  # struct statx: stx_dev_major, stx_dev_minor
+_OCTAL = re.compile(rb"\\([0-7]{3})")  # how mountinfo writes blanks and the like
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -216,6 +220,33 @@ def set_project_id(fd: int, project_id: int) -> None:
     ioctl(fd, FS_IOC_FSGETXATTR, attributes)
     attributes[_PROJECT_AT] = project_id.to_bytes(4, sys.byteorder)
     ioctl(fd, FS_IOC_FSSETXATTR, attributes)
+
+
+def device_size(fd: int) -> int:
+    """The size of an open block device in bytes; its file position may be another one then."""
+    size = bytearray(8)
+    try:
+        ioctl(fd, BLKGETSIZE64, size)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return os.lseek(fd, 0, os.SEEK_END)
+    return int.from_bytes(size, sys.byteorder)
+
+
+def mount_points(device: int) -> list[str]:
+    """Where the file system on the block device with this number (st_rdev) is mounted, as this process sees it."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    found = []
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                fields = line.split()
+                if len(fields) > 4 and fields[2].decode() == number:
+                    found.append(os.fsdecode(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])))
+    except OSError:
+        pass  # no /proc: nothing is known
+    return found
 
 
 def archive_flags(chattr: int, fat: int = 0) -> int:

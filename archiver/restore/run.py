@@ -15,7 +15,7 @@ from archiver.core.linux import syncfs
 from archiver.errors import Damaged, UsageError
 from archiver.restore.check import Checker
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.image import write_blob, write_image
+from archiver.restore.image import check_device, is_device, write_blob, write_image
 from archiver.restore.traversal import Traversal
 from archiver.restore.write import Writer
 
@@ -38,6 +38,21 @@ class RestoreResult:
     kinds: dict[str, int] = field(default_factory=dict)
     problems: list[FileProblem] = field(default_factory=list)
 
+    def hearing(self, listener: Listener) -> Listener:
+        """A listener for any thread, which counts problems; one event at a time reaches ``listener``."""
+        lock = threading.Lock()
+
+        def hear(event: Event) -> None:
+            with lock:
+                if isinstance(event, FileProblem):
+                    self.problem_count += 1
+                    self.kinds[event.kind] = self.kinds.get(event.kind, 0) + 1
+                    if len(self.problems) < _PROBLEMS_KEPT:
+                        self.problems.append(event)
+                listener(event)
+
+        return hear
+
     def as_json(self) -> dict[str, Any]:
         return {
             "schema": 1,
@@ -57,9 +72,16 @@ class RestoreResult:
 
 
 def restore(
-    snapshot: Snapshot, archives: Sequence[ArchiveFiles], target: str, *, verify: bool, listener: Listener
+    snapshot: Snapshot,
+    archives: Sequence[ArchiveFiles],
+    target: str,
+    *,
+    verify: bool,
+    listener: Listener,
+    to_device: bool = False,
 ) -> RestoreResult:
-    """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``.
+    """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``. With
+    ``to_device`` a single image may replace what is on the block device ``target``.
 
     Raises UsageError when the target is in use and KeyProblem without the key that is needed, both before anything is
     written; Damaged when archives cannot be read to their end, once all others are restored; ArchiverError when the
@@ -68,30 +90,21 @@ def restore(
     clock = snapshot.store.clock
     began = clock.steady()
     result = RestoreResult(str(snapshot.ref), target)
-    lock = threading.Lock()
-
-    def hear(event: Event) -> None:
-        """From any thread; one event at a time reaches the listener."""
-        with lock:
-            if isinstance(event, FileProblem):
-                result.problem_count += 1
-                result.kinds[event.kind] = result.kinds.get(event.kind, 0) + 1
-                if len(result.problems) < _PROBLEMS_KEPT:
-                    result.problems.append(event)
-            listener(event)
-
+    hear = result.hearing(listener)
+    if is_device(target) and (len(archives) > 1 or archives[0].kind != "image"):
+        raise UsageError(f"{target} is a device: only an image can be restored to it", hint="choose it with --archive")
     places = [_place(archive, target, several=len(archives) > 1) for archive in archives]
     for archive, place in zip(archives, places, strict=True):
         for file in archive.files:
             snapshot.require_key(file)
-        _check_place(archive, place, snapshot)
+        _check_place(archive, place, snapshot, to_device)
     damage: list[Damaged] = []
     for archive, place in zip(archives, places, strict=True):
         try:
             if archive.kind == "tree":
                 _restore_tree(snapshot, archive, place, verify, hear, result)
             else:
-                _restore_file(snapshot, archive, place, verify, result)
+                _restore_file(snapshot, archive, place, verify, hear, result)
         except Damaged as error:
             damage.append(error)
     if len(damage) > 1:
@@ -143,7 +156,7 @@ def _place(archive: ArchiveFiles, target: str, *, several: bool) -> str:
     return target
 
 
-def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot) -> None:
+def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot, to_device: bool) -> None:
     """Raises UsageError unless ``place`` is free: for a tree an empty directory will do."""
     if not place:
         raise UsageError("the target has no name")
@@ -151,6 +164,9 @@ def _check_place(archive: ArchiveFiles, place: str, snapshot: Snapshot) -> None:
         if _lies_in(place, snapshot.store.layout.base):
             raise UsageError(f"{place} lies in the store itself", hint="restore to a place outside of it")
         if not os.path.lexists(place):
+            return
+        if archive.kind == "image" and is_device(place):
+            check_device(place, archive.files[0].size, allowed=to_device)
             return
         if archive.kind != "tree":
             raise UsageError(f"{place} exists already", hint="name a file that does not exist")
@@ -170,12 +186,14 @@ def _lies_in(place: str, directory: str) -> bool:
     return True
 
 
-def _restore_file(snapshot: Snapshot, archive: ArchiveFiles, path: str, verify: bool, result: RestoreResult) -> None:
+def _restore_file(
+    snapshot: Snapshot, archive: ArchiveFiles, path: str, verify: bool, hear: Listener, result: RestoreResult
+) -> None:
     parent = os.path.dirname(path)
     if parent:
         with explained("make", parent):
             os.makedirs(parent, 0o700, exist_ok=True)
     write = write_image if archive.kind == "image" else write_blob
-    result.bytes += write(snapshot, archive.files[0], path, verify)
+    result.bytes += write(snapshot, archive.files[0], path, verify, hear)
     result.files += 1
     result.entries += 1

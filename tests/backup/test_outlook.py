@@ -72,9 +72,9 @@ def test_nobody_walks_where_there_is_room(place: tuple[Path, Path], monkeypatch:
 
 def test_how_much_a_file_system_holds(tmp_path: Path) -> None:
     space = os.statvfs(tmp_path)
-    assert 0 < outlook._held(str(tmp_path)) < space.f_blocks * space.f_frsize
-    assert outlook._held("/proc") > 1 << 60, "one that does not tell"
-    assert outlook._held("/nowhere") == 0
+    assert 0 < outlook._held(ArchiveSpec("x", str(tmp_path))) < space.f_blocks * space.f_frsize
+    assert outlook._held(ArchiveSpec("x", "/proc")) > 1 << 60, "one that does not tell"
+    assert outlook._held(ArchiveSpec("x", "/nowhere")) == 0
 
 
 def test_later_runs(place: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +110,17 @@ def test_it_is_told_and_the_run_goes_on(place: tuple[Path, Path], capsys: pytest
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("this may not fit: the sources hold 4") and "3 MiB are free" in first
     assert second == "this may not fit: the last runs stored up to 5 MiB, and 1 MiB are free"
+
+
+def test_images_and_small_files(tmp_path: Path) -> None:
+    """They count by themselves, without their holes; a stream does not tell."""
+    (tmp_path / "disk").touch()
+    os.truncate(tmp_path / "disk", 1 << 40)
+    (tmp_path / "small").write_bytes(bytes([1]) * 5)
+    os.mkfifo(tmp_path / "fifo")
+    cases = (("disk", "img", 0), ("small", "conf", 5), ("fifo", "img", 0), ("absent", "img", 0))
+    for name, extension, size in cases:
+        spec = ArchiveSpec("x", str(tmp_path / name), extension)
+        assert outlook._held(spec) == outlook._size(spec, WalkOptions()) == size
+    spec = ArchiveSpec("x", "-", "img")
+    assert outlook._held(spec) == outlook._size(spec, WalkOptions()) == 0

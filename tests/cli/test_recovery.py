@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,10 +19,13 @@ import pytest
 from formats import blob, masterkey
 from formats.keyfile import KeyFile
 from formats.paperkey import PaperKey
-from tests.cli.command import ask, call
+from tests.attributes import unlock_tree
+from tests.cli.command import Done, ask, call, process
+from tests.compare import NOT_KEPT, compare_descriptions, snapshot_tree
 from tests.formats.test_masterkey import KEYS, PASSPHRASE, PRIVATE, PROTECTED, PUBLIC, WRAPPED
 from tests.formats.test_paperkey import between_marks, scanned
 from tests.golden_store import ENCRYPTED, FINGERPRINT, unpack, write_key
+from tests.trees import build_features
 
 CONTENTS = b"the only copy of the diary\n"
 KEY_PASSPHRASE = "passphrase of the key"
@@ -110,6 +114,50 @@ def test_paper_key_typed_in(material: dict[str, Any], desk: Path, monkeypatch: p
     assert restored(material, desk / "out") == CONTENTS
     for option in (("--kdf", "none"), ("--hint", "x")):
         assert call("key", "recover", "--paper", desk / "typed", "--force", *option).code == 2
+
+
+def test_disaster_with_the_drive_and_the_paper_key(tmp_path: Path) -> None:
+    """The machine is gone. A new one, with nothing but the drive and what was typed in from paper, gets every file,
+    image and small file back. The store has even lost its database."""
+    old, drive, new = tmp_path / "old", tmp_path / "drive", tmp_path / "new machine"
+    for place in (old, drive):
+        place.mkdir()
+    build_features(old / "home", as_root=os.geteuid() == 0)
+    (old / "disk").write_bytes(os.urandom(3 << 20).ljust(9_000_001, b"\0"))
+    (old / "fstab").write_bytes(b"/dev/sda1 / ext4\n")
+
+    def machine(home: Path, *arguments: str | Path, passphrase: str | None = KEY_PASSPHRASE) -> Done:
+        """Run the program as a process that knows nothing but what is in ``home``."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
+        if passphrase is not None:
+            environment["ARCHIVER_PASSWORD"] = passphrase
+        return process(*arguments, env=environment)
+
+    assert machine(old, "key", "create").code == 0
+    (old / "page").write_text(machine(old, "key", "paper").out)
+    assert machine(old, "init", drive / "store").code == 0
+    specs = (f"home.pxar:{old / 'home'}", f"disk.img:{old / 'disk'}", f"fstab.conf:{old / 'fstab'}")
+    assert machine(old, "--store", drive / "store", "backup", *specs, "--id", "lost").code == 0
+    before, disk, page = snapshot_tree(old / "home"), (old / "disk").read_bytes(), (old / "page").read_text()
+    unlock_tree(old)
+    subprocess.run(["rm", "-rf", str(old)], check=True)
+    subprocess.run(["rm", "-rf", str(drive / "store/.archiver/db")], check=True)
+
+    new.mkdir()
+    (new / "typed").write_text(typed_in(page))
+    store = ("--store", drive / "store")
+    assert machine(new, *store, "restore", "host/lost", new / "out").code == 12, "nothing without the key"
+    assert machine(new, "key", "recover", "--paper", new / "typed").code == 0
+    assert machine(new, *store, "restore", "host/lost", new / "out", passphrase="a wrong one").code == 12
+    for name, target in (("home.pxar", "home"), ("disk.img", "disk"), ("fstab.conf", "fstab")):
+        done = machine(new, *store, "restore", "host/lost", new / target, "--archive", name)
+        assert done.code == 0 and "verified" in done.out, done.err
+    assert compare_descriptions(before, snapshot_tree(new / "home"), ignore=NOT_KEPT) == []
+    assert (new / "disk").read_bytes() == disk
+    assert (new / "fstab").read_bytes() == b"/dev/sda1 / ext4\n"
+    assert machine(new, *store, "verify").code == 0
+    unlock_tree(new)
+    subprocess.run(["rm", "-rf", str(new)], check=True)
 
 
 def test_text_between_the_marks_is_a_key_file(

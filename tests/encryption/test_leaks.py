@@ -168,6 +168,9 @@ class Place:
     def __init__(self, tmp_path: Path, crypt: CryptConfig | None, monkeypatch: pytest.MonkeyPatch) -> None:
         self.crypt = crypt
         self.source, self.out = tmp_path / "source", tmp_path / "out"
+        self.image = tmp_path / f"image-{NAME}"
+        self.image.write_bytes(noise(96, 300_000) + CONTENT.encode() * 9)
+        os.utime(self.image, ns=(MTIME, MTIME))
         self.temporary = tmp_path / "temporary"
         self.temporary.mkdir()
         monkeypatch.setenv("TMPDIR", str(self.temporary))
@@ -181,7 +184,8 @@ class Place:
         self.watch = Watch(self.scanner, self.roots, self.store / ".archiver" / "sessions", self.temporary)
 
     def save(self, mode: Mode) -> Any:
-        return save(self.store, self.source, mode=mode, crypt=self.crypt, walk=walk_options(str(self.store)))
+        sources = {"tree": self.source, "disk.img": self.image, "small.conf": self.image}
+        return save(self.store, sources, mode=mode, crypt=self.crypt, walk=walk_options(str(self.store)))
 
     def do(self, *arguments: str | Path, code: int = 0, key: bool = True) -> Done:
         done = call(*(self.options if key else self.options[:2]), *arguments)
@@ -296,6 +300,7 @@ def test_the_same_without_encryption_is_found(tmp_path: Path, monkeypatch: pytes
     everything = {(kind, word) for kind, word in found if kind in ("chunk", "data.mdb", "client.log.blob", "journal")}
     assert {word for kind, word in everything if kind == "chunk"} >= WORDS.keys() - {"time"}
     assert {word for kind, word in everything if kind == "data.mdb"} >= {"name", "target", "xattr", "time"}
+    assert ("other", "content") in found  # small.conf.blob
     assert ("client.log.blob", "name") in everything and ("journal", "time") in everything
     assert {word for kind, word in place.watch.hits if kind == "nameless"} >= {"name", "target", "xattr", "time"}
     assert not [word for kind, word in found | place.watch.hits if kind == "table"]  # which are always sealed

@@ -318,3 +318,34 @@ def test_mutations(name: str) -> None:
         assert index.find(index.size - 1) == len(index) - 1
         assert len(index.csum()) == 32
     assert refused > 100
+
+
+@pytest.mark.parametrize("size", [None, 29])
+def test_runs_of_a_fixed_index(size: int | None) -> None:
+    """A run of equal chunks is the same as each of them by itself."""
+    chunks = [A10, *[B5] * 5, A10, B5]
+    ends = [*range(4, 29, 4), 29]
+    one = FixedIndexWriter(UUID, 7, size, 4)
+    two = FixedIndexWriter(UUID, 7, size, 4)
+    for end, digest in zip(ends, chunks, strict=True):
+        one.add(end, digest)
+    two.add(4, A10)
+    two.add_run(B5, 5)
+    two.add(28, A10)
+    two.add(29, B5)
+    assert (one.count, one.csum, one.take(), one.finish()) == (two.count, two.csum, two.take(), two.finish())
+
+
+def test_runs_that_do_not_fit() -> None:
+    writer = FixedIndexWriter(UUID, 7, 10, 4)
+    for digest, count in ((A10, 3), (A10, 0), (A10, -1), (b"short", 1)):
+        with pytest.raises(FormatError):
+            writer.add_run(digest, count)
+    writer.add_run(A10, 2)
+    writer.add(10, B5)
+    with pytest.raises(FormatError):
+        writer.add_run(A10, 1)
+    stream = FixedIndexWriter(UUID, 7, None, 4)
+    stream.add(3, A10)
+    with pytest.raises(FormatError):
+        stream.add_run(A10, 1)

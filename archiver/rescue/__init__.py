@@ -1,0 +1,1 @@
+"""The stand-alone reader that ``archiver rescue-script`` writes."""

@@ -1,0 +1,193 @@
+"""The entries of a tree one after the other, with their contents: what goes into a tar, zip or pxar file.
+
+A small file is read whole before anything of it is written: when it is damaged it is left out and told. Of a large one
+the start is written by then, and half a file must not look like one: the export ends there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archiver.browse.ahead import AheadStream
+from archiver.browse.seen import prefixes_of
+from archiver.browse.snapshot import Tree
+from archiver.core.events import FileProblem, Listener, Progress
+from archiver.errors import Damaged
+from archiver.store.chunks import ChunkDamaged
+from archiver.store.indexes import Index
+from formats.crypt import chunk_digest
+from formats.errors import FormatError
+from formats.pxar.accessor import Accessor
+from formats.pxar.constants import HEADER_SIZE, PAYLOAD
+from formats.pxar.decoder import LEAVE, Decoder, LeaveDirectory
+from formats.pxar.items import Entry, check_payload_header
+from formats.wire import Buffer
+
+_READ_WHOLE = 16 << 20  # bytes
+_PROGRESS_EVERY = 512  # entries
+KIND_NAMES = {"char": "character device", "block": "block device", "fifo": "fifo", "socket": "socket"}
+
+
+_Read = Callable[[int, int], Iterable[Buffer]]
+
+
+class NotHeld(Exception):
+    """An entry that the file to be written has no place for; the text says why."""
+
+
+class Member(NamedTuple):
+    """``path`` is relative to the root, ``b""`` for the root itself; ``read``: the contents between two offsets."""
+
+    path: bytes
+    entry: Entry
+    read: _Read
+    holes: Sequence[tuple[int, int]] = ()  # from, to; only zeros are there
+
+    def contents(self) -> Iterable[Buffer]:
+        return self.read(0, self.entry.size)
+
+
+class Members:
+    """``entries``, ``files`` and ``bytes`` count what was handed out. Without ``links`` hard links come as files."""
+
+    def __init__(self, tree: Tree, listener: Listener, *, links: bool) -> None:
+        self._tree = tree
+        self._links = links
+        self._listener = listener
+        self._accessor: Accessor | None = None
+        self.entries = 0
+        self.files = 0
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[Member | LeaveDirectory]:
+        """Raises Damaged when the archive cannot be read on, or a large file not."""
+        tree = self._tree
+        self._path = b""
+        try:
+            with AheadStream(tree.snapshot, tree.content_file) as self._content:
+                self._holes = _Holes(tree, self._content.index)
+                yield from self._members(tree.decoder())
+        except (FormatError, ChunkDamaged) as error:
+            raise self._ended(error) from error
+
+    def _ended(self, error: Exception) -> Damaged:
+        return Damaged(
+            f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged at /{os.fsdecode(self._path)}: {error}",
+            hint="the file is not made without it; a restore into a directory goes on where it can",
+        )
+
+    def _members(self, decoder: Decoder) -> Iterator[Member | LeaveDirectory]:
+        above: list[int] = []  # lengths of the paths of the open directories
+        directory = b""
+        for event in decoder:
+            if event is LEAVE:
+                directory = directory[: above.pop()]
+                yield LEAVE
+                continue
+            entry: Entry = event
+            self._path = path = directory + entry.name
+            if entry.kind == "file":
+                yield from self._file(path, entry)
+            elif entry.kind == "hardlink" and not self._links:
+                yield from self._linked(path, entry)
+            else:
+                yield self._told(Member(path, entry, _nothing))
+            if entry.kind == "dir":
+                above.append(len(directory))
+                directory = path + b"/" if path else b""
+
+    def _told(self, member: Member) -> Member:
+        self.entries += 1
+        if self.entries % _PROGRESS_EVERY == 0:
+            self._listener(Progress("export", self.entries, self.bytes, self._tree.content.size))
+        return member
+
+    def _file(self, path: bytes, entry: Entry) -> Iterator[Member]:
+        holes: Sequence[tuple[int, int]] = ()
+        start, size = entry.content_offset, entry.size
+        if size <= _READ_WHOLE:
+            try:
+                self._check(entry)
+                data = memoryview(self._content.read_at(start, size))
+            except (FormatError, ChunkDamaged) as error:
+                self._listener(FileProblem(b"/" + path, str(error), "damaged"))
+                return
+            read: _Read = lambda lower, upper: [data[lower:upper]]  # noqa: E731
+        else:
+            self._check(entry)
+            holes = self._holes.find(start, start + size)
+            read = lambda lower, upper: self._pieces(start + lower, upper - lower)  # noqa: E731
+        self.files += 1
+        self.bytes += size
+        yield self._told(Member(path, entry, read, holes))
+
+    def _pieces(self, start: int, length: int) -> Iterator[Buffer]:
+        try:
+            yield from self._content.pieces(start, length)
+        except ChunkDamaged as error:
+            raise self._ended(error) from error
+
+    def _linked(self, path: bytes, link: Entry) -> Iterator[Member]:
+        """What a hard link leads to, under the name of the link."""
+        if self._accessor is None:
+            self._accessor = self._tree.accessor()
+        node = self._accessor.open_path(link.target)
+        if node is None or node.kind in ("hardlink", "dir"):
+            raise FormatError("a hard link leads to nothing", offset=link.filename_offset)
+        if node.kind == "file":
+            yield from self._file(path, node)
+        else:
+            yield self._told(Member(path, node, _nothing))
+
+    def _check(self, entry: Entry) -> None:
+        start, size = entry.content_offset, entry.size
+        if start + size > self._content.size:
+            raise FormatError("contents lie beyond the end of the archive", offset=start)
+        if self._tree.split:
+            position = start - HEADER_SIZE
+            check_payload_header(self._content.read_at(position, HEADER_SIZE), PAYLOAD, size, position)
+
+
+def _nothing(start: int, end: int) -> Iterable[Buffer]:
+    return ()
+
+
+class _Holes:
+    """Where a file has nothing but zeros, as far as whole chunks show it: of a hole, a backup makes chunks of the
+    largest size there is, all with the same digest."""
+
+    def __init__(self, tree: Tree, index: Index) -> None:
+        self._index = index
+        encrypted = tree.content_file.crypt_mode == "encrypt"
+        self._crypt = tree.snapshot.crypt if encrypted else None
+
+    @cached_property
+    def _zeros(self) -> NDArray[np.bool_]:
+        """For each chunk of the index."""
+        index = self._index
+        sizes = index.sizes()
+        largest = int(sizes.max())
+        digest = chunk_digest(memoryview(bytes(largest)), self._crypt)
+        starts = np.frombuffer(digest[:8], np.uint64)
+        found: NDArray[np.bool_] = (sizes == largest) & (prefixes_of(index.digests) == starts)
+        for number in np.flatnonzero(found).tolist():
+            found[number] = index.digest(number) == digest
+        return found
+
+    def find(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Of the contents from ``start`` to ``end`` of the stream: (from, to), relative to ``start``."""
+        index = self._index
+        first, last = index.find(start), index.find(end - 1)
+        holes: list[tuple[int, int]] = []
+        for number in (first + np.flatnonzero(self._zeros[first : last + 1])).tolist():
+            lower, upper = max(index.start(number), start) - start, min(index.end(number), end) - start
+            if holes and holes[-1][1] == lower:
+                lower = holes.pop()[0]
+            holes.append((lower, upper))
+        return holes
