@@ -165,11 +165,12 @@ class ArchiverWithKey(Archiver):
 
 class Restic(Program):
     name = "restic"
+    _program = "restic"
     finished = frozenset({0, 3})
     restore_options = ((), ("--verify",))
 
     def version(self) -> str | None:
-        return _version_word(self.name, "version")
+        return _version_word(self._program, "version")
 
     def environment(self, place: Path) -> dict[str, str]:
         return {
@@ -181,24 +182,26 @@ class Restic(Program):
 
     def init(self, place: Path) -> Command:
         # Version 1 repositories do not compress. Programs older than 0.14 know no other, nor this option.
-        help_text = subprocess.run([self.name, "init", "--help"], capture_output=True, text=True, check=False).stdout
+        help_text = subprocess.run(
+            [self._program, "init", "--help"], capture_output=True, text=True, check=False
+        ).stdout
         option = ["--repository-version", "2"] if "--repository-version" in help_text else []
-        return [self.name, "init", *option]
+        return [self._program, "init", *option]
 
     def backup(self, place: Path, source: Path, name: str) -> Command:
-        return [self.name, "backup", "--one-file-system", "--host", BACKUP_ID, str(source)]
+        return [self._program, "backup", "--one-file-system", "--host", BACKUP_ID, str(source)]
 
     def restore(self, place: Path, target: Path, name: str) -> Command:
-        return [self.name, "restore", "latest", "--target", str(target)]
+        return [self._program, "restore", "latest", "--target", str(target)]
 
     def verify(self, place: Path) -> Command:
-        return [self.name, "check", "--read-data"]
+        return [self._program, "check", "--read-data"]
 
     def snapshots(self, place: Path) -> Command:
-        return [self.name, "snapshots"]
+        return [self._program, "snapshots"]
 
     def help(self) -> Command:
-        return [self.name, "--help"]
+        return [self._program, "--help"]
 
 
 class Borg(Program):

@@ -61,9 +61,10 @@ def test_first_command_then_tour(checkout: Path) -> None:
     restored = run(f"{tour}\n{block('--overwrite always --delete ')}", checkout)
     assert restored.count(", verified") == 4 and "would create 0, replace 0" in restored
     assert (checkout / "errors.before").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
-    house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('prune')}", checkout)
+    house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
-    assert "\nremoved: " in run(f"{tour}\n{block('archiver gc')}", checkout)
+    assert "\nremoved: " in run(f"{tour}\n{block('archiver du latest')}", checkout)
+    assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
     assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
@@ -118,6 +119,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "files": ("latest",),
         "ls": ("latest", "-R"),
         "status": (),
+        "du": (),
         "protect": ("latest", "--off"),
         "note": ("latest",),
         "owner": (),

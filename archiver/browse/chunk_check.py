@@ -25,6 +25,7 @@ from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import ArchiverError
 from archiver.store.chunks import ChunkDamaged, ChunkReader
+from archiver.store.database.records import UNKNOWN_SUM
 from archiver.store.recorded_sums import is_recorded
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -35,6 +36,7 @@ _AT_ONCE = 8  # chunks: waiting for the next thread costs as much as a small chu
 _SORTED_AT_ONCE = 1024  # chunks
 _RECORD_AT_ONCE = 4096
 _LAST = 1 << 64
+_WORTH_ASKING = 64 << 10  # bytes
 
 
 class Task(NamedTuple):
@@ -48,7 +50,7 @@ class Task(NamedTuple):
 
 
 class _Read(NamedTuple):
-    total: bytes  # BLAKE3 of the stored bytes
+    total: bytes  # BLAKE3 of the stored bytes; UNKNOWN_SUM when it was recorded before
     stored: int
     is_proven: bool  # completely, or by the sum of its bytes
 
@@ -158,11 +160,21 @@ class ChunkCheck:
             tally.without_sum += not read.is_proven
 
     def _read(self, reader: ChunkReader, task: Task) -> _Read:
+        if not task.encrypted and self._has_sum(task):
+            return _Read(UNKNOWN_SUM, len(reader.checked_bytes(task.digest, task.size, encrypted=False)), True)
         total, stored = reader.verify(task.digest, task.size, encrypted=task.encrypted)
         is_proven = (
             task.with_key or not task.encrypted or is_recorded(self._store.chunks, self._database, task.digest, total)
         )
         return _Read(total, stored, is_proven)
+
+    def _has_sum(self, task: Task) -> bool:
+        """A plain chunk is proven by its digest; asking pays when there are many bytes to sum."""
+        return (
+            task.size >= _WORTH_ASKING
+            and self._database is not None
+            and self._database.recorded_sum(task.digest) is not None
+        )
 
     def _read_again(self, reader: ChunkReader, task: Task) -> _Read | None:
         """None when the chunk is damaged still; then it is set aside if that is certain, and the database told."""

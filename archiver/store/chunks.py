@@ -227,6 +227,11 @@ class ChunkReader:
 
     def checked(self, digest: bytes, size: int, *, encrypted: bool) -> tuple[memoryview, bytes]:
         """The same check: (the stored bytes, valid until the next call; their BLAKE3)."""
+        data = self.checked_bytes(digest, size, encrypted=encrypted)
+        return data, blake3(data).digest()
+
+    def checked_bytes(self, digest: bytes, size: int, *, encrypted: bool) -> memoryview:
+        """The same check: the stored bytes, valid until the next call."""
         _check_size(digest, size)
         data = self.stored(digest)
         try:
@@ -239,7 +244,7 @@ class ChunkReader:
                 self._decoder.check_stored(data)
         except FormatError as error:
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
-        return data, blake3(data).digest()
+        return data
 
     def is_bad(self, digest: bytes) -> bool:
         """Whether what lies in the place of a chunk is certainly not it, whatever is said of the chunk elsewhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from archiver.browse import verify as verify_module
 from archiver.browse import verify_result
@@ -44,6 +46,29 @@ def test_backup_mends_what_verify_found(tmp_path: Path, crypt: CryptConfig | Non
     assert new_chunks(again) == 1
     assert damage(path, crypt) == []
     assert restored_differences(path, first.snapshot, source, tmp_path / "out", crypt) == []
+
+
+def test_sums_are_recorded_once_and_stay(tmp_path: Path) -> None:
+    """The sum of a large plain chunk is not made again when it is known, and is again after the database was lost."""
+    path, source = tmp_path / "store", tmp_path / "source"
+    Store.create(path)
+    source.mkdir()
+    (source / "large").write_bytes(os.urandom(3 << 20))
+    save(path, source)
+    files = [file for file in chunk_files(path) if file.stat().st_size > 70_000]
+    expected = {bytes.fromhex(file.name): blake3(file.read_bytes()).digest() for file in files}
+
+    def sums() -> dict[bytes, bytes | None]:
+        with Store.open(path) as store:
+            assert store.database is not None
+            found = {digest: store.database.recorded_sum(digest) for digest in expected}
+        return {digest: None if row is None else row[0] for digest, row in found.items()}
+
+    assert expected and sums() == expected
+    assert damage(path) == [] and sums() == expected
+    shutil.rmtree(path / ".archiver/db")
+    assert set(sums().values()) == {None}
+    assert damage(path) == [] and sums() == expected
 
 
 def test_much_damage_reads_a_tree_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
