@@ -58,6 +58,9 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    restored = run(f"{tour}\n{block('--overwrite always --delete ')}", checkout)
+    assert restored.count(", verified") == 4 and "would create 0, replace 0" in restored
+    assert (checkout / "errors.before").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
     run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('archiver history')}", checkout)
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
@@ -150,7 +153,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    later = {"import", "verify", "heal", "restore", "forget", "diff", "diff --sizes"}
+    later = {"import", "verify", "heal", "restore", "restore --dry-run", "forget", "diff", "diff --sizes"}
     assert table.keys() == commands.keys() | later | {"debug recover", "debug recover-chunks"}
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
@@ -163,6 +166,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.code == 4
         documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
+    documents["restore --dry-run"] = ask("restore", "latest", out, "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     lost = min(chunks, key=lambda chunk: chunk.stat().st_size)  # that of the contents: there are errors to look at
     documents["debug recover-chunks"] = ask("debug", "recover-chunks", lost.name, tmp_path / "contents")

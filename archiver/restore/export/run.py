@@ -19,7 +19,7 @@ from archiver.restore.export.members import Member, Members, NotHeld
 from archiver.restore.export.pxar import PxarWriter
 from archiver.restore.export.tar import TarWriter
 from archiver.restore.export.zip import ZipWriter
-from archiver.restore.run import RestoreResult
+from archiver.restore.run import EVERYTHING, RestoreOptions, RestoreResult, make_choice
 from formats.pxar.decoder import LEAVE
 from formats.wire import Buffer
 
@@ -48,6 +48,7 @@ def export(
     *,
     verify: bool,
     listener: Listener,
+    options: RestoreOptions = EVERYTHING,
 ) -> RestoreResult:
     """Write trees into the new file ``target`` (``-``: stdout), of several each below its name.
 
@@ -67,7 +68,7 @@ def export(
         for file in archive.files:
             snapshot.require_key(file)
     with _opened(target) as sink, explained("write", sink.name):
-        _write(snapshot, archives, form, sink, result.hearing(listener), result)
+        _write(snapshot, archives, form, sink, result.hearing(listener), result, options)
         sink.complete(verify)
     result.verified = verify and target != STDOUT
     result.duration = clock.steady() - began
@@ -87,7 +88,11 @@ def _opened(target: str) -> Iterator[_Sink]:
         with explained("make", parent):
             os.makedirs(parent, 0o700, exist_ok=True)
     with new_file(target) as fd:
-        yield _NewFile(fd, target)
+        sink = _NewFile(fd, target)
+        try:
+            yield sink
+        finally:
+            sink.end()
 
 
 def _write(
@@ -97,6 +102,7 @@ def _write(
     sink: _Sink,
     listener: Listener,
     result: RestoreResult,
+    options: RestoreOptions,
 ) -> None:
     file: Any = _compressed(sink) if form == "tar.zst" else sink
     writer: _Writer
@@ -108,7 +114,8 @@ def _write(
         case _:
             writer = TarWriter(file.write)
     for archive in archives:
-        members = Members(snapshot.tree(archive), listener, links=form != "zip")
+        tree = snapshot.tree(archive)
+        members = Members(tree, make_choice(tree, options), listener, links=form != "zip")
         _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
         result.entries += members.entries
         result.files += members.files
@@ -159,12 +166,16 @@ class _Sink:
             self.flush()
         return length
 
+    def end(self) -> None:
+        """What writes later, as a zip does when it is thrown away unfinished, must not reach another file."""
+        self._fd = -1
+
     def tell(self) -> int:
         return self._position
 
     def flush(self) -> None:
         pieces, self._pieces, self._gathered = self._pieces, [], 0
-        if pieces:
+        if pieces and self._fd >= 0:
             self._out(b"".join(pieces))
 
     def _out(self, data: bytes) -> None:
