@@ -29,6 +29,7 @@ COMMANDS = {
     "ls": ("look", "ls"),
     "cat": ("look", "cat"),
     "restore": ("restore", "restore"),
+    "mount": ("mount", "mount"),
     "forget": ("prune", "forget"),
     "protect": ("labels", "protect"),
     "note": ("labels", "note"),

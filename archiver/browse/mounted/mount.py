@@ -1,0 +1,76 @@
+"""Mounting a view until it is unmounted, from here or from outside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from archiver.browse.mounted.view import View
+from archiver.core.events import Notice
+from archiver.core.fuse.connection import Connection
+from archiver.core.fuse.server import Server
+
+_THREADS = 4
+_LOOK_EVERY = 15.0  # seconds, for snapshots that nobody uses any more
+_PATIENCE = 2.0  # seconds for answers that are being given when the end comes
+
+
+class Mounted:
+    """A view that is being served."""
+
+    def __init__(self, view: View, ended: threading.Event) -> None:
+        self._view = view
+        self._ended = ended
+
+    def wait(self) -> None:
+        """Until somebody unmounts it; a signal's exception comes through."""
+        while not self._ended.wait(_LOOK_EVERY):
+            self._view.snapshots.expire()
+
+
+@contextmanager
+def mounted(view: View, mountpoint: str, *, name: str, allow_other: bool) -> Iterator[Mounted]:
+    """Serve ``view`` at the directory ``mountpoint`` while inside; it is unmounted at the end in any case.
+
+    With ``allow_other`` everybody may look, as far as the permissions and ACLs in the archives let him; otherwise only
+    this user, who may read everything. Raises UsageError, ArchiverError.
+    """
+    options = ["ro", "nosuid", "nodev", f"fsname={_escaped(name)}", "subtype=archiver"]
+    if allow_other:
+        options += ["allow_other", "default_permissions"]
+    connection = Connection.open(mountpoint, options)
+    ended = threading.Event()
+    server = Server(connection.fd, view, _bug_listener(view), check_acls=allow_other)
+
+    def serve() -> None:
+        try:
+            server.serve()
+        finally:
+            ended.set()
+
+    threads = [threading.Thread(target=serve, name=f"mount-{number}", daemon=True) for number in range(_THREADS)]
+    try:
+        for thread in threads:
+            thread.start()
+        yield Mounted(view, ended)
+    finally:
+        if not ended.is_set():
+            connection.unmount()
+        for thread in threads:
+            thread.join(_PATIENCE)  # not for ever: somebody may have a file open, which keeps the file system going
+        connection.close()
+        view.close()
+
+
+def _bug_listener(view: View) -> Callable[[Exception], None]:
+    def tell(error: Exception) -> None:
+        text = f"a request could not be answered: {type(error).__name__}: {error}"
+        view.store.listener(Notice(f"{text} (this is a bug of archiver's, please report it)", "warning"))
+
+    return tell
+
+
+def _escaped(name: str) -> str:
+    """For a list of mount options."""
+    return name.replace("\\", "\\\\").replace(",", "\\,")
