@@ -115,6 +115,7 @@ _U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number 
 _TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE = 2
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -250,6 +251,27 @@ def device_of(name: bytes, dir_fd: int) -> int:
 def syncfs(fd: int) -> None:
     """Write everything of the file system that ``fd`` lies on; write-back errors since its opening are raised."""
     _check(_libc.syncfs(fd))
+
+
+def exchange_at(first: bytes, second: bytes, dir_fd: int) -> None:
+    """``exchange`` for two names in an open directory."""
+    _check(_libc.renameat2(dir_fd, first, dir_fd, second, _RENAME_EXCHANGE))
+
+
+def rename_new(source: bytes, target: bytes, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+    """rename; FileExistsError when ``target`` exists, whatever it is. Where the file system cannot tell at the same
+    instant it is looked for before."""
+    try:
+        _check(_libc.renameat2(src_dir_fd, source, dst_dir_fd, target, _RENAME_NOREPLACE))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        try:
+            os.stat(target, dir_fd=dst_dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        else:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
 
 
 def exchange(first: str, second: str) -> None:

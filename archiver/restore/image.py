@@ -10,7 +10,7 @@ from typing import Protocol
 from archiver.browse.snapshot import Snapshot
 from archiver.core.disk import explain, write_all
 from archiver.errors import Damaged
-from archiver.restore.write import write_sparse
+from archiver.restore.sparse import write_sparse
 from formats.manifest import FileInfo
 
 

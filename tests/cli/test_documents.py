@@ -85,7 +85,7 @@ def test_ls(store: Path) -> None:
 def test_restore(store: Path, tmp_path: Path) -> None:
     document = ask("--store", store, "restore", "latest", tmp_path / "out")
     keys = {"schema", "snapshot", "target", "entries", "files", "bytes", "verified", "duration_s", "problems", "errors"}
-    assert document.keys() == keys
+    assert document.keys() == keys | {"replaced", "updated", "unchanged", "kept", "removed", "quarantine"}
     assert (document["entries"], document["files"], document["bytes"]) == (5, 2, 14)
     assert document["verified"] is True and document["errors"] == [] and document["problems"] == 0
     assert ask("--store", store, "restore", "latest", tmp_path / "again", "--no-verify")["verified"] is False
