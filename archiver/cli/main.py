@@ -30,6 +30,7 @@ COMMANDS = {
     "cat": ("look", "cat"),
     "restore": ("restore", "restore"),
     "mount": ("mount", "mount"),
+    "shell": ("shell", "shell"),
     "forget": ("prune", "forget"),
     "protect": ("labels", "protect"),
     "note": ("labels", "note"),

@@ -39,6 +39,7 @@ MAX_PAGES = 1 << 22
 # flags of OPEN and OPENDIR
 KEEP_CACHE = 1 << 1
 CACHE_DIRECTORY = 1 << 3
+NO_FLUSH = 1 << 5
 
 REQUEST = struct.Struct("=IIQQIIIHH")
 REPLY = struct.Struct("=IiQ")

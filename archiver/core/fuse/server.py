@@ -183,7 +183,7 @@ class Server:
 
     def _open(self, request: Request) -> list[bytes | memoryview]:
         self._system.open(request.node)
-        return [p.OPEN_OUT.pack(0, p.KEEP_CACHE, 0)]
+        return [p.OPEN_OUT.pack(0, p.KEEP_CACHE | p.NO_FLUSH, 0)]
 
     def _release(self, request: Request) -> list[bytes | memoryview]:
         self._system.release(request.node)
