@@ -68,12 +68,12 @@ def mount(
                 return stored(view, ref, archive)
 
             view = View(store, top, lambda ref: opened, opened.crypt)
-        with mounted(view, mountpoint, name=name, allow_other=allow_other) as serving:
-            _say_ready(output, mountpoint, None if len(places) == 1 else name, archive_name)
-            try:
+        try:
+            with mounted(view, mountpoint, name=name, allow_other=allow_other) as serving:
+                _say_ready(output, mountpoint, None if len(places) == 1 else name, archive_name)
                 serving.wait()
-            except KeyboardInterrupt:  # the usual end
-                pass
+        except KeyboardInterrupt:  # the usual end
+            pass
 
 
 def _say_ready(output: Output, mountpoint: str, snapshot: str | None, archive: str | None) -> None:

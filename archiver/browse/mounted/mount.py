@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from archiver.core.fuse.server import Server
 
 _THREADS = 4
 _LOOK_EVERY = 15.0  # seconds, for snapshots that nobody uses any more
-_PATIENCE = 2.0  # seconds for answers that are being given when the end comes
+_PATIENCE = 1.0  # seconds for answers that are being given when the end comes
 
 
 class Mounted:
@@ -49,17 +50,22 @@ def mounted(view: View, mountpoint: str, *, name: str, allow_other: bool) -> Ite
         finally:
             ended.set()
 
-    threads = [threading.Thread(target=serve, name=f"mount-{number}", daemon=True) for number in range(_THREADS)]
+    threads: list[threading.Thread] = []
     try:
-        for thread in threads:
+        for number in range(_THREADS):
+            thread = threading.Thread(target=serve, name=f"mount-{number}", daemon=True)
             thread.start()
+            threads.append(thread)
         yield Mounted(view, ended)
     finally:
         if not ended.is_set():
             connection.unmount()
+        deadline = time.monotonic() + _PATIENCE
         for thread in threads:
-            thread.join(_PATIENCE)  # not for ever: somebody may have a file open, which keeps the file system going
-        connection.close()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in threads):
+            connection.close()
+        # Otherwise somebody still has a file open: it can be read until this process ends, which closes the connection.
         view.close()
 
 
