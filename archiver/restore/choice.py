@@ -218,7 +218,7 @@ def _one(tree: Tree, path: bytes, name: bytes) -> Iterator[Step]:
     with _Links(accessor, lambda path: path.startswith(b"/" + prefix)) as links:
         inner = bytearray()
         lengths: list[int] = []
-        for event in _whole(accessor, node._replace(name=b"", depth=0)):
+        for event in _whole(accessor, node):
             if event is LEAVE:
                 del inner[lengths.pop() :]
                 yield LEAVE
@@ -226,9 +226,9 @@ def _one(tree: Tree, path: bytes, name: bytes) -> Iterator[Step]:
             assert isinstance(event, Entry)
             if event.kind == "dir":
                 lengths.append(len(inner))
-                if event.name:
+                if len(lengths) > 1:
                     inner += event.name + b"/"
-                yield event
+                yield event if len(lengths) > 1 else event._replace(name=b"")
             elif event.kind != "hardlink":
                 yield event
             elif event.target.startswith(prefix):

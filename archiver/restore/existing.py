@@ -10,6 +10,7 @@ Contents that are equal are not written again. That takes reading them (see plan
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as st
 from typing import Literal
@@ -31,6 +32,18 @@ def look(name: bytes, dir_fd: int) -> os.stat_result | None:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def require_empty(name: bytes, dir_fd: int, found: os.stat_result) -> None:
+    """Raises OSError for a directory with entries: only into a quarantine it gives way to something else."""
+    if st.S_ISDIR(found.st_mode):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            with os.scandir(fd) as entries:
+                if next(entries, None) is not None:
+                    raise OSError(errno.ENOTEMPTY, "a directory with entries is in its place")
+        finally:
+            os.close(fd)
 
 
 def is_same_file(one: os.stat_result, other: os.stat_result | None) -> bool:

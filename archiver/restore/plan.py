@@ -20,7 +20,7 @@ from archiver.core.pipeline import chunk_workers
 from archiver.core.spill import SpillTable
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
-from archiver.restore.existing import Existing, is_same_file, look
+from archiver.restore.existing import Existing, is_same_file, look, require_empty
 from archiver.restore.extras import extras
 from archiver.restore.marks import Marks
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
@@ -272,15 +272,8 @@ class Planner:
     def _replace(
         self, path: bytes, directory: Directory, kind: str, metadata: Metadata | None, size: int, found: os.stat_result
     ) -> None:
-        if st.S_ISDIR(found.st_mode) and not self.keeps_names:
-            name = path.rpartition(b"/")[2]
-            fd = os.open(name, _DIRECTORY, dir_fd=directory.fd)
-            try:
-                with os.scandir(fd) as entries:
-                    if next(entries, None) is not None:
-                        raise OSError("a directory with entries is in its place")
-            finally:
-                os.close(fd)
+        if not self.keeps_names:
+            require_empty(path.rpartition(b"/")[2], directory.fd, found)
         self._act(path, "replace", kind, metadata, size, found, _immovable(path, directory, found))
 
     def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:

@@ -26,7 +26,7 @@ from archiver.errors import Locked
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.existing import Existing, has_time, is_same_file, look
+from archiver.restore.existing import Existing, has_time, is_same_file, look, require_empty
 from archiver.restore.extras import TempNames, extras, remove_left
 from archiver.restore.marks import Marks
 from archiver.restore.quarantine import Quarantine
@@ -333,6 +333,8 @@ class Writer:
         if found is None:
             make(name)
             return
+        if self._quarantine is None:
+            require_empty(name, directory.fd, found)
         temp = self._temps.new()
         try:
             make(temp)
@@ -366,7 +368,7 @@ class Writer:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             if self._quarantine is None:
-                raise OSError(error.errno, "a directory with entries is in its place") from error
+                raise
             self._quarantine.take(self._root_fd, directory, name)
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -385,7 +387,11 @@ class Writer:
                 same = st.S_ISREG(found.st_mode) and found.st_size == item.size and has_time(found, stat)
                 self._keep(item.number, found, faithful=same)
                 return False
-            return verdict != "same" or not self._settle(item, found)
+            if verdict == "same" and self._settle(item, found):
+                return False
+            if self._quarantine is None:
+                require_empty(item.name, directory.fd, found)
+            return True
         except OSError as error:
             self._failed(item.number, directory, item.name, error, item.found)
             return False
