@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from archiver.cli.output import printable
 from archiver.cli.shell_commands import COMMANDS, Shell
@@ -24,22 +25,17 @@ class Completer:
 
     def __call__(self, line: str, number: int) -> str | None:
         if number == 0:
-            try:
-                self._found = self.candidates(line)
-            except (ArchiverError, OSError, UnicodeError):
-                self._found = []
+            self._found = self.candidates(line)
         return self._found[number] if number < len(self._found) else None
 
     def candidates(self, line: str) -> list[str]:
-        """What ``line`` can be completed to."""
+        """What ``line`` can be completed to; nothing where its path leads nowhere."""
         self._start, word, before = last_word(line)
         head = line[: self._start]
-        found: list[str] = []
-        for candidate in self._words(head, word, before):
-            found.append(head + candidate)
-            if len(found) == _MOST:
-                break
-        return found
+        try:
+            return [head + candidate for candidate in islice(self._words(head, word, before), _MOST)]
+        except (ArchiverError, OSError):
+            return []
 
     def _words(self, head: str, word: str, before: int) -> Iterator[str]:
         if before == 0:
@@ -56,11 +52,11 @@ class Completer:
             yield from _directories(word)
 
     def _paths(self, word: bytes) -> Iterator[str]:
-        """Names in the directory that ``word`` leads to; no symbolic link is gone through."""
+        """Names in the directory that ``word`` leads to, not in that of a symbolic link."""
         above, slash, begin = word.rpartition(b"/")
         navigator = self._shell.navigator
         way = navigator.resolve(above + slash)
-        if any(node.kind == "symlink" for node in way) or way[-1].kind != "dir":
+        if way[-1].kind != "dir":
             return
         for entry in navigator.entries(way):
             if entry.name.startswith(begin):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -60,9 +59,10 @@ def mounted(view: View, mountpoint: str, *, name: str, allow_other: bool) -> Ite
     finally:
         if not ended.is_set():
             connection.unmount()
-        deadline = time.monotonic() + _PATIENCE
+        steady = view.store.clock.steady
+        deadline = steady() + _PATIENCE
         for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(max(0.0, deadline - steady()))
         if not any(thread.is_alive() for thread in threads):
             connection.close()
         # Otherwise somebody still has a file open: it can be read until this process ends, which closes the connection.
