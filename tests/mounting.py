@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +20,17 @@ from tests.stores import ROOT, command
 PATIENCE = 20.0  # seconds
 
 
+def has_fuse() -> bool:
+    return os.access("/dev/fuse", os.R_OK | os.W_OK) and shutil.which("fusermount3") is not None
+
+
 def need_fuse() -> None:
     """Skips where there is no FUSE."""
+    if has_fuse():
+        return
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("/dev/fuse is not there, or not for this user")
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed")
+    pytest.skip("fusermount3 is not installed")
 
 
 def is_mounted(place: Path) -> bool:
@@ -51,6 +58,14 @@ class Mount:
     @property
     def messages(self) -> str:
         return self._log.read_text(errors="replace")
+
+    @property
+    def document(self) -> Any:
+        """What ``--json`` prints when it is mounted."""
+        end = time.monotonic() + PATIENCE
+        while not self.messages.endswith("\n") and time.monotonic() < end:
+            time.sleep(0.02)
+        return json.loads(self.messages)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """The exit code after a signal."""

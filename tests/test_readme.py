@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cli.command import ask, call
 from tests.cli.stores import small_tree
+from tests.mounting import has_fuse, mounted, need_fuse
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -64,6 +66,20 @@ def test_first_command_then_tour(checkout: Path) -> None:
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
     assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
+
+
+def test_mount_and_shell(checkout: Path) -> None:
+    *start, backup = block("export ARCHIVER_STORE").splitlines()[:4]
+    tour = "\n".join(start)
+    output = run(f".venv/bin/archiver --store ./store init\n{tour}\n{backup}\n{block('| archiver shell')}", checkout)
+    assert "/cli/key.py" in output and (checkout / "some/cli/look.py").exists()
+    need_fuse()
+    commands = [line.partition("#")[0] for line in block("archiver mount ./mnt").splitlines()]
+    assert len(commands) == 2
+    for command, found in zip(commands, ("host", "errors.py"), strict=True):
+        wait = "for i in $(seq 300); do mountpoint -q mnt && break; sleep 0.1; done"
+        script = f"mkdir -p mnt; {command} >&2 & {wait}; ls mnt; umount mnt; wait $!"
+        assert found in run(f"{tour}\n{script}", checkout)
 
 
 def test_keys(checkout: Path) -> None:
@@ -126,12 +142,17 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "restore", "forget"}
+    assert table.keys() == commands.keys() | {"verify", "restore", "forget", "mount", "shell"}
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
         documents[name] = ask(*name.split(), *group, *arguments)
     documents["forget"] = ask("forget", "latest", "--dry-run")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ls\n")))
+    documents["shell"] = ask("shell", "latest")
+    if has_fuse():
+        with mounted(tmp_path / "mnt", "--json", "mount", "latest") as mount:
+            documents["mount"] = mount.document
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
     for name, arguments in {"verify": (), "restore": ("latest", out)}.items():
