@@ -392,6 +392,8 @@ def test_refusals(small: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.M
     store, name = small
     (tmp_path / "mnt").mkdir()
     assert call("--store", store, "mount", name, tmp_path / "none").code == 2
+    for place in (store, store.parent, store / "host"):
+        assert "lie in one another" in call("--store", store, "mount", name, place).err
     assert call("--store", store, "mount", "host/nobody", tmp_path / "mnt").code == 10
     assert call("--store", store, "mount", name, tmp_path / "mnt", "--archive", "none").code == 10
     assert call("--store", store, "mount", tmp_path / "mnt", "--archive", "tree").code == 2

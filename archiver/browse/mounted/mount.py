@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from archiver.browse.mounted.view import View
+from archiver.core import linux
 from archiver.core.events import Notice
 from archiver.core.fuse.connection import Connection
 from archiver.core.fuse.server import Server
+from archiver.errors import UsageError
 
 _THREADS = 4
 _LOOK_EVERY = 15.0  # seconds, for snapshots that nobody uses any more
@@ -36,6 +39,8 @@ def mounted(view: View, mountpoint: str, *, name: str, allow_other: bool) -> Ite
     With ``allow_other`` everybody may look, as far as the permissions and ACLs in the archives let him; otherwise only
     this user, who may read everything. Raises UsageError, ArchiverError.
     """
+    _check_place(mountpoint, view.store.layout.base)
+    linux.return_freed_memory()
     options = ["ro", "nosuid", "nodev", f"fsname={_escaped(name)}", "subtype=archiver"]
     if allow_other:
         options += ["allow_other", "default_permissions"]
@@ -67,6 +72,13 @@ def mounted(view: View, mountpoint: str, *, name: str, allow_other: bool) -> Ite
             connection.close()
         # Otherwise somebody still has a file open: it can be read until this process ends, which closes the connection.
         view.close()
+
+
+def _check_place(mountpoint: str, base: str) -> None:
+    """A store that lies below its own mount could not be read any more: whoever tried would wait for ever."""
+    place, store = os.path.realpath(mountpoint), os.path.realpath(base)
+    if os.path.commonpath([place, store]) in (place, store):
+        raise UsageError(f"{mountpoint} and the store lie in one another", hint="mount at another place")
 
 
 def _bug_listener(view: View) -> Callable[[Exception], None]:

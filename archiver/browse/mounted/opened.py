@@ -36,7 +36,7 @@ class OpenSnapshots:
     def __init__(self, store: Store, opener: Opener) -> None:
         self._store = store
         self._opener = opener
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a listing that nobody goes on with is given up wherever Python notices
         self._opened: OrderedDict[SnapshotRef, _Opened] = OrderedDict()
 
     @contextmanager
@@ -83,12 +83,10 @@ class OpenSnapshots:
         with self._lock:
             if kept is not None and len(self._opened) <= kept:
                 return
-            idle = [ref for ref, opened in self._opened.items() if not opened.users]
+            idle = [ref for ref, opened in list(self._opened.items()) if not opened.users]
             if kept is not None:
                 idle = idle[: max(0, len(self._opened) - kept)]
-            gone = [self._opened[ref] for ref in idle if before is None or self._opened[ref].last < before]
-            for ref in idle:
-                if before is None or self._opened[ref].last < before:
-                    del self._opened[ref]
+            late = [ref for ref in idle if before is None or self._opened[ref].last < before]
+            gone = [self._opened.pop(ref) for ref in late]
         for opened in gone:
             opened.hold.close()
