@@ -131,11 +131,10 @@ def _put_counters(base: Database, chunks: int, count: int) -> None:
     base.change(work)
 
 
-_PLAN = """
+_MEASURED = """
 import json, sys, threading, time
-from archiver.store.gc.collect import make_plan
-from archiver.store.gc.exclusion import exclusive
 from archiver.store.store import Store
+{imports}
 
 def anonymous():
     for line in open("/proc/self/status"):
@@ -149,20 +148,41 @@ def sample():
         time.sleep(0.005)
 
 threading.Thread(target=sample, daemon=True).start()
-began = time.perf_counter()
+began, busy = time.perf_counter(), time.process_time()
 with Store.open(sys.argv[1]) as store:
+{work}
+took, busy = time.perf_counter() - began, time.process_time() - busy
+print(json.dumps({{"seconds": took, "busy": busy, "bytes": max(most[0], anonymous()), **{result}}}))
+"""
+
+_PLAN = _MEASURED.format(
+    imports="""
+from archiver.store.gc.collect import make_plan
+from archiver.store.gc.exclusion import exclusive
+""",
+    work="""
     database = store.database
     with exclusive(store, None, 1445, dry_run=False) as (terms, others):
         plan = make_plan(store, database, terms, others)
-took = time.perf_counter() - began
-found = None if plan.unused is None else len(plan.unused.numbers)
-print(json.dumps({"seconds": took, "bytes": max(most[0], anonymous()), "unused": found, "all": plan.all_shards}))
-"""
+""",
+    result='{"unused": None if plan.unused is None else len(plan.unused.numbers), "all": plan.all_shards}',
+)
 
 
-def plan(path: Path) -> dict[str, Any]:
-    """Make a plan in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", _PLAN, str(path)], stdout=subprocess.PIPE, text=True, check=True)
+_USAGE = _MEASURED.format(
+    imports="""
+from archiver.store.usage import named, usage
+""",
+    work="""
+    found = usage(store, [*named(store, []), *store.snapshots()])
+""",
+    result='{"items": len(found.items), "own": found.items[1][1].freed + found.unused}',
+)
+
+
+def measure(program: str, path: Path) -> dict[str, Any]:
+    """Run it in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -186,12 +206,22 @@ def main(arguments: list[str]) -> int:
             f" database {size / 1e6:.0f} MB",
             flush=True,
         )
+        found = measure(_USAGE, path)
+        if found["own"] != own * STORED:
+            raise SystemExit(f"{found['own']} bytes would be freed, {own * STORED} are")
+        if found["bytes"] > TARGET_BYTES:
+            missed = True
+        print(
+            f"du, every snapshot and group: {found['seconds']:.2f} s ({found['busy']:.2f} s of a processor),"
+            f" {found['bytes'] / (1 << 20):.0f} MiB anonymous memory, {found['items']} of them",
+            flush=True,
+        )
         last = path / SnapshotRef(GROUP, FIRST + (options.snapshots - 1) * DAY).path
         for file in last.iterdir():
             file.unlink()
         last.rmdir()
         for what in ("one snapshot removed", "again"):
-            found = plan(path)
+            found = measure(_PLAN, path)
             if found["unused"] != own:
                 raise SystemExit(f"{found['unused']} unused chunks were found, {own} are")
             if found["seconds"] > TARGET_SECONDS or found["bytes"] > TARGET_BYTES:
@@ -202,7 +232,7 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
         (path / ".archiver" / "unlisted").touch()
-        found = plan(path)
+        found = measure(_PLAN, path)
         print(f"plan, to list all shards: {found['seconds']:.2f} s, {found['bytes'] / (1 << 20):.0f} MiB")
     return 1 if missed else 0
 

@@ -22,6 +22,7 @@ BACKUP_ID_RE = re.compile(r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 
 MAX_NAME = 255
 MAX_NAMESPACE_COMPONENT = 32
+_MIN_MEDIA_NAME, _MAX_MEDIA_NAME = 2, 32
 MAX_NAMESPACE_DEPTH = 7  # so a namespace has at most 230 characters; the format's own limit of 256 never binds
 MAX_OWNER = 64
 MAX_TIME = 253402300799  # 9999-12-31T23:59:59Z
@@ -131,6 +132,13 @@ def parse_time(text: str) -> int:
         raise FormatError("snapshot time", expected="an existing date and time", got=_shown(text)) from error
     check_backup_time(epoch)
     return epoch
+
+
+def check_media_name(what: str, text: str) -> None:
+    """Raises FormatError unless it can be the label text of a medium or the name of a pool (spec tape.md 2.5)."""
+    _check_name(what, text, _MAX_MEDIA_NAME)
+    if len(text) < _MIN_MEDIA_NAME:
+        raise FormatError(what, expected=f"at least {_MIN_MEDIA_NAME} characters", got=_shown(text))
 
 
 def _check_name(what: str, text: str, limit: int) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,15 +24,23 @@ def _unmount(place: Path) -> None:
     subprocess.run(["umount", str(place)], check=True)
 
 
+_MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode"),  # no blocks reserved for root
+    "xfs": ("mkfs.xfs", "-q", "--unsupported"),  # it is meant for at least 300 MB
+    "btrfs": ("mkfs.btrfs", "-q", "--mixed"),
+}
+
+
 @contextmanager
-def small_file_system(directory: Path, size: int, *options: str) -> Iterator[Path]:
-    """An ext4 of ``size`` bytes (no blocks reserved for root), mounted below ``directory``; ``options`` of mkfs."""
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed")
+def small_file_system(directory: Path, size: int, *options: str, kind: str = "ext4") -> Iterator[Path]:
+    """A file system of ``size`` bytes, mounted below ``directory``; ``options`` of mkfs."""
+    if shutil.which(_MAKE[kind][0]) is None:
+        pytest.skip(f"{_MAKE[kind][0]} is not installed")
     image, place = directory / "small.image", directory / "small"
     with open(image, "wb") as file:
         file.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^resize_inode", *options, str(image)], check=True)
+    made = subprocess.run([*_MAKE[kind], *options, str(image)], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
     place.mkdir()
     _mount("-o", "loop", str(image), str(place))
     try:
@@ -67,10 +75,10 @@ def fill(place: Path, leave: int = 0) -> None:
     """Use up the space of the file system at ``place`` but for about ``leave`` bytes."""
     space = os.statvfs(place)
     with open(place / "filler", "wb", buffering=0) as file:
-        try:
+        with suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, max(space.f_bavail * space.f_frsize - leave, 1))
-            while not leave:
-                file.seek(0, os.SEEK_END)
-                file.write(bytes(4096))
-        except OSError:
-            pass
+        for piece in (1 << 20, 4096) if not leave else ():
+            with suppress(OSError):
+                while True:
+                    file.seek(0, os.SEEK_END)
+                    file.write(bytes(piece))

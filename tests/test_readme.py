@@ -59,10 +59,11 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
-    house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('prune')}", checkout)
+    house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
     tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
-    assert "\nremoved: " in run(f"{tour}\n{block('archiver gc')}", checkout)
+    assert "\nremoved: " in run(f"{tour}\n{block('archiver du latest')}", checkout)
+    assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
     assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
     assert (checkout / "restored" / "errors.py").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
@@ -131,6 +132,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "files": ("latest",),
         "ls": ("latest", "-R"),
         "status": (),
+        "du": (),
         "protect": ("latest", "--off"),
         "note": ("latest",),
         "owner": (),

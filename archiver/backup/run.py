@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
@@ -16,6 +16,7 @@ from archiver.backup.audit import Audit, next_turn
 from archiver.backup.deduplicator import Deduplicator
 from archiver.backup.directory import PreviousRun
 from archiver.backup.journal import Interrupted, Journal, about, read_interrupted
+from archiver.backup.outlook import look_out
 from archiver.backup.reference import NoReference, PreviousArchive, Reference, find_previous
 from archiver.backup.slabs import SlabPool
 from archiver.backup.specification import ArchiveSpec
@@ -23,10 +24,10 @@ from archiver.backup.streams import Machinery, Stream, StreamResult
 from archiver.backup.tally import FileCounters
 from archiver.backup.unchanged import Unchanged
 from archiver.browse.catalog import ensure, open_catalog
-from archiver.core.disk import explained
+from archiver.core.disk import explained, is_full
 from archiver.core.events import Event, FileProblem, Listener, Notice
 from archiver.core.pipeline import Pipeline
-from archiver.errors import Locked, NotFound, UsageError
+from archiver.errors import ArchiverError, Locked, NoSpace, NotFound, UsageError
 from archiver.source.metadata import viewer
 from archiver.source.walk import WalkOptions
 from archiver.store import layout as names
@@ -57,6 +58,7 @@ _CONTENT_SLABS = 4
 _SMALL_BODY = 1 << 20
 _SMALL_SLABS = 3
 _IV_SIZE = 16
+_WHEN_FULL = "make room (forget or prune, then gc) and run it again; all that is stored is unharmed"
 _ERRORS_KEPT = 16 << 20  # bytes that the list of problems may take, about
 _ERROR_ITSELF = 200  # of these for each, its path and reason apart
 
@@ -179,6 +181,7 @@ class _Run:
             store.session() as session,
             closing(Deduplicator(store, session, self._chunk_crypt)) as deduplicator,
             ExitStack() as self._opened,
+            self._ended_well(deduplicator),
         ):
             self._deduplicator = deduplicator
             self._interrupted = session.interrupted(self._about)
@@ -186,6 +189,8 @@ class _Run:
                 self._listener(Notice("going on where an interrupted backup ended"))
             never = options.walk.never_enter | store.own_directories()
             self._walk = replace(options.walk, never_enter=never)
+            if not self._interrupted and (short := look_out(store, options.group, self._specs, self._walk)):
+                self._listener(short)
             with Pipeline() as pipeline:
                 machinery = Machinery(pipeline, deduplicator, session, self._chunk_crypt, self._new_uuid, wanted)
                 self._write_archives(machinery)
@@ -198,6 +203,21 @@ class _Run:
             store.record(ref)
             self._record(ref.time)
         return BackupResult(ref, self._archives, self._files, store.clock.steady() - began, self._errors)
+
+    @contextmanager
+    def _ended_well(self, deduplicator: Deduplicator) -> Iterator[None]:
+        """When the disk is full there is room for the journal, and the database is told of what was stored: the next
+        run goes on from there, and need not read it again."""
+        try:
+            yield
+        except (NoSpace, OSError) as error:
+            if is_full(error):
+                self._store.give_up_reserve()
+                with suppress(ArchiverError):
+                    deduplicator.flush()
+            if isinstance(error, NoSpace):
+                error.hint = _WHEN_FULL
+            raise
 
     def _new_uuid(self) -> bytes:
         return uuid.UUID(bytes=self._store.random(16), version=4).bytes

@@ -19,8 +19,13 @@ from archiver.errors import UsageError
     help="Remove only chunks that nobody has used for so long. PBS's own value is 1445.",
 )
 @click.option("--from-files", is_flag=True, help="Trust nothing but the files: read every index, list every shard.")
+@click.option(
+    "--interrupted", is_flag=True, help="Also what interrupted backups and syncs have stored: they begin anew then."
+)
 @global_options
-def gc(context: Context, dry_run: bool, immediate: bool, cutoff: int | None, from_files: bool) -> None:
+def gc(
+    context: Context, dry_run: bool, immediate: bool, cutoff: int | None, from_files: bool, interrupted: bool
+) -> None:
     """Remove the chunks that no snapshot needs.
 
     At once when nobody else uses the store; beside running backups, and where a Proxmox Backup Server may share the
@@ -34,7 +39,14 @@ def gc(context: Context, dry_run: bool, immediate: bool, cutoff: int | None, fro
     mode: Mode | None = "immediate" if immediate else "cutoff" if cutoff is not None else None
     output = context.output
     with context.open_store(output) as store:
-        result = collect(store, mode=mode, cutoff=cutoff or DEFAULT_CUTOFF, from_files=from_files, dry_run=dry_run)
+        result = collect(
+            store,
+            mode=mode,
+            cutoff=cutoff or DEFAULT_CUTOFF,
+            from_files=from_files,
+            interrupted=interrupted,
+            dry_run=dry_run,
+        )
     if output.as_json:
         output.document(result.as_json())
         return

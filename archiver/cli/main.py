@@ -40,6 +40,7 @@ COMMANDS = {
     "gc": ("gc", "gc"),
     "sync": ("sync", "sync"),
     "status": ("store", "status"),
+    "du": ("du", "du"),
     "ns": ("ns", "ns"),
     "db": ("db", "db"),
     "key": ("key", "key"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from archiver.core.events import Event, FileProblem, Notice
+from archiver.core.events import Event, FileProblem, Notice, SpaceShort
 from archiver.errors import ArchiverError, Interrupted
 
 _BAR_EVERY = 0.2  # seconds, on a terminal
@@ -29,6 +29,13 @@ def size_text(size: int) -> str:
         return f"{size} B"
     text = f"{size / (1 << (10 * unit)):.3f}".rstrip("0").rstrip(".")
     return f"{text} {_UNITS[unit]}"
+
+
+def _short_text(event: SpaceShort) -> str:
+    needed, free = size_text(event.needed), size_text(event.free)
+    if event.basis == "runs":
+        return f"this may not fit: the last runs stored up to {needed}, and {free} are free"
+    return f"this may not fit: the sources hold {needed}, and {free} are free; much of it must compress or be known"
 
 
 def printable(text: str | bytes) -> str:
@@ -126,6 +133,8 @@ class Output:
                 self.message(event.text)
         elif isinstance(event, FileProblem):
             self._problem(event)
+        elif isinstance(event, SpaceShort):
+            self.message(_short_text(event))
         else:
             self._progress(event.task, event.files, event.bytes, event.total_bytes)
 

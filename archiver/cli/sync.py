@@ -13,7 +13,8 @@ from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
-    from archiver.sync.plan import Estimate, SyncOptions, SyncPlan
+    from archiver.sync.plan import SyncOptions, SyncPlan
+    from archiver.sync.room import Estimate
     from archiver.sync.run import SyncResult
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -84,7 +85,8 @@ def sync(
     from archiver.store.store import Store
     from archiver.sync.filters import GroupFilter
     from archiver.sync.partners import open_target, remember
-    from archiver.sync.plan import SyncOptions, estimate, make_plan
+    from archiver.sync.plan import SyncOptions, make_plan
+    from archiver.sync.room import estimate
     from archiver.sync.run import SyncResult, carry_out
 
     output = context.output

@@ -28,9 +28,12 @@ _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 # What file systems without hard links say.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _WRITE_BACK_FROM = 256 << 10  # bytes
 FSYNC_AT_MOST = 256  # files; beyond that one syncfs is cheaper than one fsync each
 _NEARLY_FULL = 16 << 20  # bytes free
+_PIECE = 1 << 20
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def explained(doing: str, path: str) -> Iterator[None]:
 
 def explain(error: OSError, doing: str, path: str) -> ArchiverError:
     reason = (error.strerror or str(error)).lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return no_space(doing, path)
     kind = Damaged if doing == "read" and error.errno in _UNREADABLE else ArchiverError
     return kind(f"cannot {doing} {path}: {reason}")
@@ -57,10 +60,20 @@ def no_space(doing: str, path: str) -> NoSpace:
     )
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left, or that a quota is used up."""
+    return isinstance(error, NoSpace) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def available(path: str) -> int:
+    """Bytes that may be written to the file system of ``path``."""
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
 def nearly_full(path: str) -> bool:
     """True where a write error that LMDB calls an I/O error means a full disk."""
-    space = os.statvfs(path)
-    return space.f_bavail * space.f_frsize < _NEARLY_FULL
+    return available(path) < _NEARLY_FULL
 
 
 class Disk:
@@ -121,6 +134,24 @@ class Disk:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         os.fchmod(fd, mode)
         return NewFile(fd)
+
+    def allocate(self, path: str, size: int, mode: int) -> None:
+        """Have a file at ``path`` that takes ``size`` bytes of the disk; what was in one that is there is lost. Nothing
+        is made durable. Raises OSError; the file is gone then."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+        try:
+            try:
+                os.fchmod(fd, mode)
+                os.posix_fallocate(fd, 0, size)
+                if os.fstat(fd).st_blocks * 512 < size:  # zeros take nothing where contents are compressed
+                    for start in range(0, size, _PIECE):
+                        write_all(fd, [self._random(min(_PIECE, size - start))])
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            self.remove_file(path)
+            raise
 
     def make_directory(self, path: str, mode: int) -> None:
         """mkdir with exactly ``mode``. FileExistsError when something is there."""

@@ -34,7 +34,17 @@ class Progress:
     total_bytes: int | None = None
 
 
-Event = Notice | FileProblem | Progress
+@dataclass(frozen=True, slots=True)
+class SpaceShort:
+    """There may not be room enough: ``needed`` and ``free`` bytes. ``basis``: what is known, how much the last runs of
+    the group stored, or how large the sources are."""
+
+    needed: int
+    free: int
+    basis: Literal["runs", "sources"]
+
+
+Event = Notice | FileProblem | Progress | SpaceShort
 Listener = Callable[[Event], None]
 
 

@@ -65,6 +65,10 @@ KEPT_FAT = sum(kernel for _, kernel in FAT_BITS)
 # statfs f_type
 EXT4 = 0xEF53
 XFS = 0x58465342
+TMPFS = 0x01021994
+BTRFS = 0x9123683E
+BCACHEFS = 0xCA451A4E
+F2FS = 0xF2F52010
 ZFS = 0x2FC12FC1
 FUSE = 0x65735546
 MSDOS = 0x4D44
@@ -75,16 +79,20 @@ STABLE = {
     EXT4,
     XFS,
     ZFS,
-    0x9123683E,  # btrfs
-    0xCA451A4E,  # bcachefs
-    0xF2F52010,  # f2fs
+    BTRFS,
+    BCACHEFS,
+    F2FS,
     0x3153464A,  # jfs
     0x52654973,  # reiserfs
     0x3434,  # nilfs
-    0x01021994,  # tmpfs
+    TMPFS,
     0x858458F6,  # ramfs
     0x794C7630,  # overlayfs
 }
+
+# Those that never write in place: also a page of a mapped file that had its room needs new one, and where there is none
+# the process is killed (SIGBUS).
+MOVING = {BTRFS, BCACHEFS, F2FS, ZFS}
 
 # File systems that show the kernel's state, not files; never archived (spec pxar.md 11.6).
 VIRTUAL = {

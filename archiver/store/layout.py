@@ -19,6 +19,7 @@ IDENTITY = "store.json"
 SYNC_TARGETS = "sync-targets.json"
 CHUNK_LOCK = "chunks.lock"
 UNLISTED = "unlisted"
+RESERVE = "reserve"
 GC_STATUS = ".gc-status"
 
 MANIFEST = "index.json.blob"
@@ -138,6 +139,10 @@ class Layout:
     @property
     def unlisted(self) -> str:
         return os.path.join(self.base, PRIVATE, UNLISTED)
+
+    @property
+    def reserve(self) -> str:
+        return os.path.join(self.base, PRIVATE, RESERVE)
 
     @property
     def gc_status(self) -> str:

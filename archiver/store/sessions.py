@@ -21,7 +21,7 @@ from archiver.core.events import Listener, Notice
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Damaged, Locked, UsageError
 from archiver.store import layout as names
-from archiver.store import snapshots
+from archiver.store import reserve, snapshots
 from archiver.store.chunk_lock import ChunkLock, tell_unlisted
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
 from archiver.store.snapshots import read_small
@@ -52,6 +52,21 @@ def started(name: str) -> int:
 def is_unfinished(path: str) -> bool:
     """Whether an interrupted session can be gone on with: not one that was killed just after it had published."""
     return os.path.exists(os.path.join(path, RESUME)) and os.path.isdir(os.path.join(path, SNAPSHOT))
+
+
+def discard_interrupted(layout: Layout, disk: Disk) -> None:
+    """Remove what interrupted sessions left, also where they could be gone on with."""
+    try:
+        names = os.listdir(layout.sessions)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise explain(error, "list", layout.sessions) from error
+    for name in names:
+        path = os.path.join(layout.sessions, name)
+        with suppress(OSError), DirectoryLock(path, follow=False):  # alive, gone meanwhile, or no directory
+            tell_unlisted(layout, disk)
+            disk.remove_tree(path)
 
 
 class Session:
@@ -158,6 +173,7 @@ class Session:
         in a power cut.
         """
         disk, layout = self.disk, self._layout
+        reserve.before_publishing(layout, disk)
         with self._locked_group(group, owner):
             newest = max(snapshots.times(layout, group), default=0)
             when = max(wanted_time, newest + 1, 1)
@@ -182,6 +198,7 @@ class Session:
         until the new one is; it stays protected if it is. Locked while somebody reads it.
         """
         path = self._layout.snapshot(ref)
+        reserve.before_publishing(self._layout, self.disk)
         with self._locked_group(ref.group, owner):
             try:
                 if os.path.lexists(path):

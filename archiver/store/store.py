@@ -14,7 +14,7 @@ from archiver.core.disk import Disk, explain, is_directory
 from archiver.core.events import Listener, Notice, ignore
 from archiver.core.locks import DirectoryLock
 from archiver.errors import ArchiverError, Locked, NotFound, TargetAbsent, UsageError
-from archiver.store import creation, snapshots
+from archiver.store import creation, reserve, snapshots
 from archiver.store.chunks import ChunkReader, ChunkStore
 from archiver.store.creation import Identity
 from archiver.store.database import location
@@ -140,7 +140,8 @@ class Store:
         """The index over the store, up to date with its files; None when there can be none."""
         if not self._database_tried:
             self._database_tried = True
-            self._database = open_database(self._database_directory(), self.uuid, self.listener)
+            directory = self._database_directory()
+            self._database = open_database(directory, self.uuid, self.listener, self._make_room_in)
             if self._database is not None:
                 self._refresh(self._database)
         return self._database if self._database is not None and self._database.usable else None
@@ -154,6 +155,14 @@ class Store:
             refresh(self.layout, database, self.listener)
         except ArchiverError as error:  # a directory that cannot be read
             self.listener(Notice(f"the database is not up to date: {error}", "warning"))
+
+    def _make_room_in(self, directory: str) -> bool:
+        """For the database in ``directory``, when its disk is full."""
+        try:
+            is_here = os.stat(directory).st_dev == os.stat(self.layout.base).st_dev
+        except OSError:
+            return False
+        return is_here and self.give_up_reserve()
 
     def rebuild_database(self) -> None:
         """Forget everything in the database and read it again from the files."""
@@ -300,8 +309,10 @@ class Store:
             raise UsageError(f"the store {self.layout.base} is read-only", hint="is its drive mounted read-only?")
 
     def session(self) -> Session:
-        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc."""
+        """Register a writer. Raises UsageError on a store that cannot be written, Locked during a gc, NoSpace where
+        there is no use in beginning."""
         self.identify()
+        reserve.keep(self.layout, self.disk)
         session = Session(self.layout, self.disk, self.clock, self.random, self.listener, self.chunks.lock)
         self.chunks.began(session.start)
         return session
@@ -313,6 +324,10 @@ class Store:
             self._close_database()  # readers have had their database elsewhere
             self._database_tried = False
             self.identity = creation.identify(self.layout.base, self.disk, self.random)
+
+    def give_up_reserve(self) -> bool:
+        """The disk is full: make some room. False when there is none to be made."""
+        return not self.read_only and reserve.give_up(self.layout, self.disk)
 
     def record(self, ref: SnapshotRef) -> None:
         """Tell the database of a snapshot that was just published; a failure here costs time later, no data."""

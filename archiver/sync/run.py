@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -18,7 +19,7 @@ from typing import Any
 
 from archiver.core.disk import explain, explained
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged, Locked, NotFound, Skipped
+from archiver.errors import ArchiverError, Damaged, Locked, NoSpace, NotFound, Skipped
 from archiver.store import labels, snapshots
 from archiver.store import layout as names
 from archiver.store.chunks import ChunkDamaged, check_present
@@ -32,6 +33,7 @@ from archiver.store.store import Store
 from archiver.sync.chunks import Chunks, Copied
 from archiver.sync.plan import Problem, Step, SyncOptions, SyncPlan, check_not_failed, resume_text, signed_contents
 from archiver.sync.rate import Rate
+from archiver.sync.room import check_room
 from formats import blob
 from formats.errors import FormatError
 from formats.manifest import FileInfo, Manifest
@@ -78,9 +80,11 @@ def carry_out(
 ) -> SyncResult:
     """Do what the plan says; ``rate``: bytes a second read from the source at most. Holds are the caller's to respect.
 
-    Raises UsageError when the target cannot be written, Locked during a gc; all else is in the result.
+    Raises UsageError when the target cannot be written, Locked during a gc, NoSpace when there is no use in beginning;
+    all else is in the result.
     """
     began = target.clock.steady()
+    check_room(source, target, plan)
     result = SyncResult(problems=list(plan.problems))
     with target.session() as session:
         _ = source.database, target.database  # opened here, not by one of the threads
@@ -192,6 +196,11 @@ class _Run:
                 published = session.publish_copy(step.target, self._options.owner, data, replace=replace)
             except (Damaged, Locked, Skipped):
                 self._chunks.flush(session.barrier)  # the run goes on: what it has stored is durable
+                raise
+            except NoSpace:
+                self._target.give_up_reserve()
+                with suppress(ArchiverError):
+                    self._chunks.flush(session.barrier)  # the next run need not read it again
                 raise
             if published:
                 self._chunks.record()

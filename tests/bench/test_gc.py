@@ -13,8 +13,9 @@ def test_a_small_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("3000 chunks, 5 snapshots of 1000 references")
     assert [line.split(":")[0] for line in lines[1:]] == [
+        "du, every snapshot and group",
         "plan, one snapshot removed",
         "plan, again",
         "plan, to list all shards",
     ]
-    assert all(" 500 unused chunks" in line for line in lines[1:3])
+    assert all(" 500 unused chunks" in line for line in lines[2:4])

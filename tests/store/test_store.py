@@ -224,7 +224,7 @@ def test_session_leaves_nothing(path: Path) -> None:
     with Store.open(path) as store, store.session() as session:
         assert Path(session.snapshot_path).is_dir()
         assert stat.S_IMODE(os.stat(session.path).st_mode) == 0o700
-    assert set(path.rglob("*")) - before == {path / ".archiver" / "sessions"}
+    assert set(path.rglob("*")) - before == {path / ".archiver" / name for name in ("sessions", "reserve")}
 
 
 @pytest.mark.parametrize("failing", ["rename", "chmod", "writev", "mkdir"])

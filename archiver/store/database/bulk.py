@@ -26,6 +26,13 @@ def scan(txn: Any, table: Any, key: np.dtype[Any], value: np.dtype[Any]) -> Iter
         yield _array(part, key), _array(list(islice(values, _AT_ONCE)), value)
 
 
+def values(txn: Any, table: Any, value: np.dtype[Any]) -> Iterator[Records]:
+    """The same without the keys."""
+    found = txn.cursor(db=table).iternext(keys=False)
+    while part := list(islice(found, _AT_ONCE)):
+        yield _array(part, value)
+
+
 def fetch(txn: Any, table: Any, keys: Records, value: np.dtype[Any], missing: bytes) -> Records:
     """The value of each of ``keys``, best in their order; ``missing`` where there is none. ValueError as above."""
     get = partial(txn.get, default=missing, db=table)

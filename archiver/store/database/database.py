@@ -15,6 +15,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.core.disk import is_full
 from archiver.core.events import Listener, Notice
 from archiver.errors import NoSpace
 from archiver.store.database import bulk, environment, records
@@ -23,14 +24,16 @@ from archiver.store.database.records import ChunkRow, SnapshotRow
 
 T = TypeVar("T")
 Numbers = NDArray[np.uint32]
+MakeRoom = Callable[[str], bool]  # told the directory when its disk is full; False when that is how it is
 
 
 class Database:
     """The index over the store with identity ``store``. Open with :func:`open_database`."""
 
-    def __init__(self, env: Environment, store: uuid.UUID, listener: Listener) -> None:
+    def __init__(self, env: Environment, store: uuid.UUID, listener: Listener, make_room: MakeRoom) -> None:
         self._env = env
         self._listener = listener
+        self._make_room = make_room
         self.usable = True
         if env.recreated is not None:
             self._tell(f"the database was not usable ({env.recreated}); it is built again from the files")
@@ -138,7 +141,12 @@ class Database:
         if not self.usable:
             return None
         try:
-            return self._env.write(work)
+            try:
+                return self._env.write(work)
+            except NoSpace:
+                if not self._make_room(self.directory):
+                    raise
+                return self._env.write(work)
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
         except records.DAMAGED as error:
@@ -150,8 +158,14 @@ class Database:
         if not self.usable:
             return unknown
         try:
-            with self._env.read() as txn:
-                return work(txn)
+            try:
+                with self._env.read() as txn:
+                    return work(txn)
+            except NoSpace:
+                if not self._make_room(self.directory):
+                    raise
+                with self._env.read() as txn:
+                    return work(txn)
         except (DatabaseDamaged, NoSpace) as error:
             self._give_up(str(error))
         except records.DAMAGED as error:
@@ -267,6 +281,19 @@ class Database:
 
         empty = np.zeros(0, np.uint32)
         return self._ask(look, (empty, empty))
+
+    def stored(self, chosen: range) -> NDArray[np.uint32]:
+        """Stored length of every chunk with a number of ``chosen``; zeros where a number is free."""
+
+        def look(txn: Any) -> NDArray[np.uint32]:
+            found = np.zeros(len(chosen), np.uint32)
+            table = self._env.table(records.DIGEST)
+            for entries in bulk.values(txn, table, records.DIGEST_VALUES):
+                mine = entries[(entries["number"] >= chosen.start) & (entries["number"] < chosen.stop)]
+                found[mine["number"] - np.uint32(chosen.start)] = mine["stored"]
+            return found
+
+        return self._ask(look, np.zeros(len(chosen), np.uint32))
 
     # -- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -498,11 +525,26 @@ def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
     return flat.view(np.uint8).reshape(-1, 32), positions
 
 
-def open_database(directory: str, store: uuid.UUID, listener: Listener) -> Database | None:
+def _attach(directory: str, make_room: MakeRoom) -> Environment:
+    try:
+        return environment.attach(directory)
+    except (NoSpace, OSError) as error:
+        if not is_full(error) or not make_room(directory):
+            raise
+        return environment.attach(directory)
+
+
+def _no_room(directory: str) -> bool:
+    return False
+
+
+def open_database(
+    directory: str, store: uuid.UUID, listener: Listener, make_room: MakeRoom = _no_room
+) -> Database | None:
     """Open (or make) the database in ``directory``; None when there can be none here, said in a notice if it is odd."""
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        return Database(environment.attach(directory), store, listener)
+        return Database(_attach(directory, make_room), store, listener, make_room)
     except DatabaseDamaged as error:
         listener(Notice(f"the database in {directory} cannot be used ({error}); going on without it", "warning"))
     except (NoSpace, OSError, lmdb.Error, MemoryError) as error:

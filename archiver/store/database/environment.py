@@ -2,7 +2,7 @@
 
 Rules kept here: a large map of address space only, never writemap; the map is never grown while a transaction of this
 process is open; one environment per file in a process; never used across fork; keys of at most 511 bytes; a full disk
-is told from corruption by statvfs.
+is told from corruption by statvfs; where files are never written in place, a nearly full one is left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from archiver.core import linux
 from archiver.core.disk import nearly_full, no_space
 from archiver.core.locks import lock_range
 from archiver.store.database import inspection, records
@@ -29,6 +30,7 @@ _TABLES = 16
 _USE_LOCK = "use.lock"
 _DAMAGED = "damaged"
 _LOCK = "lock.mdb"
+_LOCKS = 4096  # bytes
 _POLL_SECONDS = 0.05
 
 
@@ -66,6 +68,10 @@ class Environment:
                     raise DatabaseDamaged(damage)  # not ours to remove: another process has it mapped
                 _remove_files(directory)
                 self.recreated = damage
+            self._is_moving = _is_moving(directory)
+            if nearly_full(directory):
+                self._check_room()
+                _allocate_locks(directory)
             self.map_size, self.env = _open(directory, data)
             opened.callback(self.env.close)
             # Here, where no other thread has the environment: LMDB cannot open tables in two threads at once.
@@ -91,10 +97,16 @@ class Environment:
             except lmdb.MapResizedError:
                 self._resize(0)
 
+    def _check_room(self) -> None:
+        """Every transaction writes into the map of the file of locks. Raises NoSpace where that must not be tried."""
+        if self._is_moving and nearly_full(self.directory):
+            raise no_space("use the database in", self.directory)
+
     @contextmanager
     def _entered(self) -> Iterator[None]:
         if os.getpid() != self._pid:
             raise RuntimeError("an LMDB environment must not be used after fork")
+        self._check_room()
         with self._gate:
             while self._resizing:
                 self._gate.wait()
@@ -156,7 +168,8 @@ class Environment:
         except (lmdb.MapFullError, lmdb.MapResizedError):
             raise
         except lmdb.Error as error:
-            if not isinstance(error, _DAMAGE) and nearly_full(self.directory):
+            is_full = isinstance(error, lmdb.DiskError) or nearly_full(self.directory)
+            if is_full and not isinstance(error, _DAMAGE):
                 raise no_space("write the database in", self.directory) from error
             self.condemn()
             raise DatabaseDamaged(str(error)) from error
@@ -208,6 +221,24 @@ def _damage(directory: str, data: str, alone: bool) -> str | None:
     if alone and not inspection.stamped(directory) and not inspection.walk_in_child(directory):
         return "its pages are damaged"
     return None
+
+
+def _is_moving(directory: str) -> bool:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return linux.filesystem_type(fd) in linux.MOVING
+    finally:
+        os.close(fd)
+
+
+def _allocate_locks(directory: str) -> None:
+    """LMDB writes its file of locks through a map: on a full disk a hole in it would kill the process (SIGBUS). Its
+    first page has room for more than 50 readers. Raises OSError where there is no room for that."""
+    fd = os.open(os.path.join(directory, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _LOCKS)
+    finally:
+        os.close(fd)
 
 
 def _remove_files(directory: str) -> None:

@@ -43,6 +43,7 @@ from archiver.store.gc.exclusion import DEFAULT_CUTOFF, Mode, Others, Terms, exc
 from archiver.store.gc.references import DatabaseFailed, References
 from archiver.store.gc.result import Result
 from archiver.store.gc.sweep import Stopped, Sweep
+from archiver.store.sessions import discard_interrupted
 from archiver.store.store import Store
 
 _LOOK_AGAIN = 7 * 86400  # seconds after which every shard is listed, which costs as much as the store is large
@@ -67,18 +68,22 @@ def collect(
     mode: Mode | None = None,
     cutoff: int = DEFAULT_CUTOFF,
     from_files: bool = False,
+    interrupted: bool = False,
     dry_run: bool = False,
 ) -> Result:
     """Remove unused chunks. ``mode`` None: what is right; ``cutoff`` in minutes; ``from_files``: the database is not
-    asked. A dry run removes and writes nothing.
+    asked; ``interrupted``: what interrupted backups and syncs have stored goes too. A dry run removes and writes
+    nothing.
 
     Raises Locked, UsageError for a read-only store, Damaged for an index that cannot be read, ArchiverError.
     """
     began = store.clock.steady()
     if not dry_run:
         store.identify()
+        if interrupted:
+            discard_interrupted(store.layout, store.disk)
     database = None if from_files else store.database  # brought up to date before anybody is kept out
-    with exclusive(store, mode, cutoff, dry_run=dry_run) as (terms, others):
+    with exclusive(store, mode, cutoff, dry_run=dry_run, interrupted=interrupted) as (terms, others):
         marker = _marker(store)
         try:
             result = carry_out(store, make_plan(store, database, terms, others), dry_run=dry_run)

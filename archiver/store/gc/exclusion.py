@@ -54,9 +54,11 @@ class Terms:
 
 
 @contextmanager
-def exclusive(store: Store, asked: Mode | None, cutoff: int, *, dry_run: bool) -> Iterator[tuple[Terms, Others]]:
-    """Keep others out as far as needed. ``asked``: the mode, None for what is right; ``cutoff`` in minutes. A dry run
-    only looks who is there.
+def exclusive(
+    store: Store, asked: Mode | None, cutoff: int, *, dry_run: bool, interrupted: bool = False
+) -> Iterator[tuple[Terms, Others]]:
+    """Keep others out as far as needed. ``asked``: the mode, None for what is right; ``cutoff`` in minutes;
+    ``interrupted``: interrupted sessions need nothing any more. A dry run only looks who is there.
 
     Raises Locked; ArchiverError when access times cannot be relied on but would have to be.
     """
@@ -87,7 +89,7 @@ def exclusive(store: Store, asked: Mode | None, cutoff: int, *, dry_run: bool) -
             unlock_range(fd, 0, 1)
             check_access_times(layout)
             lock.begin(store.clock.now_ns())  # before the sessions are looked at: a later one touches nothing earlier
-        others = _others(store, alone=mode == "immediate")
+        others = sessions_of(store, alone=mode == "immediate", interrupted=interrupted)
         yield _terms(store, mode, reason, cutoff, others.live), others
 
 
@@ -132,7 +134,8 @@ def _terms(store: Store, mode: Mode, reason: str, cutoff: int, live: list[int]) 
     return Terms(mode, reason, start, oldest, min(start - cutoff * 60 * 10**9, oldest - _GAP * 10**9))
 
 
-def _others(store: Store, *, alone: bool) -> Others:
+def sessions_of(store: Store, *, alone: bool, interrupted: bool = False) -> Others:
+    """Who needs chunks besides the snapshots. ``alone``: nobody lives; ``interrupted``: as above."""
     live, kept, unfinished = [], [], False
     sessions = store.layout.sessions
     try:
@@ -152,7 +155,7 @@ def _others(store: Store, *, alone: bool) -> Others:
         if not alone and _lives(entry.path):
             live.append(started(entry.name))
             kept.append(entry.path)
-        elif age >= KEPT or not os.path.lexists(os.path.join(entry.path, RESUME)):
+        elif interrupted or age >= KEPT or not os.path.lexists(os.path.join(entry.path, RESUME)):
             unfinished = True
         else:
             kept.append(entry.path)

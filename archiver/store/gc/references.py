@@ -24,6 +24,7 @@ from archiver.store.database.unused import Counts, Prefixes, Unused, prefixes_of
 from archiver.store.gc.tree import Directory, directories
 from archiver.store.indexes import is_index, load_index
 from archiver.store.layout import Layout
+from archiver.store.sessions import SNAPSHOT
 from formats.errors import FormatError
 from formats.index import HEADER_SIZE
 
@@ -74,11 +75,19 @@ def shard_part(prefixes: Prefixes, shard: int) -> Prefixes:
 class References:
     """Fill it with ``mark``; then ask ``unused`` (with a database), ``in_shard`` and the length."""
 
-    def __init__(self, layout: Layout, database: Database | None, told: Callable[[int], None]) -> None:
-        """``told``: called with the number of index files now and then. Raises DatabaseFailed."""
+    def __init__(
+        self,
+        layout: Layout,
+        database: Database | None,
+        told: Callable[[int], None],
+        heard: Callable[[Numbers], None] = lambda numbers: None,
+    ) -> None:
+        """``told``: called with the number of index files now and then; ``heard``: with chunk numbers as they are
+        marked. Raises DatabaseFailed."""
         self._layout = layout
         self.database = database
         self._told = told
+        self._heard = heard
         self.index_files = 0
         self.index_bytes = 0  # of the streams
         self.leftovers: list[str] = []
@@ -99,7 +108,7 @@ class References:
         was moved to a place that had been looked at is found there.
         """
         for session in sessions:
-            self._mark_session(os.path.join(session, "snapshot"))
+            self.mark_session(session)
         seen: set[tuple[str, tuple[str, ...], snapshots.Stamp | None]] = set()
         is_new = True
         while is_new:
@@ -111,11 +120,12 @@ class References:
                 key = (directory.path, directory.indexes, stamp)
                 if key not in seen:
                     is_new = True
-                    if self._mark_directory(directory, stamp):
+                    if self.mark_directory(directory, stamp):
                         seen.add(key)
 
-    def _mark_directory(self, directory: Directory, stamp: snapshots.Stamp | None) -> bool:
-        """False when it changed meanwhile: it is to be looked at once more."""
+    def mark_directory(self, directory: Directory, stamp: snapshots.Stamp | None) -> bool:
+        """``stamp``: of the manifest when the directory was listed. False when it changed meanwhile: it is to be looked
+        at once more. Raises UnreadableIndex, DatabaseFailed."""
         recorded = None
         if self.database is not None and stamp is not None:
             recorded = self.database.recorded(directory.path)
@@ -143,7 +153,9 @@ class References:
 
     def _mark_numbers(self, numbers: Numbers) -> None:
         """Chunks with later numbers than there were at the beginning are never taken for unused ones."""
-        self.marks[numbers[numbers < len(self.marks)]] = True
+        known = numbers[numbers < len(self.marks)]
+        self.marks[known] = True
+        self._heard(known)
 
     def _read_all(self, directory: Directory) -> bool:
         if not self._is_complete(directory):
@@ -155,11 +167,11 @@ class References:
             except FileNotFoundError:
                 return False  # removed, or moved: then it is found again
             except OSError as error:
-                raise _stopped(path, explain(error, "read", path)) from error
+                raise UnreadableIndex(path, explain(error, "read", path)) from error
             except FormatError as error:
-                raise _stopped(path, error) from error
+                raise UnreadableIndex(path, error) from error
             if index.csum() != index.stored_csum:
-                raise _stopped(path, "its checksum is another one")
+                raise UnreadableIndex(path, "its checksum is another one")
             self._mark_digests(index.digests)
             self._count(index.size)
         return True
@@ -185,11 +197,12 @@ class References:
             if all(map(os.path.lexists, paths)):
                 return False  # listed while it was written
             if time.monotonic() > deadline:
-                raise _stopped(next(path for path in paths if not os.path.lexists(path)), "it is missing")
+                raise UnreadableIndex(next(path for path in paths if not os.path.lexists(path)), "it is missing")
             time.sleep(_POLL)
 
-    def _mark_session(self, path: str) -> None:
+    def mark_session(self, session: str) -> None:
         """Index files under construction: whole entries count, the header is not written yet."""
+        path = os.path.join(session, SNAPSHOT)
         try:
             with explained("list", path):
                 found = sorted(os.listdir(path))
@@ -212,7 +225,7 @@ class References:
             except FileNotFoundError:
                 continue  # published
             except (ArchiverError, OSError) as error:
-                raise _stopped(os.path.join(path, name), error) from error
+                raise UnreadableIndex(os.path.join(path, name), error) from error
 
     def _mark_digests(self, digests: NDArray[np.uint8]) -> None:
         if self.database is None:
@@ -246,8 +259,12 @@ class References:
         return set(np.concatenate(parts).tolist())
 
 
-def _stopped(path: str, reason: object) -> Damaged:
-    return Damaged(
-        f"nothing is removed: {path} cannot be read, so nobody knows which chunks it needs ({reason})",
-        hint="bring the file back, or remove its snapshot if that is of no use any more",
-    )
+class UnreadableIndex(Damaged):
+    """Nobody knows which chunks are needed by what is at ``path``."""
+
+    def __init__(self, path: str, reason: object) -> None:
+        super().__init__(
+            f"nothing is removed: {path} cannot be read, so nobody knows which chunks it needs ({reason})",
+            hint="bring the file back, or remove its snapshot if that is of no use any more",
+        )
+        self.path = path
