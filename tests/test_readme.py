@@ -59,9 +59,12 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
+    restored = run(f"{tour}\n{block('--overwrite always --delete ')}", checkout)
+    assert restored.count(", verified") == 4 and "would create 0, replace 0" in restored
+    assert (checkout / "errors.before").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
-    tour = "\n".join(block("export ARCHIVER_STORE").splitlines()[:2])
     assert "\nremoved: " in run(f"{tour}\n{block('archiver du latest')}", checkout)
     assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
@@ -144,7 +147,8 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    assert table.keys() == commands.keys() | {"verify", "restore", "forget", "mount", "shell"}
+    others = {"verify", "restore", "restore --dry-run", "forget", "mount", "shell"}
+    assert table.keys() == commands.keys() | others
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
@@ -155,6 +159,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if has_fuse():
         with mounted(tmp_path / "mnt", "--json", "mount", "latest") as mount:
             documents["mount"] = mount.document
+    documents["restore --dry-run"] = ask("restore", "latest", out, "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     min(chunks, key=lambda chunk: chunk.stat().st_size).unlink()  # that of the contents: there are errors to look at
     for name, arguments in {"verify": (), "restore": ("latest", out)}.items():

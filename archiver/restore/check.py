@@ -58,11 +58,12 @@ class Checker:
         parent = directory.parent
         if parent is None:
             return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if directory.number in self._writer.lost:
+            return -1
         try:
             return open_noatime(directory.name, os.O_DIRECTORY, parent.fd)
         except OSError as error:
-            if directory.number not in self._writer.lost:
-                self._cannot(parent.path_of(directory.name), error)
+            self._cannot(parent.path_of(directory.name), error)
             return -1
 
     def unreachable(self, directory: Directory, entry: Entry, number: int) -> None:
@@ -118,7 +119,7 @@ class Checker:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def wants_file(self, item: FileItem) -> bool:
-        if item.number in self._writer.passed:
+        if item.number in self._writer.lost or item.number in self._writer.passed:
             return False
         if item.number in self._writer.equal:
             try:
@@ -158,8 +159,7 @@ class Checker:
                 item.failed = "other contents"
         except OSError as error:
             item.failed = ""
-            if item.number not in self._writer.lost:
-                self._cannot(item.directory.path_of(item.name), error)
+            self._cannot(item.directory.path_of(item.name), error)
 
     def _read(self, fd: int, start: int, end: int) -> Iterator[memoryview]:
         """The bytes from ``start`` to ``end`` in pieces, fewer where the file ends before. A piece is valid until the
@@ -176,7 +176,7 @@ class Checker:
         os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish_file(self, item: FileItem) -> None:
-        if item.failed and item.number not in self._writer.lost:
+        if item.failed:
             self._differs(item.directory.path_of(item.name), item.failed)
         if item.fd < 0:
             return

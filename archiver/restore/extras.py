@@ -10,7 +10,8 @@ from contextlib import suppress
 from itertools import count
 
 from archiver.restore.choice import Choice
-from archiver.restore.existing import look
+from archiver.restore.existing import is_same_file, look
+from archiver.restore.names import other_case
 from archiver.restore.quarantine import INSIDE
 from archiver.restore.visitor import Directory
 
@@ -52,8 +53,14 @@ def extras(directory: Directory, choice: Choice) -> Iterator[bytes]:
         if name in directory.names or is_left(name) or (directory.parent is None and INSIDE.fullmatch(name)):
             continue
         found = look(name, directory.fd)
-        if found is not None and choice.chooses(above + name, st.S_ISDIR(found.st_mode)):
-            yield name
+        if found is None or not choice.chooses(above + name, st.S_ISDIR(found.st_mode)):
+            continue
+        if directory.names.has_variant(name):
+            # Where case is ignored this is the entry of the archive, under the name that was there before.
+            variant = other_case(name)
+            if variant == name or is_same_file(found, look(variant, directory.fd)):
+                continue
+        yield name
 
 
 def _names(fd: int) -> Iterator[bytes]:

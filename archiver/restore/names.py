@@ -1,7 +1,4 @@
-"""The names of a directory's entries, however many there are: eight bytes each, and beyond a bound on disk.
-
-Where the file system takes names that differ in case for the same one, so does this.
-"""
+"""The names of a directory's entries, however many there are: some bytes each, and beyond a bound on disk."""
 
 from __future__ import annotations
 
@@ -9,61 +6,72 @@ import os
 import tempfile
 import unicodedata
 from array import array
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-
-from archiver.core import linux
 from archiver.core.disk import explained
 
+if TYPE_CHECKING:
+    import numpy as np
+
 _IN_MEMORY = 1 << 20  # names
-_FOLDS = 0x40000000  # FS_CASEFOLD_FL
 
 
 class NameSet:
-    """Names are kept as hashes with a secret of this process; two that share one are taken for equal. Add all, then
-    ask."""
+    """Hashes with a secret of this process; names that share one are taken for equal. Add all, then ask."""
 
-    def __init__(self, *, folding: bool) -> None:
-        self._folding = folding
-        self._recent = array("q")
-        self._file: BinaryIO | None = None
-        self._sorted: np.ndarray | None = None
+    def __init__(self) -> None:
+        self._exact, self._folded = _Hashes(), _Hashes()
 
     def add(self, name: bytes) -> None:
-        self._recent.append(hash(_folded(name) if self._folding else name))
-        if len(self._recent) >= _IN_MEMORY:
-            with explained("write into", tempfile.gettempdir()):
-                if self._file is None:
-                    self._file = cast(BinaryIO, tempfile.TemporaryFile())
-                self._recent.tofile(self._file)
-            self._recent = array("q")
+        self._exact.add(hash(name))
+        self._folded.add(hash(_folded(name)))
 
     def __contains__(self, name: bytes) -> bool:
-        if self._sorted is None:
-            self._sorted = self._sort()
-        wanted = hash(_folded(name) if self._folding else name)
-        at = int(np.searchsorted(self._sorted, wanted))
-        return at < len(self._sorted) and int(self._sorted[at]) == wanted
+        return hash(name) in self._exact
 
-    def _sort(self) -> np.ndarray:
-        if self._file is None:
-            return np.sort(np.frombuffer(self._recent, np.int64)) if self._recent else np.empty(0, np.int64)
+    def has_variant(self, name: bytes) -> bool:
+        """Whether there is a name that a file system which ignores case may take for the same."""
+        return hash(_folded(name)) in self._folded
+
+
+class _Hashes:
+    def __init__(self) -> None:
+        self._recent = array("q")
+        self._file: BinaryIO | None = None
+        self._sorted: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    def add(self, value: int) -> None:
+        self._recent.append(value)
+        if len(self._recent) >= _IN_MEMORY:
+            self._spill()
+
+    def _spill(self) -> None:
         with explained("write into", tempfile.gettempdir()):
+            if self._file is None:
+                self._file = cast(BinaryIO, tempfile.TemporaryFile())
             self._recent.tofile(self._file)
             self._file.flush()
-        mapped = np.memmap(self._file, np.int64, "r+")
-        mapped.sort()
-        return mapped
+        self._recent = array("q")
+
+    def __contains__(self, value: int) -> bool:
+        import numpy as np
+
+        if self._sorted is None:
+            if self._file is None:
+                self._sorted = np.sort(np.array(self._recent, np.int64))
+            else:
+                self._spill()
+                self._sorted = np.memmap(self._file, np.int64, "r+")  # sorted in the page cache
+                self._sorted.sort()
+        at = int(np.searchsorted(self._sorted, value))
+        return at < len(self._sorted) and int(self._sorted[at]) == value
 
 
-def folds_names(fd: int) -> bool:
-    """Whether an open directory may take names of different case for one: also where that is not known."""
-    if linux.filesystem_type(fd) not in linux.STABLE:
-        return True
-    return bool((linux.get_flags(fd) or 0) & _FOLDS)
+def other_case(name: bytes) -> bytes:
+    """The name with small and capital letters exchanged; of one without letters itself."""
+    return os.fsencode(os.fsdecode(name).swapcase())
 
 
 def _folded(name: bytes) -> bytes:
-    text = unicodedata.normalize("NFKD", os.fsdecode(name).casefold())
-    return unicodedata.normalize("NFKD", text.casefold()).encode("utf-8", "surrogateescape").rstrip(b". ")
+    text = unicodedata.normalize("NFKD", os.fsdecode(name)).casefold()
+    return unicodedata.normalize("NFKD", text).encode("utf-8", "surrogateescape").rstrip(b". ")

@@ -17,7 +17,7 @@ from archiver.core.events import Listener, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import Damaged
 from archiver.restore.choice import Above, Choice
-from archiver.restore.names import NameSet, folds_names
+from archiver.restore.names import NameSet
 from archiver.restore.visitor import Directory, FileItem, Segment, Visitor
 from archiver.store.chunks import ChunkDamaged
 from formats.errors import FormatError
@@ -152,7 +152,7 @@ class Traversal:
         if directory.usable:
             self._open.add(directory)
             if self._visitor.keeps_names:
-                directory.names = NameSet(folding=folds_names(directory.fd))
+                directory.names = NameSet()
         self._stack.append(directory)
         if directory.usable and len(self._stack) - self._closed > _STACK_OPEN:
             outer = self._stack[self._closed]

@@ -155,7 +155,7 @@ class Writer:
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
             os.close(fd)
             raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), "restore to", self._target)
-        self._exact = linux.filesystem_type(fd) in linux.STABLE
+        self._exact = linux.filesystem_type(fd) in linux.STABLE and linux.keeps_nanoseconds(fd)
         if directory.above or os.listdir(fd):
             directory.found = os.fstat(fd)
             self._make_accessible(fd, directory)

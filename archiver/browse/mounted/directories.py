@@ -5,11 +5,12 @@ Each is a value: equal ones are the same node. What they show is asked of the st
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as st
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ _KEPT_BLOB = 1 << 20  # bytes
 
 
 class Inner(ABC):
-    """A node. ``view`` does not count when two are compared."""
+    """A node. Its ``view`` does not count when two are compared."""
 
     @abstractmethod
     def found(self, node: int) -> Found: ...
@@ -240,16 +241,13 @@ class Stored(Inner):
 
     @contextmanager
     def tree(self) -> Iterator[MountedTree]:
-        """Its entries. An exception of ``using`` or of opening is an OSError already, and told."""
-        try:
-            manager = self._tree()
-            tree = manager.__enter__()
-        except (ArchiverError, FormatError) as error:
-            raise self.view.failed(error, os.fsencode(self.place)) from error
-        try:
+        """Its entries. What is wrong when it is opened is an OSError already, and told."""
+        with ExitStack() as stack:
+            try:
+                tree = stack.enter_context(self._tree())
+            except (ArchiverError, FormatError) as error:
+                raise self.view.failed(error, os.fsencode(self.place)) from error
             yield tree
-        finally:
-            manager.__exit__(None, None, None)
 
     @contextmanager
     def _tree(self) -> Iterator[MountedTree]:
@@ -324,5 +322,5 @@ class Stored(Inner):
                 return seek_in(stream, self.view.chunks, 0, stream.size, offset, whence)
         size = len(self._blob())
         if not 0 <= offset < size:
-            raise OSError(6, "behind the end")
+            raise OSError(errno.ENXIO, "behind the end")
         return size if whence == os.SEEK_HOLE else offset

@@ -15,7 +15,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from archiver.browse.mounted.chunk_cache import ChunkCache
 from archiver.browse.mounted.directories import Directory, Inner, Latest, Stored
@@ -31,8 +30,6 @@ from formats.errors import FormatError
 
 _TOLD = 1000  # messages that are not repeated
 _UNKNOWN = 0xFFFF_FFFF  # inode of what nobody has looked up yet
-
-T = TypeVar("T")
 
 
 class _Counted:
@@ -112,7 +109,7 @@ class View:
             raise
         except (FormatError, ArchiverError) as error:
             stored = self._stored(node)
-            place = b"" if stored is None else os.fsencode(f"{stored.place}")
+            place = b"" if stored is None else os.fsencode(stored.place)
             if tree is not None:
                 place += tree.path(node)
             raise self.failed(error, place) from error
@@ -152,7 +149,7 @@ class View:
             child = inner.child(name)
             if child is None:
                 raise FileNotFoundError(errno.ENOENT, "no such file or directory")
-        return self._entry(self._count(parent, name, child), child)
+        return child.found(self._count(parent, name, child))
 
     def _count(self, parent: int, name: bytes, child: Inner) -> int:
         """The number of a node that the kernel is told of once more."""
@@ -165,9 +162,6 @@ class View:
                 self._inner[node] = _Counted(child, key)
             self._inner[node].count += 1
             return node
-
-    def _entry(self, node: int, inner: Inner) -> Found:
-        return inner.found(node)
 
     def forget(self, node: int, count: int) -> None:
         if node & IN_ARCHIVE or node == protocol.ROOT:
@@ -185,7 +179,7 @@ class View:
     def attributes(self, node: int) -> Found:
         if not node & IN_ARCHIVE:
             with self._explained(None, node):
-                return self._entry(node, self._at(node))
+                return self._at(node).found(node)
         with self._tree(node) as tree:
             assert tree is not None
             return tree.attributes(node)
