@@ -186,6 +186,7 @@ def test_snapshots_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = make_store(tmp_path / "store")
     refs = [save(path, tmp_path / "tree", time=1_700_000_000 + number).snapshot for number in range(4)]
     monkeypatch.setattr("archiver.browse.mounted.opened._KEPT", 2)
+    monkeypatch.setattr("archiver.browse.mounted.opened._WHOLE", 1)
 
     def held() -> list[int]:
         found = []
@@ -205,9 +206,13 @@ def test_snapshots_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
         snapshots = OpenSnapshots(store, opener)
         for ref in refs[:3]:
-            with snapshots.using(ref) as (snapshot, _):
+            with snapshots.using(ref) as (snapshot, parts):
                 assert snapshot.ref == ref
+                parts["opened"] = ref
         assert held() == [1, 2]
+        for ref, known in ((refs[2], True), (refs[1], False), (refs[2], False)):
+            with snapshots.using(ref) as (_, parts):
+                assert ("opened" in parts) == known  # of all but the last one they were closed
         with snapshots.using(refs[1]):
             snapshots.acquire(refs[1])
         assert opened == refs[:3]

@@ -13,7 +13,7 @@ from archiver.store.layout import Layout
 from formats.crypt import CryptConfig, chunk_digest
 from formats.wire import Buffer
 
-_KEPT = 64 << 20  # bytes
+_KEPT = 48 << 20  # bytes
 _READERS_AT_MOST = 2  # each of them may take 48 MiB
 _SMALLEST_ZEROS = 64 << 10  # bytes; what a chunker makes of a run of zeros is a power of two
 
@@ -23,7 +23,7 @@ _Key = tuple[bytes, int, bool]
 class ChunkCache:
     """A ChunkSource for any number of threads. Who asks for a chunk that another is reading waits for that one.
 
-    Memory: 64 MiB of chunks, and the buffers of at most two readers.
+    Memory: 48 MiB of chunks, and the buffers of at most two readers.
     """
 
     def __init__(self, layout: Layout, crypt: CryptConfig | None) -> None:

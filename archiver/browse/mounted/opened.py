@@ -11,7 +11,8 @@ from archiver.browse.snapshot import Snapshot
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 
-_KEPT = 32  # snapshots that nobody uses just now
+_KEPT = 32  # snapshots that are held while nobody uses them just now
+_WHOLE = 4  # of these that keep what was opened in them, up to 30 MiB each
 _IDLE = 120.0  # seconds after which such a one is given back
 
 Opener = Callable[[SnapshotRef], Snapshot]
@@ -81,9 +82,9 @@ class OpenSnapshots:
     def _give_back(self, *, kept: int | None, before: float | None) -> None:
         """Those that nobody uses: all but the ``kept`` most recent ones, or those last used ``before`` a time."""
         with self._lock:
-            if kept is not None and len(self._opened) <= kept:
-                return
             idle = [ref for ref, opened in list(self._opened.items()) if not opened.users]
+            for ref in idle[:-_WHOLE]:
+                self._opened[ref].parts = {}
             if kept is not None:
                 idle = idle[: max(0, len(self._opened) - kept)]
             late = [ref for ref in idle if before is None or self._opened[ref].last < before]

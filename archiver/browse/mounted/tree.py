@@ -34,7 +34,7 @@ IN_ARCHIVE = 1 << 63
 _DIRECTORY = 1 << 62
 _POSITION = (1 << POSITION_BITS) - 1
 
-_KEPT_ENTRIES = 4096
+_KEPT_ENTRIES = 1024
 _LISTED_AT_ONCE = 128  # entries; others may ask in between
 _BLOCK = 512
 _SPARSE_FROM = 64 << 10  # bytes
