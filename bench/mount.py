@@ -76,7 +76,7 @@ def measure(store: Path, place: Path) -> None:
     try:
         (root,) = place.iterdir()
         served.step("list the root", lambda: f"{len(os.listdir(root))} entries")
-        first = next(path for path in sorted(root.iterdir()) if path.name.startswith("top-"))
+        first = next(path for path in sorted(root.iterdir()) if path.name.startswith("top"))
         leaf = next(next(first.iterdir()).iterdir())
         served.step("list a directory", lambda: f"{len(os.listdir(leaf))} entries")
         file, other = sorted(leaf.iterdir())[:2]

@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.output import Output, printable
 from archiver.errors import ArchiverError
+
+if TYPE_CHECKING:
+    from archiver.cli.shell_commands import Shell
 
 _HISTORY = "shell-history"
 _LINES_KEPT = 1000
@@ -59,7 +62,7 @@ def _lines() -> Iterator[list[str]]:
             yield words
 
 
-def _follow(session: Any, output: Output) -> None:
+def _follow(session: Shell, output: Output) -> None:
     from archiver.cli.shell_commands import Leave
 
     with suppress(Leave):
@@ -69,7 +72,7 @@ def _follow(session: Any, output: Output) -> None:
             sys.stdout.flush()
 
 
-def _as_json(session: Any) -> Iterator[dict[str, Any]]:
+def _as_json(session: Shell) -> Iterator[dict[str, Any]]:
     from archiver.cli.shell_commands import Leave
 
     with suppress(Leave):
@@ -77,15 +80,15 @@ def _as_json(session: Any) -> Iterator[dict[str, Any]]:
             yield {"command": words, "lines": list(session.run(words))}
 
 
-def _talk(session: Any, output: Output, history: str | None) -> None:
+def _talk(session: Shell, output: Output, history: str | None) -> None:
     """At a terminal: a command that fails is told, and the shell goes on."""
     from archiver.cli.shell_commands import Leave
-    from archiver.cli.shell_words import quote, split
+    from archiver.cli.shell_words import split
 
     with _line_editing(session, history):
         while True:
             try:
-                line = input(f"pxar:{quote(session.navigator.here)} > ")
+                line = input(session.prompt)
                 words = split(line)
                 for text in session.run(words) if words else ():
                     output.line(text)
@@ -108,7 +111,7 @@ def _history_path() -> str:
 
 
 @contextmanager
-def _line_editing(session: Any, history: str | None) -> Iterator[None]:
+def _line_editing(session: Shell, history: str | None) -> Iterator[None]:
     """Completion, and the lines of earlier sessions. Of an encrypted snapshot nothing is kept (``history`` None): what
     is typed there has its file names in it."""
     try:

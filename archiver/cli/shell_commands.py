@@ -39,6 +39,10 @@ class Shell:
     def __post_init__(self) -> None:
         self.selected: list[str] = []  # patterns, as they are typed
 
+    @property
+    def prompt(self) -> str:
+        return f"pxar:{quote(self.navigator.here)} > "
+
     def run(self, words: Sequence[str]) -> Iterator[str]:
         """The lines that a command prints. Raises ArchiverError, Leave."""
         name, *arguments = words

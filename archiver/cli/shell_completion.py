@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from archiver.cli.output import printable
 from archiver.cli.shell_commands import COMMANDS, Shell
 from archiver.cli.shell_words import last_word, quote
 from archiver.errors import ArchiverError
@@ -65,19 +65,15 @@ class Completer:
 
     def show(self, substitution: str, matches: Sequence[str], longest: int) -> None:
         """Print the candidates without what they have in common with the line: readline would repeat all of it."""
-        start = self._start
-        names = [match[start:].rstrip() for match in matches]
-        shown = [name.rstrip("/").rpartition("/")[2] + "/" * name.endswith("/") for name in names]
-        width = max(map(len, shown)) + 2
-        columns = max(1, 80 // width)
-        lines = [shown[at : at + columns] for at in range(0, len(shown), columns)]
-        text = "\n".join("".join(f"{name:<{width}}" for name in line).rstrip() for line in lines)
-        here = quote(self._shell.navigator.here)
         import readline
 
-        sys.stdout.write(
-            f"\n{printable(text) if len(lines) == 1 else text}\npxar:{here} > {readline.get_line_buffer()}"
-        )
+        names = [match[self._start :].rstrip() for match in matches]
+        shown = [name.rstrip("/").rpartition("/")[2] + "/" * name.endswith("/") for name in names]
+        width = max(map(len, shown)) + 2
+        columns = max(1, shutil.get_terminal_size().columns // width)
+        lines = [shown[at : at + columns] for at in range(0, len(shown), columns)]
+        text = "\n".join("".join(f"{name:<{width}}" for name in line).rstrip() for line in lines)
+        sys.stdout.write(f"\n{text}\n{self._shell.prompt}{readline.get_line_buffer()}")
         sys.stdout.flush()
 
 
