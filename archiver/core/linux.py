@@ -325,16 +325,17 @@ def make_node(name: bytes, mode: int, major: int, minor: int, *, dir_fd: int) ->
     os.mknod(name, mode, os.makedev(major, minor), dir_fd=dir_fd)
 
 
-def keeps_nanoseconds(dir_fd: int) -> bool:
-    """Whether files in an open directory get times to the nanosecond: those of ext4 with small inodes do not. True
-    where it cannot be tried without leaving a trace."""
+def probe_new_file(dir_fd: int) -> os.stat_result | None:
+    """What a new file in an open directory looks like when its modification time is set to 1.000000001 s: whether the
+    file system keeps that (ext4 with small inodes does not), and whose the file is. None where that cannot be tried
+    without leaving a trace."""
     try:
         fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     except OSError:
-        return True
+        return None
     try:
         set_mtime(fd, 1, 1)
-        return os.fstat(fd).st_mtime_ns == 1_000_000_001
+        return os.fstat(fd)
     finally:
         os.close(fd)
 

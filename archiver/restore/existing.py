@@ -5,7 +5,7 @@
     if-newer     the same where the snapshot has a later modification time, without the short cut
     always       the same in any case, without the short cut
 
-Contents that are equal are not written again. That takes reading them (see plan.py), but for the short cut.
+Contents that are equal are not written again. That takes reading them (see planner.py), but for the short cut.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from archiver.restore.digests import SegmentDigests
 from archiver.restore.existing import Existing, Overwrite
 from archiver.restore.image import write_blob, write_image
 from archiver.restore.owners import Owner, make_owners
-from archiver.restore.plan import Plan, Planner
+from archiver.restore.plan import Plan
+from archiver.restore.planner import Planner
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.traversal import Traversal
 from archiver.restore.write import Writer
@@ -266,7 +267,7 @@ def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quaranti
     result.entries += traversal.entries
     result.files += traversal.files
     result.bytes += traversal.bytes
-    result.replaced += writer.counts.replaced
+    result.replaced += writer.replaced
     result.updated += writer.counts.updated
     result.unchanged += writer.counts.unchanged
     result.kept += writer.counts.kept

@@ -12,7 +12,7 @@ import errno
 import os
 import stat as st
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from archiver.core import linux
@@ -26,9 +26,10 @@ from archiver.errors import Locked
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.existing import Existing, has_time, is_same_file, look, require_empty
+from archiver.restore.existing import Existing, has_time, is_same_file, look
 from archiver.restore.extras import TempNames, extras, remove_left
 from archiver.restore.marks import Marks
+from archiver.restore.place import Placer
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.sparse import write_at, write_sparse
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
@@ -48,7 +49,7 @@ class Counts:
     """What became of the entries. ``updated``: their attributes alone."""
 
     def __init__(self) -> None:
-        self.replaced = self.updated = self.unchanged = self.kept = 0
+        self.updated = self.unchanged = self.kept = 0
 
 
 class Writer:
@@ -78,8 +79,9 @@ class Writer:
         self._kept_files = kept_files
         self._listener = listener
         self._temps = TempNames(random(8))
-        self._placing = threading.Lock()
-        self._root_fd = -1
+        self._placer = Placer(self._temps, quarantine)
+        self._lock = threading.Lock()
+        self._owner: tuple[int, int] | None = None  # of new files in new directories, where it is known
         self._exact = True  # all file systems in the target keep what they are told
         self.keeps_names = quarantine is not None
         self.counts = Counts()
@@ -87,6 +89,11 @@ class Writer:
         self.lost = Marks()  # entries that could not be made, or whose contents are damaged
         self.passed = Marks()  # entries that the rule left as they were
         self.equal = Marks()  # files whose contents were there already
+
+    @property
+    def replaced(self) -> int:
+        """How many things gave way to others."""
+        return self._placer.replaced
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -118,7 +125,7 @@ class Writer:
     def _other(self, found: os.stat_result | None) -> None:
         """No hard link of the archive may be made to what stays there."""
         if found is not None:
-            with self._placing:
+            with self._lock:
                 self._kept_files.put(_identity(found), b"")
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -138,7 +145,7 @@ class Writer:
             elif self._existing.keeps(found, directory.metadata.stat):
                 raise OSError(errno.ENOTDIR, "what is there stays, and is no directory")
             else:
-                self._exchange(name, parent.fd, found)
+                self._placer.exchange(name, parent.fd, found)
             fd = os.open(name, _DIRECTORY, dir_fd=parent.fd)
             if parent.found is not None:
                 _strip(fd)
@@ -148,14 +155,16 @@ class Writer:
             return -1
 
     def _open_root(self, directory: Directory) -> int:
-        self._root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._placer.root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         if not lock_directory(fd):
             os.close(fd)
             raise Locked(f"another restore writes to {self._target}")
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
             os.close(fd)
             raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), "restore to", self._target)
-        self._exact = linux.filesystem_type(fd) in linux.STABLE and linux.keeps_nanoseconds(fd)
+        probe = linux.probe_new_file(fd)
+        coarse = probe is not None and probe.st_mtime_ns != 1_000_000_001
+        self._exact = linux.filesystem_type(fd) in linux.STABLE and not coarse
         if directory.above or os.listdir(fd):
             directory.found = os.fstat(fd)
             self._make_accessible(fd, directory)
@@ -164,6 +173,8 @@ class Writer:
         _strip(fd)
         with suppress(OSError):
             os.fchmod(fd, 0o700)
+            if probe is not None and (probe.st_uid, probe.st_gid) == (os.geteuid(), os.getegid()):
+                self._owner = probe.st_uid, probe.st_gid
         return fd
 
     def _enter(self, directory: Directory, parent: Directory, found: os.stat_result) -> int:
@@ -193,22 +204,6 @@ class Writer:
         found = directory.found
         return found is not None and (directory.above or self._existing.keeps(found, directory.metadata.stat))
 
-    def _exchange(self, name: bytes, dir_fd: int, found: os.stat_result) -> None:
-        """Put a new directory in the place of something else; nothing is missing at any time."""
-        temp = self._temps.new()
-        os.mkdir(temp, 0o700, dir_fd=dir_fd)
-        try:
-            linux.exchange_at(temp, name, dir_fd)
-            if not is_same_file(found, look(temp, dir_fd)):
-                linux.exchange_at(temp, name, dir_fd)
-                raise OSError(errno.EBUSY, "it was exchanged while it was being restored")
-        except OSError:
-            os.rmdir(temp, dir_fd=dir_fd)
-            raise
-        os.unlink(temp, dir_fd=dir_fd)
-        with self._placing:
-            self.counts.replaced += 1
-
     def finish_directory(self, directory: Directory) -> None:
         if self._quarantine is not None and directory.found is not None:
             self._set_aside(directory, self._quarantine)
@@ -229,7 +224,7 @@ class Writer:
         try:
             for name in extras(directory, self._choice):
                 try:
-                    quarantine.take(self._root_fd, directory, name)
+                    quarantine.take(self._placer.root_fd, directory, name)
                 except OSError as error:
                     reason = f"cannot be moved away: {(error.strerror or str(error)).lower()}"
                     self._listener(FileProblem(directory.path_of(name), reason, "not-removed"))
@@ -278,7 +273,7 @@ class Writer:
                     linux.make_node(name, mode, entry.major, entry.minor, dir_fd=directory.fd)
                 lost.extend(attributes.apply_at(name, directory.fd, metadata.stat))
 
-            self._make(directory, entry.name, found, make)
+            self._placer.make(directory, entry.name, found, make)
         except OSError as error:
             self._failed(number, directory, entry.name, error, found)
             return
@@ -322,54 +317,9 @@ class Writer:
                     except PermissionError:
                         _link_fixed(last, parent, name, directory.fd)
 
-                self._make(directory, entry.name, found, make)
+                self._placer.make(directory, entry.name, found, make)
         except OSError as error:
             self._failed(number, directory, entry.name, error, found)
-
-    def _make(
-        self, directory: Directory, name: bytes, found: os.stat_result | None, make: Callable[[bytes], object]
-    ) -> None:
-        """Make an entry that is complete at once, in the place of what was ``found`` there."""
-        if found is None:
-            make(name)
-            return
-        if self._quarantine is None:
-            require_empty(name, directory.fd, found)
-        temp = self._temps.new()
-        try:
-            make(temp)
-            self._place(directory, temp, name, found)
-        except OSError:
-            with suppress(OSError):
-                os.unlink(temp, dir_fd=directory.fd)
-            raise
-
-    def _place(self, directory: Directory, temp: bytes, name: bytes, found: os.stat_result | None) -> None:
-        """Give a complete entry its name. Of what was not ``found`` there nothing is lost."""
-        fd = directory.fd
-        if found is None:
-            linux.rename_new(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
-            return
-        with self._placing:
-            if not is_same_file(found, look(name, fd)):
-                raise OSError(errno.EBUSY, "another entry took its place while it was being restored")
-            if st.S_ISDIR(found.st_mode):
-                self._clear(directory, name)
-                linux.rename_new(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
-            else:
-                os.rename(temp, name, src_dir_fd=fd, dst_dir_fd=fd)
-            self.counts.replaced += 1
-
-    def _clear(self, directory: Directory, name: bytes) -> None:
-        """A directory is in the way of something else."""
-        try:
-            os.rmdir(name, dir_fd=directory.fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if self._quarantine is None:
-                raise
-            self._quarantine.take(self._root_fd, directory, name)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -389,8 +339,7 @@ class Writer:
                 return False
             if verdict == "same" and self._settle(item, found):
                 return False
-            if self._quarantine is None:
-                require_empty(item.name, directory.fd, found)
+            self._placer.require_way(directory, item.name, found)
             return True
         except OSError as error:
             self._failed(item.number, directory, item.name, error, item.found)
@@ -491,12 +440,15 @@ class Writer:
             os.ftruncate(fd, item.size)  # it may end in a hole
         sealed = bool(metadata.stat.flags) and attributes.is_sealed(metadata.stat)
         # What has the rights of a directory that was there may have inherited some.
-        give = attributes.apply if item.directory.found is None else attributes.bring
-        lost = give(fd, attributes.unsealed(metadata) if sealed else metadata)
+        wanted = attributes.unsealed(metadata) if sealed else metadata
+        if item.directory.found is None:
+            lost = attributes.apply(fd, wanted, owner=self._owner)
+        else:
+            lost = attributes.bring(fd, wanted)
         if item.found is not None:
             os.fsync(fd)  # what is replaced must not be lost before the new one is on the disk
         if sealed:
-            self._place(item.directory, item.temp, item.name, item.found)
+            self._placer.place(item.directory, item.temp, item.name, item.found)
             item.temp = b""
             lost = attributes.apply(fd, metadata)
         if not self._exact and not lost:
@@ -504,7 +456,7 @@ class Writer:
             lost = [f"the file system keeps {what}" for what in wrong]
         self._close(item)  # a file system over the network may tell only now that it has not written everything
         if not sealed:
-            self._place(item.directory, item.temp, item.name, item.found)
+            self._placer.place(item.directory, item.temp, item.name, item.found)
             item.temp = b""
         return lost
 

@@ -15,7 +15,7 @@ from archiver.core.events import ignore
 from archiver.errors import ArchiverError, NoSpace
 from archiver.restore.check import Checker
 from archiver.restore.run import restore
-from archiver.restore.traversal import FileItem
+from archiver.restore.visitor import FileItem
 from archiver.store.chunks import ChunkReader
 from archiver.store.store import Store
 from formats.wire import Buffer

@@ -60,7 +60,7 @@ def _fits(path: str, tree: Model) -> bool:
 
 
 def _check_plan(
-    plan: object, before: dict[str, tuple[int, ...]], target: Path, blocked: set[str], *, delete: bool
+    plan: object, before: dict[str, tuple[int, int, int, int, int]], target: Path, blocked: set[str], *, delete: bool
 ) -> None:
     """The plan names exactly what was made, replaced and moved away."""
     assert isinstance(plan, list)

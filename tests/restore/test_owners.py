@@ -106,7 +106,7 @@ def test_an_ordinary_user(tmp_path: Path) -> None:
                 os.environ[f"XDG_{name}_HOME"] = str(place / "home/xdg")
             results = []
             for number, options in enumerate((["--dry-run"], [], ["--owner", "none", "--exclude", "device"])):
-                arguments = [
+                arguments: list[str | Path] = [
                     "--store",
                     place / "store",
                     "--read-only",

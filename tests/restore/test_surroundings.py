@@ -118,8 +118,8 @@ def test_immutable_entries(place: Place) -> None:
         (place.target / path).write_text("immutable")
     shutil.copy2(place.source / "c", place.target / "c")
     sealed = [place.target / path for path in ("a/one", "b/deep", "extra", "c")]
-    for path in sealed:
-        fd = os.open(path, os.O_RDONLY)
+    for one in sealed:
+        fd = os.open(one, os.O_RDONLY)
         try:
             change_flags(fd, add=IMMUTABLE)
         except OSError:
@@ -178,7 +178,15 @@ def test_read_only_directories_of_an_ordinary_user() -> None:
             os.chdir(ROOT)
             for name in ("CACHE", "CONFIG", "DATA"):
                 os.environ[f"XDG_{name}_HOME"] = str(place.target / ".xdg")
-            options = ["--store", place.store, "--read-only", "restore", "latest", place.target, "--json"]
+            options: list[str | Path] = [
+                "--store",
+                place.store,
+                "--read-only",
+                "restore",
+                "latest",
+                place.target,
+                "--json",
+            ]
             done = archiver(*options, "--overwrite", "always", "--owner", "none")
             return done.returncode, done.stdout, done.stderr
 
