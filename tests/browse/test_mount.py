@@ -217,8 +217,8 @@ def test_killed(small: tuple[Path, str], tmp_path: Path) -> None:
         assert mount.stop(signal.SIGKILL) == -signal.SIGKILL
         assert wait_until(False, mount.place)
     with mounted(tmp_path / "mnt", "--store", store, "mount", name) as mount:
-        helper = subprocess.run(["pgrep", "-P", str(mount.process.pid)], capture_output=True, text=True, check=True)
-        os.kill(int(helper.stdout), signal.SIGKILL)
+        pid = mount.process.pid
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text()), signal.SIGKILL)
         assert mount.stop(signal.SIGKILL) == -signal.SIGKILL
         with pytest.raises(OSError):
             os.listdir(mount.place)
