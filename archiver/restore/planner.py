@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
 
+from archiver.core.linux import open_noatime
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
@@ -24,7 +25,6 @@ from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
-_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4096
 
@@ -249,11 +249,11 @@ class Planner:
             return
         try:
             if item.lock is None:
-                item.fd = os.open(item.name, _OLD_FILE, dir_fd=item.directory.fd)
+                item.fd = open_noatime(item.name, os.O_NONBLOCK, item.directory.fd)
             else:
                 with item.lock:
                     if item.fd < 0:
-                        item.fd = os.open(item.name, _OLD_FILE, dir_fd=item.directory.fd)
+                        item.fd = open_noatime(item.name, os.O_NONBLOCK, item.directory.fd)
             wanted = memoryview(data or b"")[segment.start : segment.end]
             offset = segment.offset
             if offset < 0:
@@ -290,7 +290,7 @@ class Planner:
             return
         path = item.directory.path_of(item.name)
         try:
-            fd = os.open(item.name, _OLD_FILE, dir_fd=item.directory.fd)
+            fd = open_noatime(item.name, os.O_NONBLOCK, item.directory.fd)
         except PermissionError:
             self._replace(path, item.directory, "file", item.metadata, item.size, found)
             return
@@ -321,7 +321,7 @@ def _immovable(path: bytes, directory: Directory, found: os.stat_result) -> list
     if not st.S_ISREG(found.st_mode):
         return []
     with suppress(OSError):
-        fd = os.open(path.rpartition(b"/")[2], _OLD_FILE, dir_fd=directory.fd)
+        fd = open_noatime(path.rpartition(b"/")[2], os.O_NONBLOCK, directory.fd)
         try:
             if attributes.is_sealed_now(fd):
                 return ["what is there is immutable or append-only"]

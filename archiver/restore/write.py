@@ -39,7 +39,6 @@ from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OLD_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPARSE_FROM = 64 << 10  # bytes; holes are looked for in files at least this long
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -127,6 +126,10 @@ class Writer:
         if found is not None:
             with self._lock:
                 self._kept_files.put(_identity(found), b"")
+
+    def _is_other(self, found: os.stat_result) -> bool:
+        with self._lock:
+            return self._kept_files.get(_identity(found)) is not None
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -303,7 +306,7 @@ class Writer:
                     self._keep(number, found)
                     return
                 first = look(last, parent)
-                if first is not None and self._kept_files.get(_identity(first)) is not None:
+                if first is not None and self._is_other(first):
                     raise OSError(
                         errno.EEXIST, f"the file it is linked to, {os.fsdecode(entry.target)}, stayed as it is"
                     )
@@ -349,7 +352,7 @@ class Writer:
         """Give a file with the right contents its attributes; False when it has to be made anew: what has another name
         too, which may lie anywhere, must not be changed."""
         try:
-            fd = os.open(item.name, _OLD_FILE, dir_fd=item.directory.fd)
+            fd = linux.open_noatime(item.name, os.O_NONBLOCK, item.directory.fd)
         except PermissionError:
             return False
         try:

@@ -55,7 +55,7 @@ def test_everything_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             (source / name / f"file-{number}").write_text(str(number))
             (source / name / f"link-{number}").symlink_to("nowhere")
         lost += [f"/{name}/{kind}-{number}" for kind in ("file", "link") for number in range(1, 10, 2)]
-    for path in source.rglob("*"):
+    for path in [*source.rglob("*"), source]:
         number = int(path.name[-1]) if path.name[-1].isdigit() else 0  # by which a file is known while it is written
         os.utime(path, ns=(0, number * 10**9), follow_symlinks=False)
     saved = save(make_store(tmp_path / "store"), source)
