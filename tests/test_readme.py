@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cli.command import ask, call
 from tests.cli.stores import small_tree
+from tests.mounting import has_fuse, mounted, need_fuse
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -89,6 +91,20 @@ def test_images_and_rescue(checkout: Path) -> None:
     assert (checkout / "rescued/base.img").read_bytes() == (checkout / "disk.raw").read_bytes()
 
 
+def test_mount_and_shell(checkout: Path) -> None:
+    *start, backup = block("export ARCHIVER_STORE").splitlines()[:4]
+    tour = "\n".join(start)
+    output = run(f".venv/bin/archiver --store ./store init\n{tour}\n{backup}\n{block('| archiver shell')}", checkout)
+    assert "/cli/key.py" in output and (checkout / "some/cli/look.py").exists()
+    need_fuse()
+    commands = [line.partition("#")[0] for line in block("archiver mount ./mnt").splitlines()]
+    assert len(commands) == 2
+    for command, found in zip(commands, ("host", "errors.py"), strict=True):
+        wait = "for i in $(seq 300); do mountpoint -q mnt && break; sleep 0.1; done"
+        script = f"mkdir -p mnt; {command} >&2 & {wait}; ls mnt; umount mnt; wait $!"
+        assert found in run(f"{tour}\n{script}", checkout)
+
+
 def test_keys(checkout: Path) -> None:
     run("mkdir home && .venv/bin/archiver --store ./store init", checkout)
     start = ". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n"
@@ -154,7 +170,8 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     table = documented()
     later = {"import", "verify", "heal", "restore", "restore --dry-run", "forget", "diff", "diff --sizes"}
-    assert table.keys() == commands.keys() | later | {"debug recover", "debug recover-chunks"}
+    later |= {"debug recover", "debug recover-chunks", "mount", "shell"}
+    assert table.keys() == commands.keys() | later
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
@@ -166,6 +183,11 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.code == 4
         documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ls\n")))
+    documents["shell"] = ask("shell", "latest")
+    if has_fuse():
+        with mounted(tmp_path / "mnt", "--json", "mount", "latest") as mount:
+            documents["mount"] = mount.document
     documents["restore --dry-run"] = ask("restore", "latest", out, "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     lost = min(chunks, key=lambda chunk: chunk.stat().st_size)  # that of the contents: there are errors to look at

@@ -130,6 +130,7 @@ _SYNC_FILE_RANGE_WRITE = 2
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_M_MMAP_THRESHOLD = -3
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
@@ -152,6 +153,14 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
+
+
+def return_freed_memory() -> None:
+    """Have large blocks go back to the system when they are freed, always. Otherwise glibc keeps more and more of them
+    for each thread as soon as some were freed."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
