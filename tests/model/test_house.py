@@ -12,6 +12,8 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -23,11 +25,15 @@ from typing import Any
 
 import pytest
 
+import archiver.rescue
 from archiver.backup.run import CryptMode, Mode
 from archiver.browse.verify import VerifyOptions, verify
 from archiver.core.clock import Clock
 from archiver.core.events import ignore
 from archiver.errors import ArchiverError, Locked, NoSpace, Skipped
+from archiver.heal import plan as heal_plan
+from archiver.heal import run as heal_run
+from archiver.heal.candidates import OtherStore
 from archiver.store.chunks import ChunkDamaged, ChunkStore
 from archiver.store.gc.collect import collect
 from archiver.store.labels import protect
@@ -43,6 +49,7 @@ from archiver.sync.run import carry_out
 from formats.crypt import CryptConfig
 from formats.index import decode_index
 from tests import golden_store
+from tests.compare import differences
 from tests.mounts import small_file_system
 from tests.random_trees import build_plain, mutate
 from tests.store.collecting import make_old
@@ -69,6 +76,8 @@ GROUPS: list[tuple[GroupRef, Mode, CryptMode]] = [
 ]
 _CALLS = ("rename", "unlink", "utime", "fsync", "mkdir", "write")
 _LOST, _KILLED, _ENDED = 1, 9, 10  # exit codes of a child: what must not be, killed, ended by what struck it
+
+_RESCUE = str(Path(archiver.rescue.__file__).with_name("script.py"))
 
 
 def _kill() -> None:
@@ -274,6 +283,22 @@ class House:
 
         self.do(f"verify {place.path.name} {crypt is not None} {options.skip_verified}", work)
 
+    def heal(self) -> None:
+        """From the other store, or from what was set aside alone."""
+        place = self.place()
+        other = self.second if place is self.first else self.first
+        crypt, read_all, alone = self.rng.choice([KEY, KEY, None]), self.rng.random() < 0.5, self.rng.random() < 0.2
+
+        def work() -> None:
+            with self.open(place) as store, self.open(other) as copy:
+                copies = [] if alone else [OtherStore(store, copy, crypt)]
+                refs = [ref for ref in every_snapshot(store) if store.is_finished(ref)]
+                options = heal_plan.HealOptions(copies, read_all=read_all)
+                plan = heal_plan.make_plan(store, refs, crypt, options, ignore)
+                heal_run.carry_out(store, plan, crypt, ignore)
+
+        self.do(f"heal {place.path.name} {crypt is not None} {read_all} {alone}", work, stores=True)
+
     def sync(self) -> None:
         ours, theirs = (self.first, self.second) if self.rng.random() < 0.8 else (self.second, self.first)
         options = SyncOptions(
@@ -458,6 +483,7 @@ class House:
             self.prune,
             self.verify,
             self.verify,
+            self.heal,
             self.harm,
             self.backup,
             self.move,
@@ -518,6 +544,20 @@ class House:
             assert found == [], ref
             shutil.rmtree(out)
             self.counts["restore"] += 1
+        plain = [ref for ref in sound if key_of(ref) is None and ref.group.type == "host"]
+        if restores > 2 and plain:
+            self.without_the_program(place, self.rng.choice(plain))
+
+    def without_the_program(self, place: Place, ref: SnapshotRef) -> None:
+        """A reader that knows nothing of ``.archiver``, and has no database."""
+        out = self.work / "rescued"
+        words = [sys.executable, "-I", _RESCUE, "extract", str(place.path), str(ref), str(out)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (tree,) = out.iterdir()
+        assert differences(place.held[ref], tree) == [], ref
+        shutil.rmtree(out)
+        self.counts["rescue"] += 1
 
     @staticmethod
     def is_harmed(store: Store, name: str) -> bool:
@@ -537,6 +577,7 @@ def run(work: Path, seed: int, steps: int, small: Path | None = None) -> Counter
         house.sync: 4,
         house.gc: 4,
         house.verify: 2,
+        house.heal: 2,
         house.forget: 1,
         house.prune: 2,
         house.protect: 1,

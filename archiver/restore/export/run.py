@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Literal, Protocol, cast, get_args
 
 from blake3 import blake3
@@ -19,7 +19,7 @@ from archiver.restore.export.members import Member, Members, NotHeld
 from archiver.restore.export.pxar import PxarWriter
 from archiver.restore.export.tar import TarWriter
 from archiver.restore.export.zip import ZipWriter
-from archiver.restore.run import RestoreResult
+from archiver.restore.run import EVERYTHING, RestoreOptions, RestoreResult, make_choice
 from formats.pxar.decoder import LEAVE
 from formats.wire import Buffer
 
@@ -48,6 +48,7 @@ def export(
     *,
     verify: bool,
     listener: Listener,
+    options: RestoreOptions = EVERYTHING,
 ) -> RestoreResult:
     """Write trees into the new file ``target`` (``-``: stdout), of several each below its name.
 
@@ -67,7 +68,7 @@ def export(
         for file in archive.files:
             snapshot.require_key(file)
     with _opened(target, snapshot.store.layout.base) as sink, explained("write", sink.name):
-        _write(snapshot, archives, form, sink, result.hearing(listener), result)
+        _write(snapshot, archives, form, sink, result.hearing(listener), result, options)
         sink.complete(verify)
     result.verified = verify and target != STDOUT
     result.duration = clock.steady() - began
@@ -77,13 +78,15 @@ def export(
 @contextmanager
 def _opened(target: str, store: str) -> Iterator[_Sink]:
     """Raises UsageError when no new file can be ``target``: there is something of that name, it lies in the store."""
-    if target == STDOUT:
-        yield _Sink(sys.stdout.fileno(), "stdout")
-        return
-    check_new(target, store)
-    make_parents(target)
-    with new_file(target) as fd:
-        yield _NewFile(fd, target)
+    with ExitStack() as opened:
+        if target == STDOUT:
+            sink = _Sink(sys.stdout.fileno(), "stdout")
+        else:
+            check_new(target, store)
+            make_parents(target)
+            sink = _NewFile(opened.enter_context(new_file(target)), target)
+        opened.callback(sink.end)
+        yield sink
 
 
 def _write(
@@ -93,6 +96,7 @@ def _write(
     sink: _Sink,
     listener: Listener,
     result: RestoreResult,
+    options: RestoreOptions,
 ) -> None:
     file: Any = _compressed(sink) if form == "tar.zst" else sink
     writer: _Writer
@@ -104,7 +108,8 @@ def _write(
         case _:
             writer = TarWriter(file.write)
     for archive in archives:
-        members = Members(snapshot.tree(archive), listener, links=form != "zip")
+        tree = snapshot.tree(archive)
+        members = Members(tree, make_choice(tree, options), listener, links=form != "zip")
         _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
         result.entries += members.entries
         result.files += members.files
@@ -155,12 +160,17 @@ class _Sink:
             self.flush()
         return length
 
+    def end(self) -> None:
+        """What writes later, as a zip does when it is thrown away unfinished, must not reach another file, nor make
+        half a one on stdout look whole."""
+        self._fd = -1
+
     def tell(self) -> int:
         return self._position
 
     def flush(self) -> None:
         pieces, self._pieces, self._gathered = self._pieces, [], 0
-        if pieces:
+        if pieces and self._fd >= 0:
             self._out(b"".join(pieces))
 
     def _out(self, data: bytes) -> None:

@@ -28,19 +28,11 @@ _LEVEL = 6
 _LONGEST_NAME = 65535
 
 
-class _ZipFile(zipfile.ZipFile):
-    """Given up when it was not closed: the end that the module would write goes nowhere, or to another file that has
-    the number by then, or makes half a file look like one."""
-
-    def __del__(self) -> None:
-        pass
-
-
 class ZipWriter:
     """Writes to ``file``, which need not be seekable. Call ``finish`` at the end."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._zip = _ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL)
+        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=_LEVEL)
 
     def add(self, member: Member, below: bytes) -> list[str]:
         """What of the entry the file does not hold, as short reasons. ``below``: the directory in the file that the
