@@ -33,12 +33,13 @@ class Source:
     """
 
     def __init__(self, name: str, fd: int, *, command: subprocess.Popen[bytes] | None = None) -> None:
-        self.name = name
+        is_standard_input = command is None and name == STANDARD_INPUT
+        self.name = "standard input" if is_standard_input else name
         self.fd = fd
         self.stat = os.fstat(fd)
         self.unreadable: list[tuple[int, int]] = []
         self._command = command
-        self.is_file = command is None and name != STANDARD_INPUT and st.S_ISREG(self.stat.st_mode)
+        self.is_file = command is None and not is_standard_input and st.S_ISREG(self.stat.st_mode)
         self.is_device = command is None and st.S_ISBLK(self.stat.st_mode)
         self.size: int | None = None
         if self.is_file:

@@ -66,7 +66,7 @@ def test_closed_and_empty_standard_input(store: Path, tmp_path: Path, redirectio
     program = shlex.join([sys.executable, "-m", "archiver", "--store", str(store), "backup", "disk.img:-"])
     shell = f"{program} {redirection.format(empty=tmp_path / 'empty')}"
     done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 1 and "is empty" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "standard input is empty" in done.stderr and "Traceback" not in done.stderr
     assert len(snapshots(store)) == 1
 
 
