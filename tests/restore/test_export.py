@@ -241,17 +241,22 @@ def damaged_chunk(path: Path, at_least: int) -> None:
 
 @pytest.mark.parametrize("form", ["tar", "zip", "pxar"])
 def test_damage(tmp_path: Path, form: Format) -> None:
-    """A damaged small file is left out; a damaged large one ends it all, and nothing is left behind."""
+    """A damaged small file is left out, under all of its names; a damaged large one ends it all, and nothing is left
+    behind."""
     source = tmp_path / "source"
     source.mkdir()
     (source / "bad").write_bytes(os.urandom(200_000))
+    os.link(source / "bad", source / "name")
     (source / "good").write_text("text")
     path = make_store(tmp_path / "store")
     stored = path, save(path, source).snapshot, None
     damaged_chunk(path, 16_000)
-    result = put(stored, tmp_path / "small", form)
-    assert [(problem.path, problem.kind) for problem in result.problems] == [(b"/bad", "damaged")]
+    result = put(stored, tmp_path / "small/file", form)
+    other_name = b"/name", "damaged" if form == "zip" else "not-restored"
+    assert [(problem.path, problem.kind) for problem in result.problems] == [(b"/bad", "damaged"), other_name]
     assert result.files == 1
+    if form == "tar":
+        assert os.listdir(unpacked(tmp_path / "small", "tar", "-xf", "../file")) == ["good"]
     large = tmp_path / "large"
     large.mkdir()
     (large / "bad").write_bytes(os.urandom(17 * MIB))

@@ -1,12 +1,15 @@
 """The entries of a tree one after the other, with their contents: what goes into a tar, zip or pxar file.
 
-A small file is read whole before anything of it is written: when it is damaged it is left out and told. Of a large one
-the start is written by then, and half a file must not look like one: the export ends there.
+A small file is read whole before anything of it is written: when it is damaged it is left out and told, and so are its
+further names. Of a large one the start is written by then, and half a file must not look like one: the export ends
+there.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -61,6 +64,7 @@ class Members:
         self._links = links
         self._listener = listener
         self._accessor: Accessor | None = None
+        self._left_out = array("Q")  # positions of FILENAME items in the archive, in its order
         self.entries = 0
         self.files = 0
         self.bytes = 0
@@ -74,9 +78,19 @@ class Members:
                 self._holes = _Holes(tree, self._content.index)
                 yield from self._members(tree.decoder())
         except (FormatError, ChunkDamaged) as error:
-            raise self._ended(error) from error
+            raise self.ended(error) from error
 
-    def _ended(self, error: Exception) -> Damaged:
+    def leave_out(self, entry: Entry) -> None:
+        """The entry that was handed out last was not written: no other name can lead to it."""
+        self._left_out.append(entry.filename_offset)
+
+    def _is_left_out(self, entry: Entry) -> bool:
+        """Whether a hard link leads to something that is not there."""
+        place = bisect_left(self._left_out, entry.link_target)
+        return place < len(self._left_out) and self._left_out[place] == entry.link_target
+
+    def ended(self, error: Exception) -> Damaged:
+        """Why nothing can follow the entry that was handed out last."""
         return Damaged(
             f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged at /{os.fsdecode(self._path)}: {error}",
             hint="the file is not made without it; a restore into a directory goes on where it can",
@@ -96,6 +110,9 @@ class Members:
                 yield from self._file(path, entry)
             elif entry.kind == "hardlink" and not self._links:
                 yield from self._linked(path, entry)
+            elif entry.kind == "hardlink" and self._is_left_out(entry):
+                target = os.fsdecode(entry.target)
+                self._listener(FileProblem(b"/" + path, f"is a further name of /{target}, left out", "not-restored"))
             else:
                 yield self._told(Member(path, entry, _nothing))
             if entry.kind == "dir":
@@ -117,6 +134,7 @@ class Members:
                 data = memoryview(self._content.read_at(start, size))
             except (FormatError, ChunkDamaged) as error:
                 self._listener(FileProblem(b"/" + path, str(error), "damaged"))
+                self.leave_out(entry)
                 return
             read: _Read = lambda lower, upper: [data[lower:upper]]  # noqa: E731
         else:
@@ -131,7 +149,7 @@ class Members:
         try:
             yield from self._content.pieces(start, length)
         except ChunkDamaged as error:
-            raise self._ended(error) from error
+            raise self.ended(error) from error
 
     def _linked(self, path: bytes, link: Entry) -> Iterator[Member]:
         """What a hard link leads to, under the name of the link."""

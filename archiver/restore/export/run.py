@@ -20,6 +20,7 @@ from archiver.restore.export.pxar import PxarWriter
 from archiver.restore.export.tar import TarWriter
 from archiver.restore.export.zip import ZipWriter
 from archiver.restore.run import RestoreResult
+from formats.errors import FormatError
 from formats.pxar.decoder import LEAVE
 from formats.wire import Buffer
 
@@ -136,6 +137,9 @@ def _put(members: Members, writer: _Writer, below: bytes, listener: Listener) ->
             lost = writer.add(member, below)
         except NotHeld as error:
             lost, kind = [str(error)], "not-restored"
+            members.leave_out(member.entry)
+        except FormatError as error:
+            raise members.ended(error) from error
         for reason in lost:
             listener(FileProblem(b"/" + member.path, reason, kind))
 
