@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -14,9 +17,12 @@ from pathlib import Path
 import pytest
 
 from archiver.browse.snapshot import Snapshot
+from archiver.core import spill
 from archiver.core.events import Event, FileProblem, ignore
+from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, UsageError
 from archiver.restore.export.run import Format, export
+from archiver.restore.export.zip import ZipWriter
 from archiver.restore.run import RestoreResult
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
@@ -245,7 +251,7 @@ def test_damage(tmp_path: Path, form: Format) -> None:
     behind."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "bad").write_bytes(os.urandom(200_000))
+    (source / "bad").write_bytes(random.Random(1).randbytes(200_000))  # its largest chunk is not shared with others
     os.link(source / "bad", source / "name")
     (source / "good").write_text("text")
     path = make_store(tmp_path / "store")
@@ -266,6 +272,43 @@ def test_damage(tmp_path: Path, form: Format) -> None:
     with pytest.raises(Damaged, match=r"bad: chunk .* is damaged"):
         put(stored, tmp_path / "none", form)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large", "other", "small", "source", "store"]
+
+
+def test_a_zip_of_very_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the entries until the end goes to disk, and nothing of it stays there."""
+    monkeypatch.setattr(SpillTable.__init__, "__defaults__", (20_000,))
+    monkeypatch.setattr(spill, "_BATCH", 5_000)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(300):
+        (source / f"file-{number}").write_text(f"{number}")
+    path = make_store(tmp_path / "store")
+    made: list[str] = []
+    opened = spill._open
+
+    def told(directory: str) -> object:
+        made.append(directory)
+        return opened(directory)
+
+    monkeypatch.setattr(spill, "_open", told)
+    put((path, save(path, source).snapshot, None), tmp_path / "x.zip", "zip")
+    assert [Path(directory).parent for directory in made if Path(directory).parent == tmp_path] == [tmp_path]
+    with zipfile.ZipFile(tmp_path / "x.zip") as found:
+        assert found.testzip() is None
+        for info in found.infolist():
+            assert found.read(info) == (source / info.filename).read_bytes()
+        assert len(found.infolist()) == 300
+    assert sorted(os.listdir(tmp_path)) == ["source", "store", "x.zip"]
+
+
+def test_a_zip_that_was_given_up_writes_nothing_later(tmp_path: Path) -> None:
+    """Its descriptor may belong to another file by then."""
+    written = io.BytesIO()
+    writer = ZipWriter(written, str(tmp_path))
+    writer.close()
+    del writer
+    gc.collect()
+    assert written.getvalue() == b""
 
 
 def test_full_disk(tmp_path: Path) -> None:

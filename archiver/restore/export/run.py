@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import IO, Any, Literal, Protocol, cast, get_args
 
 from blake3 import blake3
@@ -100,23 +101,27 @@ def _write(
     result: RestoreResult,
 ) -> None:
     file: Any = _compressed(sink) if form == "tar.zst" else sink
-    writer: _Writer
-    match form:
-        case "zip":
-            writer = ZipWriter(file)
-        case "pxar":
-            writer = PxarWriter(file.write)
-        case _:
-            writer = TarWriter(file.write)
-    for archive in archives:
-        members = Members(snapshot.tree(archive), listener, links=form != "zip")
-        _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
-        result.entries += members.entries
-        result.files += members.files
-        result.bytes += members.bytes
-    writer.finish()
+    with ExitStack() as opened:
+        writer = _writer(form, file, sink, opened)
+        for archive in archives:
+            members = Members(snapshot.tree(archive), listener, links=form != "zip")
+            _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
+            result.entries += members.entries
+            result.files += members.files
+            result.bytes += members.bytes
+        writer.finish()
     if file is not sink:
         file.close()
+
+
+def _writer(form: Format, file: Any, sink: _Sink, opened: ExitStack) -> _Writer:
+    match form:
+        case "zip":
+            return opened.enter_context(closing(ZipWriter(file, sink.spill_directory())))
+        case "pxar":
+            return PxarWriter(file.write)
+        case _:
+            return TarWriter(file.write)
 
 
 def _compressed(sink: _Sink) -> IO[bytes]:
@@ -166,6 +171,9 @@ class _Sink:
     def tell(self) -> int:
         return self._position
 
+    def spill_directory(self) -> str:
+        return tempfile.gettempdir()
+
     def flush(self) -> None:
         pieces, self._pieces, self._gathered = self._pieces, [], 0
         if pieces:
@@ -184,6 +192,9 @@ class _NewFile(_Sink):
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, name)
         self._total = blake3()
+
+    def spill_directory(self) -> str:
+        return os.path.dirname(self.name) or "."
 
     def _out(self, data: bytes) -> None:
         self._total.update(data)
