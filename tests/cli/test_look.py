@@ -368,5 +368,7 @@ def test_two_archives(tmp_path: Path, source: Path) -> None:
     assert len(ask("--store", store, "find", "file", "--archive", "two")["items"]) == 1
     assert ask("--store", store, "find", "file", "--archive", "three")["items"] == []
     assert call("--store", store, "ls", "latest").lines == ["one.pxar", "two.pxar"]
+    which = call("--store", store, "cat", "latest", "/file")
+    assert which.code == 2 and "choose one: one.pxar, two.pxar" in which.err
     assert call("--store", store, "diff", "latest", str(source)).code == 2
     assert call("--store", store, "diff", "latest", str(source), "--archive", "two.pxar").code == 0
