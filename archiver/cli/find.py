@@ -286,7 +286,7 @@ def history(
                 output.line(heading)
             last = heading
             line = long_line(version.entry, version_name_of(wanted, version))
-            output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))))
+            output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))).rstrip())
 
 
 Told = tuple["list[Snapshot]", str, "Version", tuple[str, ...]]
