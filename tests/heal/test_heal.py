@@ -367,7 +367,7 @@ def test_what_only_the_key_can_tell(tmp_path: Path) -> None:
 
 
 def test_what_came_back_without_proof(tmp_path: Path) -> None:
-    """Without the key a copy is believed where CRCs are right and nothing better is known: no snapshot is good by it."""
+    """Without the key, CRCs are believed where nothing better is known: that makes no snapshot good."""
     lab = Lab(tmp_path, KEY, snapshots=1)
     one, other = (chunk.relative_to(lab.path) for chunk in chunks_of(lab.path, lab.refs[0], ".ppxar.didx")[:2])
     flip(lab.path / one, random.Random(5))
