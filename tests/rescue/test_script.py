@@ -226,7 +226,8 @@ def test_hostile_archives(place: Path, count: int) -> None:
     target = place / "work/target"
     target.parent.mkdir()
     with Store.open(store) as opened:
-        for when, name in enumerate(sample(archives, count), 1):
+        short = [name for name in archives if "too few bytes" in name]
+        for when, name in enumerate(dict.fromkeys([*short, *sample(archives, count)]), 1):
             ref = plant(opened, when, archives[name].archive, archives[name].payload)
             code = script.main(["extract", str(store), str(ref), str(target)])
             assert code in (0, 3, 20), name
