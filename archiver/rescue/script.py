@@ -285,7 +285,7 @@ class Store:
                 )
                 for file in manifest["files"]
             ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Damaged, NeedsKey) as error:
+        except (OSError, Damaged, NeedsKey, *_NONSENSE) as error:
             raise Damaged(f"the manifest of {snapshot} cannot be used: {error}") from error
 
     def small(self, snapshot: str, info: Info) -> bytes:
@@ -304,6 +304,9 @@ class Store:
             return Stream(self, read_file(os.path.join(self.path, snapshot, info.name), 1 << 40), info)
         except (OSError, Damaged, struct.error) as error:
             raise Damaged(f"{info.name} of {snapshot} is damaged: {error}") from error
+
+
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # in a manifest
 
 
 def _file_name(name: Any) -> str:
