@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from archiver.core.disk import explain, explained
 
@@ -35,7 +35,8 @@ def new_file(path: str) -> Iterator[int]:
     finally:
         os.close(fd)
         if temporary:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def _give_name(fd: int, temporary: str, path: str) -> None:
