@@ -82,3 +82,26 @@ def fill(place: Path, leave: int = 0) -> None:
                 while True:
                     file.seek(0, os.SEEK_END)
                     file.write(bytes(piece))
+
+
+@contextmanager
+def weak_file_system(directory: Path, kind: str) -> Iterator[Path]:
+    """A file system that does not keep everything, mounted below ``directory``: ramfs (no extended attributes), ext4
+    with small inodes (times of seconds), or vfat."""
+    place = directory / kind
+    place.mkdir()
+    if kind == "ramfs":
+        _mount("-t", "ramfs", "ramfs", str(place))
+    else:
+        if shutil.which(f"mkfs.{kind}") is None:
+            pytest.skip(f"mkfs.{kind} is not installed")
+        image = directory / f"{kind}.image"
+        with open(image, "wb") as file:
+            file.truncate(8 << 20)
+        options = ["-q", "-I", "128"] if kind == "ext4" else []
+        subprocess.run([f"mkfs.{kind}", *options, str(image)], check=True, capture_output=True)
+        _mount("-o", "loop", str(image), str(place))
+    try:
+        yield place
+    finally:
+        _unmount(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cli.command import ask, call
 from tests.cli.stores import small_tree
+from tests.mounting import has_fuse, mounted, need_fuse
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -58,6 +60,9 @@ def test_first_command_then_tour(checkout: Path) -> None:
     output = run(block("export ARCHIVER_STORE"), checkout)
     assert "verified" in output
     assert "0 errors" in output
+    restored = run(f"{tour}\n{block('--overwrite always --delete ')}", checkout)
+    assert restored.count(", verified") == 4 and "would create 0, replace 0" in restored
+    assert (checkout / "errors.before").read_bytes() == (checkout / "archiver" / "errors.py").read_bytes()
     run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('archiver history')}", checkout)
     house = run(f"export PATH={checkout}/.venv/bin:$PATH ARCHIVER_STORE=./store\n{block('--keep-within')}", checkout)
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
@@ -84,6 +89,20 @@ def test_images_and_rescue(checkout: Path) -> None:
     output = run(start + block("archiver rescue-script"), checkout)
     assert "disk.img  passwd.conf" in output and "extracted 1 entries, 0 damaged" in output
     assert (checkout / "rescued/base.img").read_bytes() == (checkout / "disk.raw").read_bytes()
+
+
+def test_mount_and_shell(checkout: Path) -> None:
+    *start, backup = block("export ARCHIVER_STORE").splitlines()[:4]
+    tour = "\n".join(start)
+    output = run(f".venv/bin/archiver --store ./store init\n{tour}\n{backup}\n{block('| archiver shell')}", checkout)
+    assert "/cli/key.py" in output and (checkout / "some/cli/look.py").exists()
+    need_fuse()
+    commands = [line.partition("#")[0] for line in block("archiver mount ./mnt").splitlines()]
+    assert len(commands) == 2
+    for command, found in zip(commands, ("host", "errors.py"), strict=True):
+        wait = "for i in $(seq 300); do mountpoint -q mnt && break; sleep 0.1; done"
+        script = f"mkdir -p mnt; {command} >&2 & {wait}; ls mnt; umount mnt; wait $!"
+        assert found in run(f"{tour}\n{script}", checkout)
 
 
 def test_keys(checkout: Path) -> None:
@@ -150,8 +169,9 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    later = {"import", "verify", "heal", "restore", "forget", "diff", "diff --sizes"}
-    assert table.keys() == commands.keys() | later | {"debug recover", "debug recover-chunks"}
+    later = {"import", "verify", "heal", "restore", "restore --dry-run", "forget", "diff", "diff --sizes"}
+    later |= {"debug recover", "debug recover-chunks", "mount", "shell"}
+    assert table.keys() == commands.keys() | later
     documents: dict[str, Any] = {}
     for name, arguments in commands.items():
         group = (documents["groups"]["items"][0]["group"],) if name == "owner" else ()
@@ -163,6 +183,12 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.code == 4
         documents[name] = done.document
     documents["forget"] = ask("forget", "latest", "--dry-run")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"ls\n")))
+    documents["shell"] = ask("shell", "latest")
+    if has_fuse():
+        with mounted(tmp_path / "mnt", "--json", "mount", "latest") as mount:
+            documents["mount"] = mount.document
+    documents["restore --dry-run"] = ask("restore", "latest", out, "--dry-run")
     chunks = (tmp_path / "store/.chunks").glob("*/*")
     lost = min(chunks, key=lambda chunk: chunk.stat().st_size)  # that of the contents: there are errors to look at
     documents["debug recover-chunks"] = ask("debug", "recover-chunks", lost.name, tmp_path / "contents")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
-from archiver.browse.stream import ChunkStream, Cursor
+from archiver.browse.stream import ChunkSource, ChunkStream, Cursor, SharedStream
 from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, Unsigned, UsageError
 from archiver.store.chunks import ChunkReader
 from archiver.store.indexes import Index, open_index
@@ -189,6 +190,11 @@ class Snapshot:
             reader = self.store.reader(self.crypt)
         return ChunkStream(self.index(file), reader, encrypted=file.crypt_mode == "encrypt")
 
+    def shared_stream(self, file: FileInfo, source: ChunkSource) -> SharedStream:
+        """The same for several threads."""
+        self.require_key(file)
+        return SharedStream(self.index(file), source, encrypted=file.crypt_mode == "encrypt")
+
     def tree(self, archive: ArchiveFiles) -> Tree:
         if archive.kind != "tree":
             raise UsageError(f"{archive.name} of {self.ref} is not a directory tree")
@@ -241,9 +247,10 @@ def _is_encrypted(file: FileInfo) -> bool:
 
 
 class Tree:
-    """A directory tree in a snapshot: one stream, or metadata and payload."""
+    """A directory tree in a snapshot: one stream, or metadata and payload. With ``source``, which is for several
+    threads, the streams are so too."""
 
-    def __init__(self, snapshot: Snapshot, files: ArchiveFiles) -> None:
+    def __init__(self, snapshot: Snapshot, files: ArchiveFiles, source: ChunkSource | None = None) -> None:
         self.snapshot = snapshot
         self.files = files
         self.metadata_file = files.files[0]
@@ -251,9 +258,14 @@ class Tree:
         self.split = len(files.files) == 2
         for file in files.files:
             snapshot.require_key(file)
-        reader = snapshot.store.reader(snapshot.crypt)
-        self.archive = snapshot.stream(self.metadata_file, reader)
-        self.content = snapshot.stream(self.content_file, reader) if self.split else self.archive
+        if source is None:
+            stream: Callable[[FileInfo], ChunkStream] = partial(
+                snapshot.stream, reader=snapshot.store.reader(snapshot.crypt)
+            )
+        else:
+            stream = partial(snapshot.shared_stream, source=source)
+        self.archive: ChunkStream = stream(self.metadata_file)
+        self.content: ChunkStream = stream(self.content_file) if self.split else self.archive
 
     def decoder(self) -> Decoder:
         """A fresh sequential decoder; contents are described by their ranges in ``content``."""

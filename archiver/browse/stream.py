@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Protocol
 
-from archiver.store.chunks import ChunkReader
 from archiver.store.indexes import Index
 from formats.wire import Buffer
 
 _KEPT_CHUNKS = 3
 
 
+class ChunkSource(Protocol):
+    """A ChunkReader, or what hands out the chunks that one has read."""
+
+    def read(self, digest: bytes, size: int, *, encrypted: bool) -> Buffer:
+        """The ``size`` plain bytes of a chunk."""
+
+
 class ChunkStream:
     """For one thread. Every byte comes from a chunk whose kind, checksums, digest and length were enforced."""
 
-    def __init__(self, index: Index, reader: ChunkReader, *, encrypted: bool) -> None:
+    def __init__(self, index: Index, reader: ChunkSource, *, encrypted: bool) -> None:
         self.index = index
         self.size = index.size
+        self.encrypted = encrypted
         self._reader = reader
-        self._encrypted = encrypted
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def chunk(self, number: int) -> bytes:
@@ -45,10 +52,10 @@ class ChunkStream:
     def _load(self, number: int) -> bytes:
         return self._decoded(self._reader, number)
 
-    def _decoded(self, reader: ChunkReader, number: int) -> bytes:
+    def _decoded(self, reader: ChunkSource, number: int) -> bytes:
         index = self.index
         size = index.end(number) - index.start(number)
-        return bytes(reader.read(index.digest(number), size, encrypted=self._encrypted))
+        return bytes(reader.read(index.digest(number), size, encrypted=self.encrypted))
 
     def read_at(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; fewer only at the end of the stream."""
@@ -77,6 +84,13 @@ class ChunkStream:
             piece = data[inner : inner + end - offset]
             yield piece
             offset += len(piece)
+
+
+class SharedStream(ChunkStream):
+    """The same for several threads, over a source that is for several threads and keeps what was read itself."""
+
+    def chunk(self, number: int) -> bytes:
+        return self._load(number)
 
 
 class Cursor:

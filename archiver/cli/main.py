@@ -33,6 +33,8 @@ COMMANDS = {
     "diff": ("diff", "diff"),
     "cat": ("look", "cat"),
     "restore": ("restore", "restore"),
+    "mount": ("mount", "mount"),
+    "shell": ("shell", "shell"),
     "forget": ("prune", "forget"),
     "protect": ("labels", "protect"),
     "note": ("labels", "note"),

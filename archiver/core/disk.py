@@ -167,16 +167,18 @@ class Disk:
             if not is_directory(path):
                 raise Damaged(f"{path} is not a directory", hint="look at what it is, then remove it") from None
 
-    def make_directories(self, path: str, mode: int) -> None:
-        """mkdir with parents; existing ones are left as they are. Each new directory's parent is made durable."""
-        if os.path.isdir(path):
+    def make_directories(self, path: str, mode: int, *, inside: str | None = None) -> None:
+        """mkdir with parents; existing ones are left as they are. Each new directory's parent is made durable; with
+        ``inside``, one above ``path``, the whole way from there: what is there may be what a killed process has made,
+        and a power cut would take all that is put into it since."""
+        is_there = os.path.isdir(path)
+        if path == inside or (is_there and inside is None):
             return
         parent = os.path.dirname(path)
-        self.make_directories(parent, mode)
-        try:
-            self.make_directory(path, mode)
-        except FileExistsError:
-            return  # another process was faster
+        self.make_directories(parent, mode, inside=inside)
+        if not is_there:
+            with suppress(FileExistsError):  # another process was faster
+                self.make_directory(path, mode)
         self.sync_directory(parent)
 
     def rename_directory(self, source: str, target: str) -> None:

@@ -127,8 +127,10 @@ _U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number 
 _TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE = 2
+_RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_M_MMAP_THRESHOLD = -3
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
@@ -151,6 +153,14 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             raise OSError(number, os.strerror(number))
+
+
+def return_freed_memory() -> None:
+    """Have large blocks go back to the system when they are freed, always. Otherwise glibc keeps more and more of them
+    for each thread as soon as some were freed."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def open_noatime(name: bytes, flags: int, dir_fd: int) -> int:
@@ -294,6 +304,27 @@ def syncfs(fd: int) -> None:
     _call(_libc.syncfs, fd)
 
 
+def exchange_at(first: bytes, second: bytes, dir_fd: int) -> None:
+    """``exchange`` for two names in an open directory."""
+    _call(_libc.renameat2, dir_fd, first, dir_fd, second, _RENAME_EXCHANGE)
+
+
+def rename_new(source: bytes, target: bytes, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+    """rename; FileExistsError when ``target`` exists, whatever it is. Where the file system cannot tell at the same
+    instant it is looked for before."""
+    try:
+        _call(_libc.renameat2, src_dir_fd, source, dst_dir_fd, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        try:
+            os.stat(target, dir_fd=dst_dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        else:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+
+
 def exchange(first: str, second: str) -> None:
     """Each of two names leads to what the other did, at one instant. Not every file system can do that: EINVAL."""
     _call(_libc.renameat2, _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
@@ -326,6 +357,21 @@ def make_node(name: bytes, mode: int, major: int, minor: int, *, dir_fd: int) ->
     if major >= 1 << 12 or minor >= 1 << 20:
         raise OSError(errno.EINVAL, f"no device has the number {major}:{minor}")
     os.mknod(name, mode, os.makedev(major, minor), dir_fd=dir_fd)
+
+
+def probe_new_file(dir_fd: int) -> os.stat_result | None:
+    """What a new file in an open directory looks like when its modification time is set to 1.000000001 s: whether the
+    file system keeps that (ext4 with small inodes does not), and whose the file is. None where that cannot be tried
+    without leaving a trace."""
+    try:
+        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    except OSError:
+        return None
+    try:
+        set_mtime(fd, 1, 1)
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
 
 
 def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _AT_FDCWD) -> None:

@@ -57,6 +57,15 @@ def _try_flock(fd: int, kind: int) -> bool:
     return True
 
 
+def lock_directory(fd: int) -> bool:
+    """flock an open directory exclusively until it is closed; False when another holds it. Not every file system has
+    such locks: True there."""
+    try:
+        return _try_flock(fd, fcntl.LOCK_EX)
+    except OSError:
+        return True
+
+
 class DirectoryLock:
     """flock on a directory; released by ``close`` or the end of the process."""
 

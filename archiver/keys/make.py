@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 from archiver.core.clock import Clock, Random, system_random
@@ -94,7 +95,10 @@ def write_file(path: str, data: bytes, *, force: bool, disk: Disk | None = None)
     place = os.path.realpath(path)
     with explained("write", path):
         try:
-            disk.make_directories(os.path.dirname(place), _DIRECTORY_MODE)
+            directory = os.path.dirname(place)
+            disk.make_directories(directory, _DIRECTORY_MODE)
+            with suppress(PermissionError):  # above it; it may be what a killed process has made just now
+                disk.sync_directory(os.path.dirname(directory))
             if force:
                 disk.put(place, [data], _FILE_MODE, sync=True)
             else:

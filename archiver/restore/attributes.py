@@ -60,12 +60,14 @@ def prepare(fd: int, stat: Stat) -> None:
             pass
 
 
-def apply(fd: int, metadata: Metadata) -> list[str]:
-    """Set everything on an open file or directory; returns what could not be set, as short reasons."""
+def apply(fd: int, metadata: Metadata, *, owner: tuple[int, int] | None = None) -> list[str]:
+    """Set everything on an open file or directory; returns what could not be set, as short reasons. ``owner``: whose it
+    is already, where that is known."""
     stat = metadata.stat
     if is_plain(metadata):
         try:
-            _chown(fd, stat)
+            if owner is None or owner != (stat.uid, stat.gid):
+                _chown(fd, stat)
             os.fchmod(fd, stat.mode & 0o7777)
             linux.set_mtime(fd, stat.mtime_secs, stat.mtime_nanos)
             return []
@@ -105,6 +107,56 @@ def apply(fd: int, metadata: Metadata) -> list[str]:
     if stat.flags:
         _apply_flags(fd, stat.flags, attempt)
     return lost
+
+
+def bring(fd: int, metadata: Metadata) -> list[str]:
+    """As ``apply`` for what was there before: what the archive does not have is taken away first."""
+    present = linux.get_flags(fd) or 0
+    wanted = linux.chattr_flags(metadata.stat.flags)
+    if present & _FOREVER_CHATTR & ~wanted:
+        return ["it is immutable or append-only"]
+    expected = _expected(metadata)
+    lost = []
+    with suppress(OSError):  # no extended attributes at all
+        for name in os.listxattr(fd):
+            if _compared(name) and name not in expected:
+                try:
+                    os.removexattr(fd, name)
+                except OSError as error:
+                    lost.append(f"extended attribute {name} stays: {(error.strerror or str(error)).lower()}")
+    return lost + apply(fd, metadata)
+
+
+def is_sealed(stat: Stat) -> bool:
+    """Whether its attributes (immutable, append-only) forbid to rename it once they are set."""
+    return bool(linux.chattr_flags(stat.flags) & _FOREVER_CHATTR)
+
+
+def is_sealed_now(fd: int) -> bool:
+    """The same for an open file or directory."""
+    return bool((linux.get_flags(fd) or 0) & _FOREVER_CHATTR)
+
+
+def unsealed(metadata: Metadata) -> Metadata:
+    """The same without these attributes."""
+    keep = ~sum(bit for bit, kernel in linux.CHATTR_BITS if kernel & _FOREVER_CHATTR)
+    return metadata._replace(stat=metadata.stat._replace(flags=metadata.stat.flags & keep))
+
+
+def beyond_rights(metadata: Metadata, kind: str) -> list[str]:
+    """What of an entry this process has no right to restore, as far as that is known before it is tried."""
+    if os.geteuid() == 0:
+        return []
+    stat = metadata.stat
+    found = ["only root makes devices"] if kind in ("char", "block") else []
+    if not may_own(stat):
+        found.append(f"owner {stat.uid}:{stat.gid}")
+    found += [f"extended attribute {os.fsdecode(name)}" for name, _ in metadata.xattrs if name.startswith(b"trusted.")]
+    if metadata.fcaps is not None:
+        found.append("file capabilities")
+    if is_sealed(stat):
+        found.append("file attributes")
+    return found
 
 
 def _chown(target: int | bytes, stat: Stat, *, dir_fd: int | None = None) -> None:
@@ -172,12 +224,7 @@ def linked(fd: int, flags: int) -> None:
 def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]:
     """What an open restored file or directory has different from ``metadata``, as short texts."""
     result = stat_differences(metadata.stat, found)
-    expected = {os.fsdecode(name): value for name, value in metadata.xattrs if _is_kept(name)}
-    if metadata.fcaps is not None:
-        expected[CAPABILITY] = metadata.fcaps
-    with suppress(FormatError):  # told by ``apply``
-        expected |= _acls(metadata)
-    result += _attribute_differences(fd, expected)
+    result += _attribute_differences(fd, _expected(metadata))
     wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR
     if wanted:
         present = linux.get_flags(fd)
@@ -186,6 +233,16 @@ def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]
     if metadata.quota_project_id and linux.get_project_id(fd) != metadata.quota_project_id:
         result.append("project id")
     return result
+
+
+def _expected(metadata: Metadata) -> dict[str, bytes]:
+    """The extended attributes that an entry has when everything of it could be restored."""
+    expected = {os.fsdecode(name): value for name, value in metadata.xattrs if _is_kept(name)}
+    if metadata.fcaps is not None:
+        expected[CAPABILITY] = metadata.fcaps
+    with suppress(FormatError):  # told by ``apply``
+        expected |= _acls(metadata)
+    return expected
 
 
 def _attribute_differences(fd: int, expected: dict[str, bytes]) -> list[str]:

@@ -17,7 +17,7 @@ from archiver.core.events import FileProblem, Listener
 from archiver.core.linux import open_noatime
 from archiver.restore import attributes
 from archiver.restore.digests import SegmentDigests
-from archiver.restore.traversal import Directory, FileItem, Segment, link_target
+from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from archiver.restore.write import Writer
 from formats.pxar.items import Entry
 from formats.wire import Buffer
@@ -28,9 +28,11 @@ _KINDS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "cha
 
 class Checker:
     """A visitor of :class:`archiver.restore.traversal.Traversal`. Reports every difference as a FileProblem; entries
-    that ``writer`` has told about already are passed over."""
+    that ``writer`` has told about already, or left as they were, are passed over. Of files whose contents were there
+    already, which is known from reading them or was believed, only the attributes are looked at."""
 
     needs_contents = False
+    keeps_names = False
     threads = 2
     segments_at_once = 128  # files opened ahead by each thread
 
@@ -52,18 +54,24 @@ class Checker:
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    def open_root(self, entry: Entry) -> int:
-        return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
+    def open_directory(self, directory: Directory) -> int:
+        parent = directory.parent
+        if parent is None:
+            return os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if directory.number in self._writer.lost:
+            return -1
         try:
-            return open_noatime(entry.name, os.O_DIRECTORY, parent.fd)
+            return open_noatime(directory.name, os.O_DIRECTORY, parent.fd)
         except OSError as error:
-            if number not in self._writer.lost:
-                self._cannot(parent.path_of(entry.name), error)
+            self._cannot(parent.path_of(directory.name), error)
             return -1
 
+    def unreachable(self, directory: Directory, entry: Entry, number: int) -> None:
+        """Nothing: the directory has been told about."""
+
     def finish_directory(self, directory: Directory) -> None:
+        if directory.number in self._writer.passed:
+            return
         try:
             wrong = attributes.differences(directory.fd, directory.metadata, os.fstat(directory.fd))
         except OSError as error:
@@ -77,7 +85,7 @@ class Checker:
 
     def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
         assert entry.metadata is not None
-        if number in self._writer.lost:
+        if number in self._writer.lost or number in self._writer.passed:
             return
         path = directory.path_of(entry.name)
         try:
@@ -96,7 +104,7 @@ class Checker:
             self._differs(path, what)
 
     def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
-        if number in self._writer.lost:
+        if number in self._writer.lost or number in self._writer.passed:
             return
         path = directory.path_of(entry.name)
         try:
@@ -109,6 +117,19 @@ class Checker:
             self._cannot(path, error)
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    def wants_file(self, item: FileItem) -> bool:
+        if item.number in self._writer.lost or item.number in self._writer.passed:
+            return False
+        if item.number in self._writer.equal:
+            try:
+                self._open(item)
+            except OSError as error:
+                self._cannot(item.directory.path_of(item.name), error)
+            else:
+                self.finish_file(item)
+            return False
+        return True
 
     def prepare(self, segments: Sequence[Segment]) -> None:
         """Open them all, so that the disk reads ahead. What cannot be opened now is tried again in its turn."""
@@ -138,8 +159,7 @@ class Checker:
                 item.failed = "other contents"
         except OSError as error:
             item.failed = ""
-            if item.number not in self._writer.lost:
-                self._cannot(item.directory.path_of(item.name), error)
+            self._cannot(item.directory.path_of(item.name), error)
 
     def _read(self, fd: int, start: int, end: int) -> Iterator[memoryview]:
         """The bytes from ``start`` to ``end`` in pieces, fewer where the file ends before. A piece is valid until the
@@ -156,7 +176,7 @@ class Checker:
         os.posix_fadvise(item.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def finish_file(self, item: FileItem) -> None:
-        if item.failed and item.number not in self._writer.lost:
+        if item.failed:
             self._differs(item.directory.path_of(item.name), item.failed)
         if item.fd < 0:
             return

@@ -19,7 +19,7 @@ from archiver.core.linux import device_size, mount_points
 from archiver.core.new_file import new_file
 from archiver.core.pipeline import Cancelled, Pipeline, chunk_workers
 from archiver.errors import Damaged, Held, NoSpace, UsageError
-from archiver.restore.write import write_sparse
+from archiver.restore.sparse import write_sparse
 from archiver.source.content import read_into
 from archiver.store.chunks import MAX_CHUNK
 from archiver.store.indexes import Index

@@ -17,7 +17,7 @@ from archiver.core.disk import explain, explained, write_all
 from archiver.core.events import Listener, Notice, Progress
 from archiver.core.new_file import new_file
 from archiver.errors import Damaged, KeyProblem, UsageError
-from archiver.restore.write import write_sparse
+from archiver.restore.sparse import write_sparse
 from archiver.store.chunks import MAX_CHUNK, ChunkDamaged, ChunkReader
 from archiver.store.indexes import load_index
 from archiver.store.layout import Layout

@@ -9,86 +9,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from archiver.browse.snapshot import Tree
 from archiver.core.events import Listener, Progress
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import Damaged
+from archiver.restore.choice import Above, Choice
+from archiver.restore.names import NameSet
+from archiver.restore.visitor import Directory, FileItem, Segment, Visitor
 from archiver.store.chunks import ChunkDamaged
 from formats.errors import FormatError
 from formats.pxar.constants import HEADER, HEADER_SIZE, PAYLOAD
 from formats.pxar.decoder import LEAVE
 from formats.pxar.items import Entry
-from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
-_PATH_ONLY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUEUED_TASKS = 4
 _STACK_OPEN = 64
 _DIRECTORIES_OPEN = 400
 _PROGRESS_EVERY = 512  # entries
-
-
-class Directory:
-    """A directory of the target. ``fd`` is -1 while it is closed to save descriptors, or when it is not ``usable``.
-    ``number``: that of its entry."""
-
-    __slots__ = ("fd", "identity", "metadata", "name", "number", "parent", "pending", "usable")
-
-    def __init__(self, parent: Directory | None, number: int, name: bytes, metadata: Metadata, fd: int) -> None:
-        self.parent = parent
-        self.number = number
-        self.name = name
-        self.metadata = metadata
-        self.fd = fd
-        self.usable = fd >= 0
-        self.identity = (0, 0)
-        self.pending = 1  # itself, until it is left
-
-    @property
-    def path(self) -> bytes:
-        """``b"/a/b"``; ``b"/"`` for the root."""
-        names = []
-        directory: Directory | None = self
-        while directory is not None:
-            names.append(directory.name)
-            directory = directory.parent
-        return b"/".join(reversed(names)) or b"/"
-
-    def path_of(self, name: bytes) -> bytes:
-        return self.path.rstrip(b"/") + b"/" + name
-
-
-@dataclass(slots=True)
-class FileItem:
-    """A regular file on its way. ``parts`` segments are not done yet; ``state`` belongs to the visitor."""
-
-    directory: Directory
-    number: int  # of its entry
-    name: bytes
-    metadata: Metadata
-    size: int
-    header: bytes  # the payload header that must precede the contents; empty in a version 1 archive
-    parts: int
-    lock: threading.Lock | None  # for files of several segments
-    fd: int = -1
-    failed: str | None = None  # why it cannot be restored
-    refused: bool = False  # by the target: the archive is not to blame
-
-
-class Segment(NamedTuple):
-    """A part of a file's contents: bytes ``start`` to ``end`` of the chunk, at ``offset`` in the file (negative: the
-    payload header). No two segments with contents have the same ``number``, and it is the same in every pass."""
-
-    item: FileItem
-    start: int
-    end: int
-    offset: int
-    number: int
 
 
 class Task(NamedTuple):
@@ -96,72 +37,12 @@ class Task(NamedTuple):
     segments: list[Segment]
 
 
-class Visitor(Protocol):
-    """What is done at each entry. ``number`` counts the entries of the archive from 1 and is the same in every pass.
-    Methods marked (worker) are called from worker threads."""
-
-    @property
-    def needs_contents(self) -> bool:
-        """Whether segments come with their data."""
-
-    @property
-    def threads(self) -> int:
-        """How many workers there are."""
-
-    @property
-    def segments_at_once(self) -> int:
-        """How many segments a worker gets at a time, at most."""
-
-    def open_root(self, entry: Entry) -> int: ...
-
-    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
-        """Descriptor of the child directory; -1 when there is none to work in (reported)."""
-
-    def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
-        """A symlink, device, fifo, socket."""
-
-    def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
-        """The target is complete."""
-
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """(worker) These come next."""
-
-    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
-        """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
-
-    def finish_file(self, item: FileItem) -> None:
-        """(worker) All segments are done."""
-
-    def abandon(self, item: FileItem) -> None:
-        """The pass ends early, with this file begun and not finished."""
-
-    def finish_directory(self, directory: Directory) -> None:
-        """(worker) Everything in it is complete; it is closed afterwards."""
-
-
-@contextmanager
-def link_target(entry: Entry, root: Directory) -> Iterator[tuple[int, bytes]]:
-    """What a hard link leads to: its open directory, and its name in there. It is looked for name by name, and no
-    symlink is followed; OSError when there is no such directory."""
-    *parents, name = entry.target.split(b"/")
-    fd = root.fd
-    try:
-        for part in parents:
-            inner = os.open(part, _PATH_ONLY, dir_fd=fd)
-            if fd != root.fd:
-                os.close(fd)
-            fd = inner
-        yield fd, name
-    finally:
-        if fd != root.fd:
-            os.close(fd)
-
-
 class Traversal:
-    """One pass through a tree with a visitor."""
+    """One pass through a tree, or through what was chosen of it, with a visitor."""
 
-    def __init__(self, tree: Tree, visitor: Visitor, task: str, listener: Listener) -> None:
+    def __init__(self, tree: Tree, choice: Choice, visitor: Visitor, task: str, listener: Listener) -> None:
         self._tree = tree
+        self._choice = choice
         self._visitor = visitor
         self._task_name = task
         self._listener = listener
@@ -176,10 +57,12 @@ class Traversal:
         self._chunk = -1
         self._chunk_start = 0
         self._chunk_end = 0
+        self._numbered = 0  # segments
         self._submitted = 0
         self._completed = 0
         self._drained_to = 0
         self.entries = 0
+        self.chosen = 0  # of them
         self.files = 0
         self.bytes = 0
 
@@ -217,62 +100,68 @@ class Traversal:
             self._close_all()
 
     def _walk(self) -> None:
-        tree = self._tree
+        tree, visitor = self._tree, self._visitor
         root: Directory | None = None
-        for event in tree.decoder():
-            if event is LEAVE:
+        for step in self._choice.steps(tree):
+            if step is LEAVE:
                 self._leave()
                 continue
-            entry: Entry = event
+            above = type(step) is Above
+            entry: Entry = step.entry if above else step  # type: ignore[union-attr,assignment]
             self.entries += 1
+            self.chosen += not above
             if self.entries % _PROGRESS_EVERY == 0:
                 self._listener(Progress(self._task_name, self.entries, self.bytes, tree.content.size))
+            directory = self._stack[-1] if self._stack else None
+            if directory is not None and directory.names is not None:
+                directory.names.add(entry.name)
             kind = entry.kind
             if kind == "dir":
-                if root is None:
-                    root = self._push(None, entry, self._visitor.open_root(entry))
-                else:
-                    self._enter(self._stack[-1], entry)
-                continue
-            directory = self._stack[-1]
-            if not directory.usable:
-                continue
-            if kind == "file":
+                entered = self._enter(directory, entry, above=above)
+                root = root or entered
+            elif directory is None:
+                raise FormatError("an entry outside of any directory")
+            elif kind == "file":
                 self._add_file(directory, entry)
+            elif not directory.usable:
+                visitor.unreachable(directory, entry, self.entries)
             elif kind == "hardlink":
                 assert root is not None
                 if entry.filename_offset - entry.link_offset >= self._drained_to:
                     self._drain()
                     self._drained_to = entry.filename_offset
-                self._visitor.hardlink(directory, entry, self.entries, root)
+                visitor.hardlink(directory, entry, self.entries, root)
             else:
-                self._visitor.leaf(directory, entry, self.entries)
+                visitor.leaf(directory, entry, self.entries)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    def _push(self, parent: Directory | None, entry: Entry, fd: int) -> Directory:
+    def _enter(self, parent: Directory | None, entry: Entry, *, above: bool) -> Directory:
         assert entry.metadata is not None
-        directory = Directory(parent, self.entries, entry.name, entry.metadata, fd)
+        if len(self._open) >= _DIRECTORIES_OPEN:
+            self._drain()
+        directory = Directory(parent, self.entries, entry.name, entry.metadata, above=above)
         if parent is not None:
             with self._lock:
                 parent.pending += 1
-        if fd >= 0:
+        if parent is not None and not parent.usable:
+            self._visitor.unreachable(parent, entry, self.entries)
+        else:
+            directory.fd = self._visitor.open_directory(directory)
+        directory.usable = directory.fd >= 0
+        if directory.usable:
             self._open.add(directory)
+            if self._visitor.keeps_names:
+                directory.names = NameSet()
         self._stack.append(directory)
-        return directory
-
-    def _enter(self, parent: Directory, entry: Entry) -> None:
-        if len(self._open) >= _DIRECTORIES_OPEN:
-            self._drain()
-        fd = self._visitor.open_directory(parent, entry, self.entries) if parent.usable else -1
-        self._push(parent, entry, fd)
-        if fd >= 0 and len(self._stack) - self._closed > _STACK_OPEN:
+        if directory.usable and len(self._stack) - self._closed > _STACK_OPEN:
             outer = self._stack[self._closed]
             self._closed += 1
             self._drain()
             status = os.fstat(outer.fd)
             outer.identity = (status.st_dev, status.st_ino)
             self._close(outer)
+        return directory
 
     def _leave(self) -> None:
         directory = self._stack.pop()
@@ -326,24 +215,37 @@ class Traversal:
             header = HEADER.pack(PAYLOAD, HEADER_SIZE + size)
             start -= HEADER_SIZE
         end = entry.content_offset + size
-        item = FileItem(directory, self.entries, entry.name, entry.metadata, size, header, 1, None)
-        with self._lock:
-            directory.pending += 1
         self.files += 1
         self.bytes += size
+        inside = self._chunk_start <= start and end <= self._chunk_end
+        parts = 1
         if end > self._tree.content.size:
+            parts = 0
+        elif not inside and start < end:
+            parts = self._index.find(end - 1) - self._index.find(start) + 1
+        # Counted whether they are needed or not: another pass may need others.
+        first = self._numbered
+        self._numbered += max(parts, 1)
+        if not directory.usable:
+            self._visitor.unreachable(directory, entry, self.entries)
+            return
+        item = FileItem(directory, self.entries, entry.name, entry.metadata, size, header, max(parts, 1))
+        if parts == 0:
             item.failed = "its contents lie beyond the end of the archive"
+        if not self._visitor.wants_file(item):
+            return
+        with self._lock:
+            directory.pending += 1
         if start == end or item.failed:
-            self._append(self._chunk, item, 0, 0, 0)
-            return
-        if self._chunk_start <= start and end <= self._chunk_end:
-            self._append(self._chunk, item, start - self._chunk_start, end - self._chunk_start, -len(header))
-            return
-        item.parts = self._index.find(end - 1) - self._index.find(start) + 1
-        if item.parts > 1:
-            item.lock = threading.Lock()
-        for chunk, lower, upper, position in self._pieces(start, end):
-            self._append(chunk, item, lower, upper, position - entry.content_offset)
+            self._append(self._chunk, Segment(item, 0, 0, 0, first))
+        elif inside:
+            offset = -len(header)
+            self._append(self._chunk, Segment(item, start - self._chunk_start, end - self._chunk_start, offset, first))
+        else:
+            if parts > 1:
+                item.lock = threading.Lock()
+            for number, (chunk, lower, upper, position) in enumerate(self._pieces(start, end), first):
+                self._append(chunk, Segment(item, lower, upper, position - entry.content_offset, number))
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(chunk, from, to, stream offset) for every chunk that holds a part of the range."""
@@ -356,13 +258,11 @@ class Traversal:
             start = stop
             number += 1
 
-    def _append(self, chunk: int, item: FileItem, start: int, end: int, offset: int) -> None:
+    def _append(self, chunk: int, segment: Segment) -> None:
         if self._segments and (chunk != self._chunk or len(self._segments) >= self._visitor.segments_at_once):
             self._flush()
         self._chunk = chunk
-        # Contents lie in the order of their entries, so each segment is in a later chunk, or of a later entry, than the
-        # one before: the sum grows. Entries below a directory that is not usable count too.
-        self._segments.append(Segment(item, start, end, offset, chunk + self.entries))
+        self._segments.append(segment)
 
     def _flush(self) -> None:
         if self._segments:

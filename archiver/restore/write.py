@@ -1,7 +1,9 @@
-"""The pass that writes a tree into an empty directory.
+"""The pass that writes a tree.
 
-Every name is made relative to an open directory and must not exist before; directories are entered without following
-symlinks; hard links are resolved name by name from the target's root. So no entry of an archive can leave the target.
+Every name is relative to an open directory; directories are entered without following symlinks; hard links are resolved
+name by name from the target's root. So no entry of an archive, and nothing that stands in the target, can lead out of
+it. A file gets its name when it is complete: an interruption leaves the old one, the new one or none. In directories
+that the pass has made nothing is looked for, and nothing is ever replaced.
 """
 
 from __future__ import annotations
@@ -9,48 +11,94 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-import numpy as np
-
+from archiver.core import linux
+from archiver.core.clock import Random
 from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
-from archiver.core.linux import make_node
+from archiver.core.locks import lock_directory
 from archiver.core.pipeline import chunk_workers
+from archiver.core.spill import SpillTable
+from archiver.errors import Locked
 from archiver.restore import attributes
+from archiver.restore.choice import Choice
 from archiver.restore.digests import SegmentDigests
+from archiver.restore.existing import Existing, has_time, is_same_file, look
+from archiver.restore.extras import TempNames, extras, remove_left
 from archiver.restore.marks import Marks
-from archiver.restore.traversal import Directory, FileItem, Segment, link_target
+from archiver.restore.place import Placer
+from archiver.restore.quarantine import Quarantine
+from archiver.restore.sparse import write_at, write_sparse
+from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.items import Entry
+from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 4096
 _SPARSE_FROM = 64 << 10  # bytes; holes are looked for in files at least this long
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+
+
+class Counts:
+    """What became of the entries. ``updated``: their attributes alone."""
+
+    def __init__(self) -> None:
+        self.updated = self.unchanged = self.kept = 0
 
 
 class Writer:
-    """A visitor of :class:`archiver.restore.traversal.Traversal`."""
+    """A visitor of :class:`archiver.restore.traversal.Traversal`. ``target`` is a directory."""
 
     needs_contents = True
     threads = chunk_workers()
     segments_at_once = 512
 
-    def __init__(self, target: str, digests: SegmentDigests | None, listener: Listener) -> None:
+    def __init__(
+        self,
+        target: str,
+        choice: Choice,
+        existing: Existing,
+        quarantine: Quarantine | None,
+        digests: SegmentDigests | None,
+        kept_files: SpillTable,
+        random: Random,
+        listener: Listener,
+    ) -> None:
+        """``kept_files`` is told which files in the target are not as the archive has them."""
         self._target = target
+        self._choice = choice
+        self._existing = existing
+        self._quarantine = quarantine
         self._digests = digests
+        self._kept_files = kept_files
         self._listener = listener
+        self._temps = TempNames(random(8))
+        self._placer = Placer(self._temps, quarantine)
+        self._lock = threading.Lock()
+        self._owner: tuple[int, int] | None = None  # of new files in new directories, where it is known
+        self._exact = True  # all file systems in the target keep what they are told
+        self.keeps_names = quarantine is not None
+        self.counts = Counts()
         self.incomplete = Marks()  # entries whose attributes could not all be set
         self.lost = Marks()  # entries that could not be made, or whose contents are damaged
+        self.passed = Marks()  # entries that the rule left as they were
+        self.equal = Marks()  # files whose contents were there already
+
+    @property
+    def replaced(self) -> int:
+        """How many things gave way to others."""
+        return self._placer.replaced
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def _lost(self, number: int, path: bytes, reason: str, kind: str) -> None:
+    def _lost(self, number: int, path: bytes, reason: str, kind: str, found: os.stat_result | None = None) -> None:
         self.lost.add(number)
+        self._other(found)
         self._listener(FileProblem(path, reason, kind))
 
     def _attributes_lost(self, number: int, path: bytes, reasons: list[str]) -> None:
@@ -58,66 +106,271 @@ class Writer:
         for reason in reasons:
             self._listener(FileProblem(path, reason, "attribute"))
 
-    def _failed(self, number: int, directory: Directory, name: bytes, error: OSError) -> None:
+    def _failed(
+        self, number: int, directory: Directory, name: bytes, error: OSError, found: os.stat_result | None = None
+    ) -> None:
         """What only concerns this entry is told, what concerns the target as a whole ends the restore."""
         path = directory.path_of(name)
         if error.errno in _FATAL:
             raise explain(error, "restore", self._target + os.fsdecode(path)) from error
-        self._lost(number, path, (error.strerror or str(error)).lower(), "not-restored")
+        self._lost(number, path, (error.strerror or str(error)).lower(), "not-restored", found)
+
+    def _keep(self, number: int, found: os.stat_result, *, faithful: bool = False) -> None:
+        self.passed.add(number)
+        self.counts.kept += 1
+        if not faithful:
+            self._other(found)
+
+    def _other(self, found: os.stat_result | None) -> None:
+        """No hard link of the archive may be made to what stays there."""
+        if found is not None:
+            with self._lock:
+                self._kept_files.put(_identity(found), b"")
+
+    def _is_other(self, found: os.stat_result) -> bool:
+        with self._lock:
+            return self._kept_files.get(_identity(found)) is not None
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    def open_root(self, entry: Entry) -> int:
-        fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Its own rights, and those it hands down to new entries, must not mix into the archive's attributes.
-        for name in (attributes.ACCESS_ACL, attributes.DEFAULT_ACL):
-            with suppress(OSError):
-                os.removexattr(fd, name)
-        with suppress(OSError):
-            os.fchmod(fd, 0o700)
-        return fd
-
-    def open_directory(self, parent: Directory, entry: Entry, number: int) -> int:
+    def open_directory(self, directory: Directory) -> int:
+        if directory.parent is None:
+            return self._open_root(directory)
+        name, parent = directory.name, directory.parent
+        found: os.stat_result | None = None
         try:
-            os.mkdir(entry.name, 0o700, dir_fd=parent.fd)
-            return os.open(entry.name, _DIRECTORY, dir_fd=parent.fd)
+            if parent.found is not None:
+                found = look(name, parent.fd)
+                if found is not None and st.S_ISDIR(found.st_mode):
+                    return self._enter(directory, parent, found)
+            if found is None:
+                os.mkdir(name, 0o700, dir_fd=parent.fd)
+            elif self._existing.keeps(found, directory.metadata.stat):
+                raise OSError(errno.ENOTDIR, "what is there stays, and is no directory")
+            else:
+                self._placer.exchange(name, parent.fd, found)
+            fd = os.open(name, _DIRECTORY, dir_fd=parent.fd)
+            if parent.found is not None:
+                _strip(fd)
+            return fd
         except OSError as error:
-            self._failed(number, parent, entry.name, error)
+            self._failed(directory.number, parent, name, error)
             return -1
 
+    def _open_root(self, directory: Directory) -> int:
+        self._placer.root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not lock_directory(fd):
+            os.close(fd)
+            raise Locked(f"another restore writes to {self._target}")
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            os.close(fd)
+            raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), "restore to", self._target)
+        probe = linux.probe_new_file(fd)
+        coarse = probe is not None and probe.st_mtime_ns != 1_000_000_001
+        self._exact = linux.filesystem_type(fd) in linux.STABLE and not coarse
+        if directory.above or os.listdir(fd):
+            directory.found = os.fstat(fd)
+            self._make_accessible(fd, directory)
+            remove_left(fd)
+            return fd
+        _strip(fd)
+        with suppress(OSError):
+            os.fchmod(fd, 0o700)
+            if probe is not None and (probe.st_uid, probe.st_gid) == (os.geteuid(), os.getegid()):
+                self._owner = probe.st_uid, probe.st_gid
+        return fd
+
+    def _enter(self, directory: Directory, parent: Directory, found: os.stat_result) -> int:
+        directory.found = found
+        if not self._stays(directory) and found.st_mode & 0o400 == 0 and found.st_uid == os.geteuid() != 0:
+            linux.chmod_at(directory.name, st.S_IMODE(found.st_mode) | 0o700, dir_fd=parent.fd)
+        fd = os.open(directory.name, _DIRECTORY, dir_fd=parent.fd)
+        opened = os.fstat(fd)
+        if not is_same_file(found, opened):
+            os.close(fd)
+            raise OSError(errno.EBUSY, "it was exchanged while it was being restored")
+        if opened.st_dev != os.fstat(parent.fd).st_dev and linux.filesystem_type(fd) not in linux.STABLE:
+            self._exact = False
+        self._make_accessible(fd, directory)
+        remove_left(fd)
+        return fd
+
+    def _make_accessible(self, fd: int, directory: Directory) -> None:
+        """An ordinary user's own directory may forbid to write into it; its mode is set again in the end."""
+        found = directory.found
+        assert found is not None
+        if not self._stays(directory) and found.st_mode & 0o700 != 0o700 and found.st_uid == os.geteuid() != 0:
+            os.fchmod(fd, st.S_IMODE(found.st_mode) | 0o700)
+
+    def _stays(self, directory: Directory) -> bool:
+        """Whether the attributes of a directory stay as they are."""
+        found = directory.found
+        return found is not None and (directory.above or self._existing.keeps(found, directory.metadata.stat))
+
     def finish_directory(self, directory: Directory) -> None:
-        lost = attributes.apply(directory.fd, directory.metadata)
+        if self._quarantine is not None and directory.found is not None:
+            self._set_aside(directory, self._quarantine)
+        if directory.found is None:
+            lost = attributes.apply(directory.fd, directory.metadata)
+            self._tell_attributes(directory.number, directory.fd, directory.metadata, directory.path, lost)
+        elif self._stays(directory):
+            self.passed.add(directory.number)
+        else:
+            try:
+                wrong = attributes.differences(directory.fd, directory.metadata, os.fstat(directory.fd))
+                lost = attributes.bring(directory.fd, directory.metadata) if wrong else []
+            except OSError as error:
+                lost = [(error.strerror or str(error)).lower()]
+            self._tell_attributes(directory.number, directory.fd, directory.metadata, directory.path, lost)
+
+    def _set_aside(self, directory: Directory, quarantine: Quarantine) -> None:
+        try:
+            for name in extras(directory, self._choice):
+                try:
+                    quarantine.take(self._placer.root_fd, directory, name)
+                except OSError as error:
+                    reason = f"cannot be moved away: {(error.strerror or str(error)).lower()}"
+                    self._listener(FileProblem(directory.path_of(name), reason, "not-removed"))
+        except OSError as error:
+            self._listener(FileProblem(directory.path, (error.strerror or str(error)).lower(), "not-removed"))
+
+    def _tell_attributes(self, number: int, fd: int, metadata: Metadata, path: bytes, lost: list[str]) -> None:
+        if not self._exact and not lost:
+            with suppress(OSError):
+                lost = [f"the file system keeps {what}" for what in attributes.differences(fd, metadata, os.fstat(fd))]
         if lost:
-            self._attributes_lost(directory.number, directory.path, lost)
+            self._attributes_lost(number, path, lost)
 
     # -- entries without contents ------------------------------------------------------------------------------------
 
+    def unreachable(self, directory: Directory, entry: Entry, number: int) -> None:
+        """Nothing: the directory has been told about."""
+
     def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
-        assert entry.metadata is not None
-        stat, name, fd = entry.metadata.stat, entry.name, directory.fd
+        metadata = entry.metadata
+        assert metadata is not None
+        found: os.stat_result | None = None
+        lost: list[str] = []
         try:
-            if entry.kind == "symlink":
-                os.symlink(entry.target, name, dir_fd=fd)
-            else:
-                make_node(name, st.S_IFMT(stat.mode) | 0o600, entry.major, entry.minor, dir_fd=fd)
-            lost = attributes.apply_at(name, fd, stat)
+            if directory.found is not None:
+                found = look(entry.name, directory.fd)
+            if found is not None:
+                verdict = self._existing.leaf(found, entry, directory.fd)
+                if verdict == "keep":
+                    self._keep(number, found)
+                    return
+                if verdict == "same":
+                    wrong = attributes.stat_differences(metadata.stat, found)
+                    if not wrong or found.st_nlink == 1:
+                        if wrong:
+                            lost = attributes.apply_at(entry.name, directory.fd, metadata.stat)
+                        self._count_settled(wrong)
+                        self._tell_leaf(number, directory, entry, lost)
+                        return
+
+            def make(name: bytes) -> None:
+                if entry.kind == "symlink":
+                    os.symlink(entry.target, name, dir_fd=directory.fd)
+                else:
+                    mode = st.S_IFMT(metadata.stat.mode) | 0o600
+                    linux.make_node(name, mode, entry.major, entry.minor, dir_fd=directory.fd)
+                lost.extend(attributes.apply_at(name, directory.fd, metadata.stat))
+
+            self._placer.make(directory, entry.name, found, make)
         except OSError as error:
-            self._failed(number, directory, name, error)
+            self._failed(number, directory, entry.name, error, found)
             return
+        self._tell_leaf(number, directory, entry, lost)
+
+    def _tell_leaf(self, number: int, directory: Directory, entry: Entry, lost: list[str]) -> None:
+        if not self._exact and not lost and entry.metadata is not None:
+            found = look(entry.name, directory.fd)
+            wrong = [] if found is None else attributes.stat_differences(entry.metadata.stat, found)
+            lost = [f"the file system keeps {what}" for what in wrong]
         if lost:
-            self._attributes_lost(number, directory.path_of(name), lost)
+            self._attributes_lost(number, directory.path_of(entry.name), lost)
+
+    def _count_settled(self, wrong: list[str]) -> None:
+        if wrong:
+            self.counts.updated += 1
+        else:
+            self.counts.unchanged += 1
 
     def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
+        found: os.stat_result | None = None
         try:
             with link_target(entry, root) as (parent, last):
-                try:
-                    os.link(last, entry.name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
-                except PermissionError:
-                    _link_fixed(last, parent, entry.name, directory.fd)
+                if directory.found is not None:
+                    found = look(entry.name, directory.fd)
+                if self._existing.overwrite == "never" and found is not None:
+                    self._keep(number, found)
+                    return
+                first = look(last, parent)
+                if first is not None and self._is_other(first):
+                    raise OSError(
+                        errno.EEXIST, f"the file it is linked to, {os.fsdecode(entry.target)}, stayed as it is"
+                    )
+                if found is not None and is_same_file(found, first):
+                    self.counts.unchanged += 1
+                    return
+
+                def make(name: bytes) -> None:
+                    try:
+                        os.link(last, name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
+                    except PermissionError:
+                        _link_fixed(last, parent, name, directory.fd)
+
+                self._placer.make(directory, entry.name, found, make)
         except OSError as error:
-            self._failed(number, directory, entry.name, error)
+            self._failed(number, directory, entry.name, error, found)
 
     # -- files -------------------------------------------------------------------------------------------------------
+
+    def wants_file(self, item: FileItem) -> bool:
+        directory = item.directory
+        if directory.found is None:
+            return True
+        stat = item.metadata.stat
+        try:
+            item.found = found = look(item.name, directory.fd)
+            if found is None or item.failed is not None:
+                return True
+            verdict = self._existing.file(item.number, found, stat, item.size)
+            if verdict == "keep":
+                same = st.S_ISREG(found.st_mode) and found.st_size == item.size and has_time(found, stat)
+                self._keep(item.number, found, faithful=same)
+                return False
+            if verdict == "same" and self._settle(item, found):
+                return False
+            self._placer.require_way(directory, item.name, found)
+            return True
+        except OSError as error:
+            self._failed(item.number, directory, item.name, error, item.found)
+            return False
+
+    def _settle(self, item: FileItem, found: os.stat_result) -> bool:
+        """Give a file with the right contents its attributes; False when it has to be made anew: what has another name
+        too, which may lie anywhere, must not be changed."""
+        try:
+            fd = linux.open_noatime(item.name, os.O_NONBLOCK, item.directory.fd)
+        except PermissionError:
+            return False
+        try:
+            now = os.fstat(fd)
+            if not is_same_file(found, now) or (now.st_size, now.st_mtime_ns) != (found.st_size, found.st_mtime_ns):
+                return False
+            wrong = attributes.differences(fd, item.metadata, now)
+            if wrong and now.st_nlink > 1:
+                return False
+            lost = attributes.bring(fd, item.metadata) if wrong else []
+            self.equal.add(item.number)
+            self._count_settled(wrong)
+            if wrong:
+                path = item.directory.path_of(item.name)
+                self._tell_attributes(item.number, fd, item.metadata, path, lost)
+            return True
+        finally:
+            os.close(fd)
 
     def prepare(self, segments: Sequence[Segment]) -> None:
         """Nothing: files are made one after the other."""
@@ -144,7 +397,9 @@ class Writer:
             self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
-        item.fd = os.open(item.name, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
+        temp = self._temps.new()
+        item.fd = os.open(temp, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
+        item.temp = temp
         attributes.prepare(item.fd, item.metadata.stat)
 
     def _write(self, item: FileItem, segment: Segment, data: memoryview) -> None:
@@ -163,29 +418,50 @@ class Writer:
         if item.size >= _SPARSE_FROM:
             write_sparse(item.fd, data, offset)
         else:
-            _write_at(item.fd, data, offset)
+            write_at(item.fd, data, offset)
 
     def finish_file(self, item: FileItem) -> None:
         if item.failed is not None:
             self._drop(item)
             return
-        fd = item.fd
         try:
-            if item.size >= _SPARSE_FROM:
-                os.ftruncate(fd, item.size)  # it may end in a hole
-            lost = attributes.apply(fd, item.metadata)
+            lost = self._complete(item)
         except OSError as error:
+            if error.errno in _FATAL:
+                self.abandon(item)
+                self._failed(item.number, item.directory, item.name, error)
             self._refused(item, error)
             self._drop(item)
             return
-        try:
-            self._close(item)
-        except OSError as error:  # a file system over the network may tell only now that it has not written everything
-            os.unlink(item.name, dir_fd=item.directory.fd)
-            self._failed(item.number, item.directory, item.name, error)
-            return
         if lost:
             self._attributes_lost(item.number, item.directory.path_of(item.name), lost)
+
+    def _complete(self, item: FileItem) -> list[str]:
+        """Returns what attributes could not be set. Raises OSError."""
+        fd, metadata = item.fd, item.metadata
+        if item.size >= _SPARSE_FROM:
+            os.ftruncate(fd, item.size)  # it may end in a hole
+        sealed = bool(metadata.stat.flags) and attributes.is_sealed(metadata.stat)
+        # What has the rights of a directory that was there may have inherited some.
+        wanted = attributes.unsealed(metadata) if sealed else metadata
+        if item.directory.found is None:
+            lost = attributes.apply(fd, wanted, owner=self._owner)
+        else:
+            lost = attributes.bring(fd, wanted)
+        if item.found is not None:
+            os.fsync(fd)  # what is replaced must not be lost before the new one is on the disk
+        if sealed:
+            self._placer.place(item.directory, item.temp, item.name, item.found)
+            item.temp = b""
+            lost = attributes.apply(fd, metadata)
+        if not self._exact and not lost:
+            wrong = attributes.differences(fd, metadata, os.fstat(fd))
+            lost = [f"the file system keeps {what}" for what in wrong]
+        self._close(item)  # a file system over the network may tell only now that it has not written everything
+        if not sealed:
+            self._placer.place(item.directory, item.temp, item.name, item.found)
+            item.temp = b""
+        return lost
 
     def _refused(self, item: FileItem, error: OSError) -> None:
         item.failed, item.refused = (error.strerror or str(error)).lower(), True
@@ -193,13 +469,16 @@ class Writer:
     def _drop(self, item: FileItem) -> None:
         self.abandon(item)
         kind = "not-restored" if item.refused else "damaged"
-        self._lost(item.number, item.directory.path_of(item.name), item.failed or "", kind)
+        path = item.directory.path_of(item.name)
+        self._lost(item.number, path, item.failed or "", kind, item.found)
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part."""
-        if item.fd >= 0:
+        with suppress(OSError):
             self._close(item)
-            os.unlink(item.name, dir_fd=item.directory.fd)
+        if item.temp:
+            temp, item.temp = item.temp, b""
+            os.unlink(temp, dir_fd=item.directory.fd)
 
     def _close(self, item: FileItem) -> None:
         fd, item.fd = item.fd, -1  # it is closed even when that fails
@@ -207,36 +486,15 @@ class Writer:
             os.close(fd)
 
 
-def _write_at(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data = data[written:]
-        offset += written
+def _strip(fd: int) -> None:
+    """A directory's rights, and those it hands down to new entries, must not mix into the archive's attributes."""
+    for name in (attributes.ACCESS_ACL, attributes.DEFAULT_ACL):
+        with suppress(OSError):
+            os.removexattr(fd, name)
 
 
-def write_sparse(fd: int, data: memoryview, offset: int) -> None:
-    """Write ``data``, leaving out blocks of zeros; the file is extended to its size afterwards."""
-    lead = -offset % _BLOCK
-    if lead:
-        _write_unless_zero(fd, data[:lead], offset)
-        data, offset = data[lead:], offset + lead
-    blocks = len(data) // _BLOCK
-    words = np.frombuffer(data[: blocks * _BLOCK], np.uint64).reshape(blocks, _BLOCK // 8)
-    holes = np.flatnonzero(words[:, 0] == 0)  # few blocks begin with a zero word, so few are looked at completely
-    holes = holes[~words[holes].any(axis=1)]
-    used = np.zeros(blocks + 2, np.bool_)
-    used[1:-1] = True
-    used[1 + holes] = False
-    edges = np.flatnonzero(used[1:] != used[:-1]) * _BLOCK
-    for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        _write_at(fd, data[start:end], offset + start)
-    _write_unless_zero(fd, data[blocks * _BLOCK :], offset + blocks * _BLOCK)
-
-
-def _write_unless_zero(fd: int, data: memoryview, offset: int) -> None:
-    """Less than a block; a hole there would be lost by one written zero."""
-    if data != bytes(len(data)):
-        _write_at(fd, data, offset)
+def _identity(found: os.stat_result) -> bytes:
+    return b"%d %d" % (found.st_dev, found.st_ino)
 
 
 def _link_fixed(source: bytes, source_fd: int, name: bytes, dir_fd: int) -> None:

@@ -144,16 +144,20 @@ def create(base: str, *, name: str | None, complete_shards: bool, disk: Disk, ra
     begun = False
     try:
         disk.make_directories(base, names.BASE_MODE)
-        check_file_system(base)
-        disk.make_directory(layout.chunks, names.CHUNKS_MODE)
+        with suppress(PermissionError):  # above it, where we may not look; else it may be what a killed init has made
+            disk.sync_directory(os.path.dirname(base))
+        check_file_system(base, random)
         begun = True
-        disk.put(layout.lock, [], names.FILE_MODE, sync=True)
-        if complete_shards:
-            make_shards(base, disk)
         identity = new_identity(name, random)
         write_identity(base, identity, disk)
+        disk.put(layout.lock, [], names.FILE_MODE, sync=False)
+        disk.make_directory(layout.chunks, names.CHUNKS_MODE)  # the last step: this is what makes it a store
+        disk.sync_directory(base)
+        if complete_shards:
+            make_shards(base, disk)
     except OSError as error:
-        _take_back(layout, disk, begun=begun, made=made)
+        if not isinstance(error, FileExistsError):  # else it is another process's by now
+            _take_back(layout, disk, begun=begun, made=made)
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise UsageError(
                 f"a store cannot be made in {base}: {(error.strerror or str(error)).lower()}",
@@ -197,9 +201,9 @@ def _check_vacant(base: str) -> None:
         )
 
 
-def check_file_system(base: str) -> None:
+def check_file_system(base: str, random: Random) -> None:
     """Try what a store needs: names with ``:``, exact modes, memory maps, rename. Raises UsageError or OSError."""
-    probe = os.path.join(base, f".archiver-probe-{os.getpid()}-12:34:56")
+    probe = os.path.join(base, f".archiver-probe-{random(4).hex()}-12:34:56")
     better = "use a Linux file system such as ext4, xfs or btrfs"
     try:
         fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -225,9 +229,10 @@ def _take_back(layout: Layout, disk: Disk, *, begun: bool, made: bool) -> None:
     """Leave nothing of a store that could not be made, unless somebody has put something into it already."""
     with suppress(OSError):
         if begun:
-            for shard in os.listdir(layout.chunks):
-                os.rmdir(os.path.join(layout.chunks, shard))
-            os.rmdir(layout.chunks)
+            if os.path.lexists(layout.chunks):
+                for shard in os.listdir(layout.chunks):
+                    os.rmdir(os.path.join(layout.chunks, shard))
+                os.rmdir(layout.chunks)
             for file in (layout.identity, layout.lock):
                 disk.remove_file(file)
             with suppress(FileNotFoundError):

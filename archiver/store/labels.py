@@ -128,9 +128,9 @@ def protect(store: Store, ref: SnapshotRef, *, on: bool) -> None:
     with store.held(ref), explained("write", path):
         if not on:
             store.disk.remove_file(path)
-            store.disk.sync_directory(os.path.dirname(path))
         elif not snapshots.is_protected(store.layout, ref):
-            store.disk.put(path, [], names.FILE_MODE, sync=True)
+            store.disk.put(path, [], names.FILE_MODE, sync=False)
+        store.disk.sync_directory(os.path.dirname(path))  # also what a killed process has done just now
 
 
 def set_group_note(store: Store, group: GroupRef, text: str) -> None:

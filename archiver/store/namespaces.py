@@ -53,7 +53,7 @@ def _check_parent(store: Store, name: str) -> None:
 def _make(store: Store, name: str) -> None:
     path = store.layout.namespace(name)
     with explained("make", path):
-        store.disk.make_directories(path, names.SNAPSHOT_MODE)
+        store.disk.make_directories(path, names.SNAPSHOT_MODE, inside=store.layout.base)
 
 
 # -- deleting --------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def _move_group(store: Store, group: GroupRef, target: GroupRef) -> None:
         owner, note = store.owner(group), store.group_note(group)
         place = store.layout.group(target)
         with explained("make", place):
-            store.disk.make_directories(place, names.SNAPSHOT_MODE)
+            store.disk.make_directories(place, names.SNAPSHOT_MODE, inside=store.layout.base)
         if owner is not None and store.owner(target) is None:
             set_owner(store, target, owner)
         theirs = store.group_note(target)

@@ -269,15 +269,17 @@ class Session:
                 if lock.is_at(path):
                     self._make_group(group, owner)  # its owner may have been removed in between
                     return lock
-            except OSError as error:
+            except BaseException as error:
                 lock.close()
-                raise explain(error, "make", path) from error
+                if isinstance(error, OSError):
+                    raise explain(error, "make", path) from error
+                raise
             lock.close()
         raise Locked(f"the group {group} is removed again and again by another process", hint="try again later")
 
     def _make_group(self, group: GroupRef, owner: str) -> None:
         path = self._layout.group(group)
-        self.disk.make_directories(path, names.SNAPSHOT_MODE)
+        self.disk.make_directories(path, names.SNAPSHOT_MODE, inside=self._layout.base)
         self.disk.ensure_directory(path, names.SNAPSHOT_MODE)
         owner_file = os.path.join(path, names.OWNER)
         if not os.path.lexists(owner_file):

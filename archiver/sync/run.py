@@ -87,6 +87,8 @@ def carry_out(
     check_room(source, target, plan)
     result = SyncResult(problems=list(plan.problems))
     with target.session() as session:
+        with explained("write into", target.layout.base):  # a killed run may have published what is found there
+            target.disk.sync_file_system(target.layout.base)
         _ = source.database, target.database  # opened here, not by one of the threads
         chunks = Chunks(source, target, Rate(rate, target.clock), session.path, listener)
         result.copied = chunks.copied
@@ -125,7 +127,7 @@ class _Run:
             for level in plan.namespaces:
                 path = self._target.layout.namespace(level)
                 with explained("make", path):
-                    self._target.disk.make_directories(path, names.SNAPSHOT_MODE)
+                    self._target.disk.make_directories(path, names.SNAPSHOT_MODE, inside=self._target.layout.base)
             for ref in plan.unreadable:
                 self._begin(ref)
             for step in plan.work:

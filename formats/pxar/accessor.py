@@ -18,7 +18,16 @@ from typing import Literal
 from formats.errors import FormatError, LimitExceeded
 from formats.pxar import constants as c
 from formats.pxar import goodbye
-from formats.pxar.items import AHEAD, Entry, Window, check_payload_header, read_child, read_preamble, read_root
+from formats.pxar.items import (
+    AHEAD,
+    Entry,
+    Window,
+    check_payload_header,
+    read_child,
+    read_preamble,
+    read_root,
+    usual_child,
+)
 
 Node = Entry  # with the ``entry_end`` of the goodbye table
 
@@ -115,6 +124,40 @@ class Accessor:
             at = table.find(wanted, at + 1)
         return None
 
+    def entry_at(self, position: int) -> Node:
+        """The entry, no directory, whose FILENAME item is at ``position``; its ``entry_end`` is behind its items."""
+        return self._read(position, 1)
+
+    def directory_at(self, end: int) -> Node:
+        """The directory below the root that ends at ``end``, its ``entry_end``. Its name is not known."""
+        if not self.root.content_offset + goodbye.RECORD_SIZE <= end < self._size:
+            raise FormatError("end of a directory outside the archive", offset=end)
+        start, directory_start = goodbye.read_tail(
+            self._window.read(end - goodbye.RECORD_SIZE, goodbye.RECORD_SIZE), end
+        )
+        if not self.root.content_offset <= directory_start < start:
+            raise FormatError("goodbye table does not fit its directory", offset=start)
+        return read_root(self._window, directory_start, self.version)._replace(depth=1, entry_end=end)
+
+    def path_to(self, position: int) -> bytes:
+        """The path (``b"a/b"``) of the entry that ``position`` lies in."""
+        node, names = self.root, list[bytes]()
+        while node.kind == "dir":
+            table = self._table(node)
+            table_start = node.entry_end - goodbye.table_size(len(table) // goodbye.RECORD_SIZE)
+            found = None
+            for record in goodbye.stream_order(table, table_start):
+                if record[0] > position:
+                    break
+                found = record
+            if found is None:
+                break
+            node, behind = self._child(node, table_start, *found)
+            names.append(node.name)
+            if position >= behind:
+                break
+        return b"/".join(names)
+
     def open_path(self, path: bytes) -> Node | None:
         """The entry at ``path`` (``b"a/b"`` or ``b"/a/b"``; ``b""`` is the root), or None. Follows no links."""
         node = self.root
@@ -164,7 +207,8 @@ class Accessor:
         window = self._window
         if position < window.base or position + AHEAD > window.base + len(window.data):
             window.fill(position, AHEAD)
-        return read_child(window, position, depth, self.version)
+        usual = usual_child(window, position, depth, self.version)
+        return usual if usual is not None else read_child(window, position, depth, self.version)
 
     def _child(self, node: Node, table_start: int, start: int, name_hash: int, size: int) -> tuple[Node, int]:
         """(the child that a record of ``node``'s table describes, position behind its items)."""

@@ -85,7 +85,7 @@ def test_ls(store: Path) -> None:
 def test_restore(store: Path, tmp_path: Path) -> None:
     document = ask("--store", store, "restore", "latest", tmp_path / "out")
     keys = {"schema", "snapshot", "target", "entries", "files", "bytes", "verified", "duration_s", "problems", "errors"}
-    assert document.keys() == keys
+    assert document.keys() == keys | {"replaced", "updated", "unchanged", "kept", "removed", "quarantine"}
     assert (document["entries"], document["files"], document["bytes"]) == (5, 2, 14)
     assert document["verified"] is True and document["errors"] == [] and document["problems"] == 0
     assert ask("--store", store, "restore", "latest", tmp_path / "again", "--no-verify")["verified"] is False
@@ -361,3 +361,27 @@ def test_bad_key_is_no_reason_not_to_read_plain_snapshots(
     missing = own if contents is not None else tmp_path / "absent"
     assert call("--store", store, "ls", "latest", "--keyfile", missing).code == 12
     assert call("--store", store, "backup", source, "--keyfile", missing, "--json").error["code"] == "key"
+
+
+def test_restore_dry_run(store: Path, source: Path, tmp_path: Path) -> None:
+    totals = {"create", "replace", "update", "remove", "blocked", "kept", "unchanged", "incomplete", "bytes", "space"}
+    document = ask("--store", store, "restore", "latest", tmp_path / "out", "--dry-run")
+    assert document.keys() == totals | {"schema", "snapshot", "target", "dry_run", "available", "items"}
+    assert (document["create"], document["bytes"], document["dry_run"]) == (5, 14, True)
+    assert {item["path"]: item["action"] for item in document["items"]} == dict.fromkeys(
+        ["/", "/below", "/below/empty", "/file", "/link"], "create"
+    )
+    assert all(item.keys() == {"target", "path", "action", "kind", "bytes", "reasons"} for item in document["items"])
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(source, tmp_path / "out", symlinks=True)
+    (tmp_path / "out/file").write_bytes(b"other contents")
+    (tmp_path / "out/extra").write_bytes(b"extra")
+    (tmp_path / "out/below/empty").chmod(0o600)
+    options = ("--overwrite", "always", "--delete", "--owner", "none")
+    document = ask("--store", store, "restore", "latest", tmp_path / "out", "--dry-run", *options)
+    found = {item["path"]: item["action"] for item in document["items"] if item["kind"] == "file"}
+    assert found == {"/below/empty": "update", "/extra": "remove", "/file": "replace"}
+    lines = call("--store", store, "restore", "latest", tmp_path / "out", "--dry-run", *options).lines
+    assert "~ replace file     /file  14 B" in lines and any("14 B to write, at most 4 KiB" in line for line in lines)
+    document = ask("--store", store, "restore", "latest", tmp_path / "out", *options)
+    assert (document["replaced"], document["removed"], len(document["quarantine"])) == (1, 1, 1)

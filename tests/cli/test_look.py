@@ -64,12 +64,14 @@ def test_a_day_on_which_a_file_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     assert [line.split()[0] for line in lines[1:]] == ["4", "5", "8", "4", "4"]
     names = [f"{path}@{time_of(night)}" for night in (3, 8, 16, 20, 24)]
     assert [next(word for word in line.split() if "@" in word) for line in lines[1:]] == names
-    for name, text in ((names[-2], "before-last"), (names[-1], "last")):
-        done = call("cat", "host/laptop", name)
-        assert done.code == 0
-        (tmp_path / text).write_bytes(done.raw)
-    assert (tmp_path / "before-last").read_bytes() == contents[-2]
-    assert (tmp_path / "last").read_bytes() == contents[-1]
+    home = tmp_path / "home" / "work"
+    assert call("restore", "host/laptop", names[-1], home).code == 0
+    assert call("restore", "host/laptop", names[-2], home / "annual-budget-2023.before.txt").code == 0
+    assert {file.name: file.read_bytes() for file in home.iterdir()} == {
+        "annual-budget-2023.txt": contents[-1],
+        "annual-budget-2023.before.txt": contents[-2],
+    }
+    assert call("cat", "host/laptop", names[-2]).raw == contents[-2]
 
 
 def test_the_same_day_with_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +90,10 @@ def test_the_same_day_with_documents(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for item, data in zip(items, contents, strict=True):
         assert call("cat", item["group"], item["name"]).raw == data
         assert call("cat", item["first"], item["path"]).raw == data
+    ask("restore", items[-1]["group"], items[-1]["name"], tmp_path / "home/work/now.txt")
+    ask("restore", items[-2]["group"], items[-2]["name"], tmp_path / "home/work/before.txt")
+    assert (tmp_path / "home/work/now.txt").read_bytes() == contents[-1]
+    assert (tmp_path / "home/work/before.txt").read_bytes() == contents[-2]
     for name in (f"{items[0]['path']}@{time_of(25)}", f"{items[0]['path']}@2001-01-01T00:00:00Z"):
         assert call("cat", "host/laptop", name, "--archive", "tree.pxar").code == 10
 

@@ -277,3 +277,41 @@ def test_device_of_a_private_fuse_mount(tmp_path: Path) -> None:
         return linux.device_of(b"private", fd) != tmp_path.stat().st_dev
 
     assert with_mounts(check)
+
+
+def test_renaming_within_a_directory(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        linux.rename_new(b"a", b"b", src_dir_fd=fd, dst_dir_fd=fd)
+    linux.exchange_at(b"a", b"b", fd)
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("b", "a")
+    linux.rename_new(b"a", b"c", src_dir_fd=fd, dst_dir_fd=fd)
+    assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+    os.close(fd)
+
+
+def test_rename_new_without_the_kernel_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(result: int) -> None:
+        raise OSError(errno.EINVAL, "not for this file system")
+
+    fd = os.open(tmp_path, os.O_RDONLY)
+    monkeypatch.setattr(linux._libc, "renameat2", lambda *arguments: -1)
+    monkeypatch.setattr(linux, "_check", unsupported)
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(FileExistsError):
+        linux.rename_new(b"a", b"b", src_dir_fd=fd, dst_dir_fd=fd)
+    linux.rename_new(b"a", b"c", src_dir_fd=fd, dst_dir_fd=fd)
+    assert sorted(os.listdir(tmp_path)) == ["b", "c"]
+    os.close(fd)
+
+
+def test_probe_leaves_nothing(tmp_path: Path) -> None:
+    before = tmp_path.stat().st_mtime_ns
+    fd = os.open(tmp_path, os.O_RDONLY)
+    found = linux.probe_new_file(fd)
+    os.close(fd)
+    assert found is None or found.st_uid == os.geteuid()
+    assert os.listdir(tmp_path) == [] and tmp_path.stat().st_mtime_ns == before

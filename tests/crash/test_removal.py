@@ -1,8 +1,7 @@
-"""A removal that ends anywhere, by kill -9 or a power cut: each snapshot is there completely, or it is gone (P1)."""
+"""A removal that is killed anywhere: each snapshot is there completely, or it is gone (P1)."""
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import re
@@ -10,8 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,10 +17,8 @@ import pytest
 from archiver.store.layout import SnapshotRef
 from archiver.store.removal import plan_forget, remove
 from archiver.store.store import Store
-from tests.crash.recording import Killed, Recorder, Step
 from tests.random_trees import build_plain, mutate
 from tests.stores import (
-    GROUP,
     ROOT,
     Heard,
     command,
@@ -56,9 +52,6 @@ def refs(path: Path, source: Path) -> list[SnapshotRef]:
         mutate(source, number, 3)
         found.append(save(path, source, mode="metadata", time=1_700_000_000 + number).snapshot)
     return found
-
-
-# -- killed ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -141,118 +134,3 @@ def test_killed_at_some_places(path: Path, refs: list[SnapshotRef], source: Path
 @pytest.mark.usefixtures("tracing")
 def test_killed_at_every_place(path: Path, refs: list[SnapshotRef], source: Path, tmp_path: Path) -> None:
     kill_at_places(path, refs, source, tmp_path, most=1000)
-
-
-# -- power cuts ------------------------------------------------------------------------------------------------------
-
-
-def durable(step: Step, later: Sequence[Step]) -> bool:
-    """Whether ``later`` steps make it sure: a sync of every directory that it changed."""
-    synced = {each.path for each in later if each.kind == "sync"}
-    changed = {os.path.dirname(name) for name in (step.path, step.target) if name}
-    return "" in synced or changed <= synced
-
-
-def states(steps: Sequence[Step], limit: int, rng: random.Random) -> Iterator[list[Step]]:
-    """What may have reached the disk at a power cut: any beginning, minus any of it that is not durable yet."""
-    for stop in range(len(steps) + 1):
-        done = steps[:stop]
-        doubtful = [
-            number for number, step in enumerate(done) if step.kind != "sync" and not durable(step, done[number + 1 :])
-        ]
-        subsets = [set(some) for size in range(len(doubtful) + 1) for some in combinations(doubtful, size)]
-        for lost in subsets if len(subsets) <= limit else rng.sample(subsets, limit):
-            yield [step for number, step in enumerate(done) if number not in lost and step.kind != "sync"]
-
-
-def played(before: dict[str, frozenset[str]], steps: Sequence[Step], all_steps: Sequence[Step]) -> dict[str, set[str]]:
-    """The files in each directory after ``steps``. A file belongs to its directory, whatever name that has by then."""
-    home = {name: name for name in before}  # name while the program ran -> directory
-    files = {name: set(names) for name, names in before.items()}
-    names = {name: name for name in before}  # directory -> name on the disk
-    for step in all_steps:
-        if step.kind == "rename" and step.path in home:
-            home[step.target] = home.pop(step.path)
-            if step in steps:
-                names[home[step.target]] = step.target
-        elif step.kind == "unlink" and step in steps and os.path.dirname(step.path) in home:
-            files[home[os.path.dirname(step.path)]].discard(os.path.basename(step.path))
-        elif step.kind == "rmdir" and step in steps and step.path in home:
-            names.pop(home[step.path], None)
-    return {names[directory]: found for directory, found in files.items() if directory in names}
-
-
-def contents(path: Path, refs: Sequence[SnapshotRef]) -> dict[str, frozenset[str]]:
-    return {str(path / ref.path): frozenset(os.listdir(path / ref.path)) for ref in refs}
-
-
-def check_states(
-    before: dict[str, frozenset[str]], steps: Sequence[Step], group: Path, *, unfinished_allowed: bool
-) -> int:
-    count = 0
-    for state in states(steps, 64, random.Random(4)):
-        count += 1
-        for name, files in played(before, state, steps).items():
-            if not name.startswith(str(group)):
-                continue  # in .archiver/removed
-            whole = files == before[name]
-            assert whole or (unfinished_allowed and "index.json.blob" not in files), (state, name, files)
-    return count
-
-
-def run_forget(path: Path, refs: Sequence[SnapshotRef]) -> None:
-    with Store.open(path) as store:
-        remove(store, plan_forget(store, [str(ref) for ref in refs if (path / ref.path).exists()]))
-
-
-def test_power_cut(path: Path, refs: list[SnapshotRef]) -> None:
-    before = contents(path, refs)
-    with pytest.MonkeyPatch.context() as patched:
-        recorder = Recorder(patched)
-        run_forget(path, refs)
-    kinds = Counter(step.kind for step in recorder.steps)
-    assert kinds["rename"] == 3 and kinds["unlink"] >= 9
-    assert check_states(before, recorder.steps, path / GROUP.path, unfinished_allowed=False) > 100
-
-
-def test_power_cut_where_there_is_no_room_for_a_rename(path: Path, refs: list[SnapshotRef]) -> None:
-    before = contents(path, refs)
-
-    def full(source: str, target: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(os, "rename", full)
-        recorder = Recorder(patched)
-        run_forget(path, refs)
-    steps = [step for step in recorder.steps if step.kind != "rename"]
-    assert not any((path / ref.path).exists() for ref in refs)
-    assert check_states(before, steps, path / GROUP.path, unfinished_allowed=True) > 100
-
-
-def test_power_cut_after_a_kill(path: Path, refs: list[SnapshotRef], tmp_path: Path) -> None:
-    """Wherever the first run was killed, and whatever the second one had done by then."""
-    before = contents(path, refs)
-    kept = tmp_path / "kept"
-    shutil.copytree(path, kept)
-    total, kill_at, ended = 0, 0, False
-    while not ended:
-        shutil.rmtree(path)
-        shutil.copytree(kept, path)
-        steps: list[Step] = []
-        for number in (kill_at, -1):
-            with pytest.MonkeyPatch.context() as patched:
-                recorder = Recorder(patched, number)
-                try:
-                    run_forget(path, refs[:2])
-                    ended = ended or number >= 0
-                except Killed:
-                    pass
-            steps += recorder.steps
-        total += check_states(before, steps, path / GROUP.path, unfinished_allowed=False)
-        with Store.open(path) as store:
-            assert every_snapshot(store) == [refs[2]]
-        assert os.listdir(path / ".archiver/removed") == []
-        kill_at += 1
-    assert kill_at > 10 and total > 1000
-    assert damage(path) == []

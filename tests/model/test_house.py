@@ -28,6 +28,9 @@ from archiver.browse.verify import VerifyOptions, verify
 from archiver.core.clock import Clock
 from archiver.core.events import ignore
 from archiver.errors import ArchiverError, Locked, NoSpace, Skipped
+from archiver.heal import plan as heal_plan
+from archiver.heal import run as heal_run
+from archiver.heal.candidates import OtherStore
 from archiver.store.chunks import ChunkDamaged, ChunkStore
 from archiver.store.gc.collect import collect
 from archiver.store.labels import protect
@@ -274,6 +277,22 @@ class House:
 
         self.do(f"verify {place.path.name} {crypt is not None} {options.skip_verified}", work)
 
+    def heal(self) -> None:
+        """From the other store, or from what was set aside alone."""
+        place = self.place()
+        other = self.second if place is self.first else self.first
+        crypt, read_all, alone = self.rng.choice([KEY, KEY, None]), self.rng.random() < 0.5, self.rng.random() < 0.2
+
+        def work() -> None:
+            with self.open(place) as store, self.open(other) as copy:
+                copies = [] if alone else [OtherStore(store, copy, crypt)]
+                refs = [ref for ref in every_snapshot(store) if store.is_finished(ref)]
+                options = heal_plan.HealOptions(copies, read_all=read_all)
+                plan = heal_plan.make_plan(store, refs, crypt, options, ignore)
+                heal_run.carry_out(store, plan, crypt, ignore)
+
+        self.do(f"heal {place.path.name} {crypt is not None} {read_all} {alone}", work, stores=True)
+
     def sync(self) -> None:
         ours, theirs = (self.first, self.second) if self.rng.random() < 0.8 else (self.second, self.first)
         options = SyncOptions(
@@ -458,6 +477,7 @@ class House:
             self.prune,
             self.verify,
             self.verify,
+            self.heal,
             self.harm,
             self.backup,
             self.move,
@@ -537,6 +557,7 @@ def run(work: Path, seed: int, steps: int, small: Path | None = None) -> Counter
         house.sync: 4,
         house.gc: 4,
         house.verify: 2,
+        house.heal: 2,
         house.forget: 1,
         house.prune: 2,
         house.protect: 1,

@@ -23,7 +23,7 @@ from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, UsageError
 from archiver.restore.export.run import Format, export
 from archiver.restore.export.zip import ZipWriter
-from archiver.restore.run import RestoreResult
+from archiver.restore.run import RestoreOptions, RestoreResult
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -335,3 +335,46 @@ def test_problems_are_told(tmp_path: Path) -> None:
         export(snapshot, snapshot.restorable(), str(tmp_path / "x"), "zip", verify=True, listener=heard.append)
     (problem,) = [event for event in heard if isinstance(event, FileProblem)]
     assert problem == FileProblem(b"/fifo", "a fifo has no place in a zip file", "not-restored")
+
+
+@pytest.mark.parametrize("form", ["tar", "zip", "pxar"])
+def test_parts(tmp_path: Path, form: Format) -> None:
+    """Patterns and single paths choose what goes into a file, too; links to what stays out become files."""
+    source = tmp_path / "source"
+    for name in ("a/one", "a/two", "b/three"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    os.link(source / "a/one", source / "b/link")
+    os.link(source / "a/one", source / "b/other")
+    path = make_store(tmp_path / "store")
+    stored = path, save(path, source).snapshot, None
+    cases: list[tuple[RestoreOptions, set[str]]] = [
+        (RestoreOptions(include=("/b",)), {"b", "b/link", "b/other", "b/three"}),
+        (RestoreOptions(exclude=("two", "/b")), {"a", "a/one"}),
+        (RestoreOptions(include=("three",)), {"b", "b/three"}),
+        (RestoreOptions(path=b"/b"), {"link", "other", "three"}),
+        (RestoreOptions(path=b"/b/link"), {"link"}),
+    ]
+    for number, (options, expected) in enumerate(cases):
+        file, out = tmp_path / f"{number}.{form}", tmp_path / f"out-{number}-{form}"
+        with Store.open(path, read_only=True) as store:
+            snapshot = Snapshot(store, stored[1])
+            export(snapshot, snapshot.restorable(), str(file), form, verify=True, listener=ignore, options=options)
+        out.mkdir()
+        if form == "tar":
+            subprocess.run(["tar", "-xpf", file, "-C", out], check=True)
+        elif form == "zip":
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(out)
+        else:
+            other = make_store(tmp_path / f"store-{number}")
+            assert call("--store", other, "import", file).code == 0
+            out.rmdir()
+            assert call("--store", other, "restore", "latest", out).code == 0
+        assert {str(entry.relative_to(out)) for entry in out.rglob("*")} == expected
+        for name in expected:
+            if (out / name).is_file():
+                start = "a/one" if name.rpartition("/")[2] in ("link", "other", "one") else "b/three"
+                assert (out / name).read_text() == start
+    mixed = call("--store", path, "restore", "latest", tmp_path / "x", "--format", form, "--overwrite", "always")
+    assert mixed.code == 2

@@ -194,7 +194,7 @@ def test_a_special_file_swapped_for_a_symlink(
         os.unlink(name, dir_fd=dir_fd)
         os.symlink(victim, name, dir_fd=dir_fd)
 
-    monkeypatch.setattr("archiver.restore.write.make_node", make_node)
+    monkeypatch.setattr("archiver.core.linux.make_node", make_node)
     writer.special(kind.encode(), FIFO | 0o777 if kind == "fifo" else 0o140777, **OURS)
     writer.file(b"zz-last", b"all is well", **OURS)
     writer.finish()

@@ -22,13 +22,13 @@ from archiver.browse.seen import prefixes_of
 from archiver.browse.snapshot import Tree
 from archiver.core.events import FileProblem, Listener, Progress
 from archiver.errors import Damaged
+from archiver.restore.choice import Above, Choice, Step
 from archiver.store.chunks import ChunkDamaged
 from archiver.store.indexes import Index
 from formats.crypt import chunk_digest
 from formats.errors import FormatError
-from formats.pxar.accessor import Accessor
 from formats.pxar.constants import HEADER_SIZE, PAYLOAD
-from formats.pxar.decoder import LEAVE, Decoder, LeaveDirectory
+from formats.pxar.decoder import LEAVE, LeaveDirectory
 from formats.pxar.items import Entry, check_payload_header
 from formats.wire import Buffer
 
@@ -59,11 +59,11 @@ class Member(NamedTuple):
 class Members:
     """``entries``, ``files`` and ``bytes`` count what was handed out. Without ``links`` hard links come as files."""
 
-    def __init__(self, tree: Tree, listener: Listener, *, links: bool) -> None:
+    def __init__(self, tree: Tree, choice: Choice, listener: Listener, *, links: bool) -> None:
         self._tree = tree
+        self._choice = choice
         self._links = links
         self._listener = listener
-        self._accessor: Accessor | None = None
         self._left_out = array("Q")  # positions of FILENAME items in the archive, in its order
         self.entries = 0
         self.files = 0
@@ -76,7 +76,7 @@ class Members:
         try:
             with AheadStream(tree.snapshot, tree.content_file) as self._content:
                 self._holes = _Holes(tree, self._content.index)
-                yield from self._members(tree.decoder())
+                yield from self._members(self._choice.steps(tree, links=self._links))
         except (FormatError, ChunkDamaged) as error:
             raise self.ended(error) from error
 
@@ -96,20 +96,19 @@ class Members:
             hint="the file is not made without it; a restore into a directory goes on where it can",
         )
 
-    def _members(self, decoder: Decoder) -> Iterator[Member | LeaveDirectory]:
+    def _members(self, steps: Iterator[Step]) -> Iterator[Member | LeaveDirectory]:
         above: list[int] = []  # lengths of the paths of the open directories
         directory = b""
-        for event in decoder:
-            if event is LEAVE:
+        for step in steps:
+            if step is LEAVE:
                 directory = directory[: above.pop()]
                 yield LEAVE
                 continue
-            entry: Entry = event
+            entry = step.entry if isinstance(step, Above) else step
+            assert isinstance(entry, Entry)
             self._path = path = directory + entry.name
             if entry.kind == "file":
                 yield from self._file(path, entry)
-            elif entry.kind == "hardlink" and not self._links:
-                yield from self._linked(path, entry)
             elif entry.kind == "hardlink" and self._is_left_out(entry):
                 target = os.fsdecode(entry.target)
                 self._listener(FileProblem(b"/" + path, f"is a further name of /{target}, left out", "not-restored"))
@@ -150,18 +149,6 @@ class Members:
             yield from self._content.pieces(start, length)
         except ChunkDamaged as error:
             raise self.ended(error) from error
-
-    def _linked(self, path: bytes, link: Entry) -> Iterator[Member]:
-        """What a hard link leads to, under the name of the link."""
-        if self._accessor is None:
-            self._accessor = self._tree.accessor()
-        node = self._accessor.open_path(link.target)
-        if node is None or node.kind in ("hardlink", "dir"):
-            raise FormatError("a hard link leads to nothing", offset=link.filename_offset)
-        if node.kind == "file":
-            yield from self._file(path, node)
-        else:
-            yield self._told(Member(path, node, _nothing))
 
     def _check(self, entry: Entry) -> None:
         start, size = entry.content_offset, entry.size

@@ -29,7 +29,7 @@ class PxarWriter:
             encoder.add_hardlink(name, entry.target, self._position(entry.link_target))
             return []
         match entry.kind:
-            case "dir" if not entry.depth:
+            case "dir" if not name:
                 encoder.start_root(metadata)
                 return []
             case "dir":

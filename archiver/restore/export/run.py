@@ -20,7 +20,7 @@ from archiver.restore.export.members import Member, Members, NotHeld
 from archiver.restore.export.pxar import PxarWriter
 from archiver.restore.export.tar import TarWriter
 from archiver.restore.export.zip import ZipWriter
-from archiver.restore.run import RestoreResult
+from archiver.restore.run import EVERYTHING, RestoreOptions, RestoreResult, make_choice
 from formats.errors import FormatError
 from formats.pxar.decoder import LEAVE
 from formats.wire import Buffer
@@ -50,6 +50,7 @@ def export(
     *,
     verify: bool,
     listener: Listener,
+    options: RestoreOptions = EVERYTHING,
 ) -> RestoreResult:
     """Write trees into the new file ``target`` (``-``: stdout), of several each below its name.
 
@@ -69,7 +70,7 @@ def export(
         for file in archive.files:
             snapshot.require_key(file)
     with _opened(target) as sink, explained("write", sink.name):
-        _write(snapshot, archives, form, sink, result.hearing(listener), result)
+        _write(snapshot, archives, form, sink, result.hearing(listener), result, options)
         sink.complete(verify)
     result.verified = verify and target != STDOUT
     result.duration = clock.steady() - began
@@ -99,12 +100,14 @@ def _write(
     sink: _Sink,
     listener: Listener,
     result: RestoreResult,
+    options: RestoreOptions,
 ) -> None:
     file: Any = _compressed(sink) if form == "tar.zst" else sink
     with ExitStack() as opened:
         writer = _writer(form, file, sink, opened)
         for archive in archives:
-            members = Members(snapshot.tree(archive), listener, links=form != "zip")
+            tree = snapshot.tree(archive)
+            members = Members(tree, make_choice(tree, options), listener, links=form != "zip")
             _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
             result.entries += members.entries
             result.files += members.files

@@ -15,7 +15,6 @@ import numpy as np
 
 from archiver.core.disk import explain, explained
 from archiver.core.events import Progress
-from archiver.core.linux import syncfs
 from archiver.store.database import unused as queries
 from archiver.store.database.database import Database, Numbers
 from archiver.store.gc.exclusion import Terms
@@ -77,11 +76,7 @@ class Sweep:
         """Before the first chunk goes: that a snapshot was removed must not be undone by a power cut after this."""
         base = self._store.layout.base
         with explained("write", base):
-            fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
+            self._store.disk.sync_file_system(base)
         self._synced = True
 
     def _goes(self, last_use: int) -> bool:

@@ -1,0 +1,1 @@
+"""File systems of our own, spoken to the kernel directly: no library in between."""

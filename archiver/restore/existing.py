@@ -1,0 +1,96 @@
+"""What becomes of what is in the place of an entry already: the rules of ``--overwrite``, and equal contents.
+
+    never        it stays as it is
+    if-changed   it becomes what the snapshot has; a file of equal size and modification time has equal contents
+    if-newer     the same where the snapshot has a later modification time, without the short cut
+    always       the same in any case, without the short cut
+
+Contents that are equal are not written again. That takes reading them (see planner.py), but for the short cut.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as st
+from typing import Literal
+
+from archiver.restore.marks import Marks
+from formats.pxar.items import Entry
+from formats.pxar.metadata import Stat
+
+Overwrite = Literal["never", "if-changed", "if-newer", "always"]
+Verdict = Literal["keep", "same", "compare", "write"]
+
+_NANO = 1_000_000_000
+_FORMATS = {"symlink": st.S_IFLNK, "fifo": st.S_IFIFO, "socket": st.S_IFSOCK, "char": st.S_IFCHR, "block": st.S_IFBLK}
+
+
+def look(name: bytes, dir_fd: int) -> os.stat_result | None:
+    """What is there, None for nothing; no symlink is followed."""
+    try:
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def require_empty(name: bytes, dir_fd: int, found: os.stat_result) -> None:
+    """Raises OSError for a directory with entries: only into a quarantine it gives way to something else."""
+    if st.S_ISDIR(found.st_mode):
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            with os.scandir(fd) as entries:
+                if next(entries, None) is not None:
+                    raise OSError(errno.ENOTEMPTY, "a directory with entries is in its place")
+        finally:
+            os.close(fd)
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result | None) -> bool:
+    return other is not None and (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+class Existing:
+    """The rule of one restore. ``equal``: numbers of the entries whose contents were compared and found equal."""
+
+    def __init__(self, overwrite: Overwrite | None) -> None:
+        self.overwrite: Overwrite = overwrite or "never"
+        self.equal = Marks()
+
+    @property
+    def compares(self) -> bool:
+        return self.overwrite != "never"
+
+    def keeps(self, found: os.stat_result, stat: Stat) -> bool:
+        """Whether what is there stays, however different it is."""
+        if self.overwrite == "if-newer":
+            return found.st_mtime_ns >= stat.mtime_secs * _NANO + stat.mtime_nanos
+        return self.overwrite == "never"
+
+    def file(self, number: int, found: os.stat_result, stat: Stat, size: int) -> Verdict:
+        """``compare``: it takes reading to know."""
+        if self.keeps(found, stat):
+            return "keep"
+        if not st.S_ISREG(found.st_mode) or found.st_size != size:
+            return "write"
+        if number in self.equal or (self.overwrite == "if-changed" and has_time(found, stat)):
+            return "same"
+        return "compare"
+
+    def leaf(self, found: os.stat_result, entry: Entry, dir_fd: int) -> Verdict:
+        """The same for symlinks, devices, fifos and sockets. Raises OSError."""
+        assert entry.metadata is not None
+        if self.keeps(found, entry.metadata.stat):
+            return "keep"
+        if st.S_IFMT(found.st_mode) != _FORMATS[entry.kind]:
+            return "write"
+        if entry.kind == "symlink":
+            return "same" if os.readlink(entry.name, dir_fd=dir_fd) == entry.target else "write"
+        if entry.kind in ("char", "block"):
+            number = os.major(found.st_rdev), os.minor(found.st_rdev)
+            return "same" if number == (entry.major, entry.minor) else "write"
+        return "same"
+
+
+def has_time(found: os.stat_result, stat: Stat) -> bool:
+    return found.st_mtime_ns == stat.mtime_secs * _NANO + stat.mtime_nanos
