@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archiver.core import linux
+from archiver.core import disk, linux
 from archiver.core.clock import system_random
 from archiver.errors import ArchiverError, Damaged, UsageError
 from archiver.store.database import records
 from archiver.store.database.unused import counts, forget_chunks, numbers_of
-from archiver.store.gc import sweep
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
 from tests.golden_store import KEY as GOLDEN_KEY
@@ -534,7 +533,7 @@ def test_removed_snapshots_are_durable_before_the_first_chunk_goes(
         done.append("sync")
         syncfs(fd)
 
-    monkeypatch.setattr(sweep, "syncfs", sync)
+    monkeypatch.setattr(disk, "syncfs", sync)
     monkeypatch.setattr(os, "unlink", remove)
     forget(path, saved[0].snapshot)
     removed = gc(path).removed_chunks
