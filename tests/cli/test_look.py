@@ -187,6 +187,8 @@ def test_names_are_shown_safely_and_told_exactly(tmp_path: Path, monkeypatch: py
     ("arguments", "reason"),
     [
         (("find", "--size", "ten"), "is no size"),
+        (("find", "--size", "9" * 5000), "is no size"),
+        (("find", "--newer", "9" * 5000 + "d"), "is no time"),
         (("find", "--newer", "yesterday"), "is no time"),
         (("find", "--regex", "("), "is no regular expression"),
         (("find", "a["), "is no pattern"),
