@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,15 @@ from archiver.core import spill
 from archiver.core.events import Event, FileProblem, ignore
 from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, UsageError
+from archiver.restore.export.members import Member, NotHeld
 from archiver.restore.export.run import Format, export
 from archiver.restore.export.zip import ZipWriter
 from archiver.restore.run import RestoreOptions, RestoreResult
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
+from formats.pxar.items import Entry
+from formats.pxar.metadata import NO_ACL, Metadata, Stat
 from tests.attributes import remove_tree, unlock_tree, write_sparse
 from tests.cli.command import call
 from tests.compare import NOT_KEPT, differences
@@ -299,6 +303,20 @@ def test_a_zip_of_very_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert found.read(info) == (source / info.filename).read_bytes()
         assert len(found.infolist()) == 300
     assert sorted(os.listdir(tmp_path)) == ["source", "store", "x.zip"]
+
+
+def test_a_path_that_no_zip_can_hold(tmp_path: Path) -> None:
+    """It is left out, and told; the longest one is held."""
+    metadata = Metadata(Stat(stat.S_IFREG | 0o644, 0, 0, 0, 0, 0), (), NO_ACL, None, None)
+    entry = Entry("file", b"x", 1, metadata, 0, 0, None, b"", 0, 0, 0, 0, 0, 0)
+    written = io.BytesIO()
+    with closing(ZipWriter(written, str(tmp_path))) as writer:
+        with pytest.raises(NotHeld, match="too long"):
+            writer.add(Member(b"d/" * 32768 + b"x", entry, lambda start, end: ()), b"")
+        assert writer.add(Member(b"d/" * 32766 + b"x", entry, lambda start, end: ()), b"") == []
+        writer.finish()
+    with zipfile.ZipFile(written) as found:
+        assert [len(name) for name in found.namelist()] == [65533]
 
 
 def test_a_zip_that_was_given_up_writes_nothing_later(tmp_path: Path) -> None:
