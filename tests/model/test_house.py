@@ -12,6 +12,8 @@ import itertools
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -23,6 +25,7 @@ from typing import Any
 
 import pytest
 
+import archiver.rescue
 from archiver.backup.run import CryptMode, Mode
 from archiver.browse.verify import VerifyOptions, verify
 from archiver.core.clock import Clock
@@ -46,6 +49,7 @@ from archiver.sync.run import carry_out
 from formats.crypt import CryptConfig
 from formats.index import decode_index
 from tests import golden_store
+from tests.compare import differences
 from tests.mounts import small_file_system
 from tests.random_trees import build_plain, mutate
 from tests.store.collecting import make_old
@@ -72,6 +76,8 @@ GROUPS: list[tuple[GroupRef, Mode, CryptMode]] = [
 ]
 _CALLS = ("rename", "unlink", "utime", "fsync", "mkdir", "write")
 _LOST, _KILLED, _ENDED = 1, 9, 10  # exit codes of a child: what must not be, killed, ended by what struck it
+
+_RESCUE = str(Path(archiver.rescue.__file__).with_name("script.py"))
 
 
 def _kill() -> None:
@@ -538,6 +544,20 @@ class House:
             assert found == [], ref
             shutil.rmtree(out)
             self.counts["restore"] += 1
+        plain = [ref for ref in sound if key_of(ref) is None and ref.group.type == "host"]
+        if restores > 2 and plain:
+            self.without_the_program(place, self.rng.choice(plain))
+
+    def without_the_program(self, place: Place, ref: SnapshotRef) -> None:
+        """A reader that knows nothing of ``.archiver``, and has no database."""
+        out = self.work / "rescued"
+        words = [sys.executable, "-I", _RESCUE, "extract", str(place.path), str(ref), str(out)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (tree,) = out.iterdir()
+        assert differences(place.held[ref], tree) == [], ref
+        shutil.rmtree(out)
+        self.counts["rescue"] += 1
 
     @staticmethod
     def is_harmed(store: Store, name: str) -> bool:
