@@ -237,6 +237,14 @@ def test_a_manifest_of_another_snapshot_with_the_same_name(lab: Lab, tmp_path: P
     assert damage(lab.path) == []
 
 
+def test_a_manifest_larger_than_any(lab: Lab) -> None:
+    before = files(lab.path)
+    with (lab.path / lab.refs[1].path / MANIFEST).open("r+b") as manifest:
+        manifest.truncate(200 << 20)
+    assert not heal(lab.path, copies=[lab.copy])[0].remaining
+    assert files(lab.path) == before
+
+
 def test_what_was_set_aside_is_good(lab: Lab) -> None:
     """It was the cable. One that is not is left alone until a good chunk is there."""
     one, other = chunk_files(lab.path)[:2]
