@@ -63,7 +63,7 @@ def diff(
     if print0 and (output.as_json or sizes):
         raise UsageError("--print0 prints names only")
     with context.open_store(output) as store:
-        run = _Run(context, store, allow_unsigned, contents, Tally(depth))
+        run = _Run(context, output, store, allow_unsigned, contents, Tally(depth))
         if after is not None and _is_directory(after):
             found = run.to_directory(before, after, archive_name, bytes_of(path), excludes)
         else:
@@ -134,8 +134,11 @@ class Tally:
 class _Run:
     """One comparison; what is told about it is counted."""
 
-    def __init__(self, context: Context, store: Store, allow_unsigned: bool, contents: bool, tally: Tally) -> None:
+    def __init__(
+        self, context: Context, output: Output, store: Store, allow_unsigned: bool, contents: bool, tally: Tally
+    ) -> None:
         self._context, self._store, self._allow_unsigned = context, store, allow_unsigned
+        self._output = output
         self._contents = contents
         self.tally = tally
         self.head: dict[str, Any] = {"schema": 1}
@@ -212,7 +215,7 @@ class _Run:
     def _problem(self, problem: Problem) -> None:
         from archiver.core.events import FileProblem
 
-        self._context.output.hear(FileProblem(*problem))
+        self._output.hear(FileProblem(*problem))
         if problem.kind not in _NO_ERRORS:
             self.errors.append({"path": text_of(problem.path), "reason": problem.reason})
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from formats.pxar.items import Entry
 
 _KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo": "p", "socket": "s"}
-_SIZE = re.compile(r"([+-]?)([0-9]+)([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([+-]?)([0-9]{1,15})([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 LARGEST = (1 << 63) - 1
 
 archive_option: Callable[..., Any] = click.option(

@@ -21,13 +21,13 @@ from archiver.cli.entries import (
     text_of,
 )
 from archiver.cli.output import printable
-from archiver.errors import KeyProblem, NotFound, UsageError
+from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.history import Version
     from archiver.browse.search import Hit, Query
     from archiver.browse.snapshot import Snapshot
-    from archiver.store.layout import GroupRef
+    from archiver.store.layout import GroupRef, SnapshotRef
     from archiver.store.store import Store
     from formats.pxar.items import Kind
 
@@ -96,7 +96,8 @@ def find(
             where = hit.group, hit.archive, hit.path
             name = version_name_of(hit.path, hit.version)
             if print0:
-                output.raw((name if long_format else hit.path) + b"\0" if long_format or where != last else b"")
+                if long_format or where != last:
+                    output.raw((name if long_format else hit.path) + b"\0")
             elif long_format:
                 output.line(long_line(hit.version.entry, name))
             elif where != last:
@@ -191,17 +192,21 @@ def opened_groups(
     context: Context, store: Store, groups: list[GroupRef], allow_unsigned: bool
 ) -> Iterator[list[Snapshot]]:
     """The finished snapshots of each group, those that vanish meanwhile left out. A key that is missing for one of
-    several groups is told after the others were handed out. Raises KeyProblem, Damaged."""
+    several groups, or a snapshot that cannot be looked into, is told after the others were handed out. Raises
+    KeyProblem, Damaged."""
     from archiver.store.layout import SnapshotRef
 
-    problem: KeyProblem | None = None
+    problem: ArchiverError | None = None
     for group in groups:
         snapshots = []
         try:
             for when in store.times(group):
-                ref = SnapshotRef(group, when)
-                if store.is_finished(ref):
-                    snapshots.append(context.opened(store, ref, allow_unsigned=allow_unsigned))
+                try:
+                    found = _opened(context, store, SnapshotRef(group, when), allow_unsigned)
+                except Damaged as error:
+                    problem = problem or error
+                else:
+                    snapshots += found
             is_signed = any(one.made_with_key for one in snapshots)
             for one in snapshots:
                 one.group_is_signed = is_signed
@@ -216,6 +221,18 @@ def opened_groups(
             yield snapshots
     if problem is not None:
         raise problem
+
+
+def _opened(context: Context, store: Store, ref: SnapshotRef, allow_unsigned: bool) -> list[Snapshot]:
+    """A snapshot; nothing when it is not finished, or gone."""
+    try:
+        if not store.is_finished(ref):
+            return []
+        snapshot = context.opened(store, ref, allow_unsigned=allow_unsigned)
+    except NotFound:
+        return []
+    snapshot.archives()  # raises Damaged when these cannot be told
+    return [snapshot]
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
@@ -248,33 +265,56 @@ def history(
 
     The name of a version is PATH@TIME, TIME being that of the newest snapshot that has it; cat and restore take it.
     """
-    from archiver.browse.search import versions_of
     from archiver.browse.view import plain_parts
 
     output = context.output
     if print0 and output.as_json:
         raise UsageError("--print0 prints names only")
     wanted = b"/" + b"/".join(plain_parts(bytes_of(path)))
-    items: list[dict[str, Any]] = []
-    rows: list[tuple[str, ...]] = []
     with context.open_store(output) as store:
-        for snapshots in opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned):
-            for name in _tree_names(snapshots, archive_name):
-                for number, (version, what) in enumerate(with_changes(versions_of(snapshots, name, wanted))):
-                    where = {"group": str(snapshots[0].ref.group), "archive": name, "path": text_of(wanted)}
-                    items.append(where | version_json(snapshots[0].ref.group, wanted, version) | {"what": list(what)})
-                    if print0:
-                        output.raw(version_name_of(wanted, version) + b"\0")
-                    if not number:
-                        rows.append((f"{where['group']} {name}, {len(snapshots)} snapshots",))
-                    rows.append(_row(wanted, version, what))
-    if not items:
-        raise NotFound(f"there is no {printable(wanted)} in any snapshot", hint="find looks for parts of names")
-    if output.as_json:
-        output.document({"schema": 1, "items": items})
-    elif not print0:
-        for row in rows:
-            output.line("  ".join(row))
+        found = _history(context, store, wanted, group, archive_name, allow_unsigned)
+        if output.as_json:
+            output.long_document({"schema": 1}, (_told_json(wanted, *told) for told in found))
+            return
+        last = None
+        for snapshots, name, version, what in found:
+            if print0:
+                output.raw(version_name_of(wanted, version) + b"\0")
+                continue
+            heading = f"{snapshots[0].ref.group} {name}, {len(snapshots)} snapshots"
+            if heading != last:
+                output.line(heading)
+            last = heading
+            line = long_line(version.entry, version_name_of(wanted, version))
+            output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))).rstrip())
+
+
+Told = tuple["list[Snapshot]", str, "Version", tuple[str, ...]]
+"""Snapshots of a group, an archive's name, a version, and what changed in it."""
+
+
+def _history(
+    context: Context, store: Store, path: bytes, group: str | None, archive_name: str | None, allow_unsigned: bool
+) -> Iterator[Told]:
+    """All versions of a path. Raises NotFound behind the last of none."""
+    from archiver.browse.search import versions_of
+
+    count = 0
+    for snapshots in opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned):
+        for name in _tree_names(snapshots, archive_name):
+            for version, what in with_changes(versions_of(snapshots, name, path)):
+                count += 1
+                yield snapshots, name, version, what
+    if not count:
+        raise NotFound(f"there is no {printable(path)} in any snapshot", hint="find looks for parts of names")
+
+
+def _told_json(
+    path: bytes, snapshots: list[Snapshot], archive: str, version: Version, what: tuple[str, ...]
+) -> dict[str, Any]:
+    group = snapshots[0].ref.group
+    where = {"group": str(group), "archive": archive, "path": text_of(path)}
+    return where | version_json(group, path, version) | {"what": list(what)}
 
 
 def with_changes(versions: list[Version]) -> Iterator[tuple[Version, tuple[str, ...]]]:
@@ -288,8 +328,3 @@ def with_changes(versions: list[Version]) -> Iterator[tuple[Version, tuple[str, 
         else:
             yield version, differences(before.entry, version.entry) or ("replaced",)
         before = version
-
-
-def _row(path: bytes, version: Version, what: tuple[str, ...]) -> tuple[str, ...]:
-    line = long_line(version.entry, version_name_of(path, version))
-    return f"{len(version.times):>5}", line, ", ".join(what)

@@ -9,7 +9,7 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import Output, size_text
-from archiver.cli.verify import chosen
+from archiver.cli.verify import check_choice, chosen, fitting_key
 from archiver.errors import EXIT_DAMAGED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ def heal(
 
     The exit code is 20 when damage remains, also in a dry run that finds any.
     """
-    from archiver.browse.verify import any_made_with_key, require_fitting_key
     from archiver.heal.candidates import OtherStore
     from archiver.heal.identity import heal_identity
     from archiver.heal.plan import HealOptions, make_plan
@@ -68,10 +67,7 @@ def heal(
     from archiver.heal.source import LivePlace
     from archiver.store.store import Store
 
-    if without_key and context.keyfile is not None:
-        raise UsageError("--without-key and --keyfile exclude each other")
-    if snapshot is not None and group is not None:
-        raise UsageError("a snapshot and a group were given", hint="give one of them")
+    check_choice(context, snapshot, group, without_key)
     if "" in copies:  # most likely a variable of a script that is not set
         raise UsageError("--from is empty")
     if context.read_only and not dry_run:
@@ -87,11 +83,7 @@ def heal(
         if not dry_run:
             store.check_writable()
         refs = chosen(store, context.namespace, snapshot, group)
-        crypt, is_chosen = None, context.chosen_keyfile() is not None
-        if not without_key and (is_chosen or any_made_with_key(store, refs)):
-            crypt = context.key()
-        if crypt is not None and is_chosen:
-            require_fitting_key(store, refs, crypt)
+        crypt = None if without_key else fitting_key(context, store, refs)
         others = [opened.enter_context(Store.open(path, listener=output.hear)) for path in copies]
         options = HealOptions([OtherStore(store, other, crypt) for other in others], live, read_all)
         plan = make_plan(store, refs, crypt, options, output.hear)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from archiver.browse.snapshot import Snapshot
     from archiver.browse.view import AnyView
     from archiver.store.store import Store
+    from formats.wire import Buffer
 
 _LINES = 1000  # printed at once
 
@@ -154,21 +155,25 @@ def cat(context: Context, snapshot: str, path: str, archive_name: str | None, al
 
     PATH may be a version that history names, PATH@TIME. Signatures are required as by restore.
     """
-    from archiver.browse.files import contents
-
     if context.as_json:
         raise UsageError("cat writes a file's contents, it has no JSON form")
     with context.open_store(context.output) as store:
         opened, wanted = open_version(context, store, snapshot, path, allow_unsigned=allow_unsigned)
-        try:
-            tree = opened.tree(opened.archive(archive_name))
-        except UsageError:
-            archive = opened.archive(archive_name or text_of(wanted))
-            if archive.kind == "tree":
-                raise
-            pieces = opened.contents(archive)
-        else:
-            pieces = contents(tree, wanted)
-        for piece in pieces:
+        for piece in _contents(opened, archive_name, wanted):
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+
+
+def _contents(snapshot: Snapshot, archive_name: str | None, path: bytes) -> Iterator[Buffer]:
+    """Of a file in a tree; of an image or small file, which ``path`` may name where no single tree is meant."""
+    from archiver.browse.files import contents
+    from archiver.browse.snapshot import is_named
+
+    archives, name = snapshot.archives(), archive_name
+    if name is None and sum(archive.kind == "tree" for archive in archives) != 1:
+        whole = (each.name for each in archives if each.kind != "tree" and is_named(each, text_of(path)))
+        name = next(whole, None)
+    archive = snapshot.archive(name)
+    if name is not None and archive.kind != "tree":
+        return snapshot.contents(archive)
+    return contents(snapshot.tree(archive), path)

@@ -121,10 +121,10 @@ class Output:
             self._print("".join(printable(before + text) + "\n" for text in texts))
 
     def raw(self, data: bytes) -> None:
-        """Bytes of the result as they are: for other programs."""
+        """Bytes of the result as they are: for other programs. Of a command that prints nothing else there."""
         self.clear()
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
+        with told():
+            sys.stdout.buffer.write(data)
 
     def _print(self, text: str) -> None:
         """Not flushed: a long listing would need a system call for each line."""

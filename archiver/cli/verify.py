@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from archiver.browse.verify_result import BudgetResult
     from archiver.store.layout import SnapshotRef
     from archiver.store.store import Store
+    from formats.crypt import CryptConfig
 
 _FILES_SHOWN = 20
 
@@ -65,13 +66,10 @@ def verify(
     How it ended is written into the manifests, as a PBS does, and shown by ``snapshots``. With --read-only nothing is
     written into the store.
     """
-    from archiver.browse.verify import Budget, VerifyOptions, any_made_with_key, require_fitting_key
+    from archiver.browse.verify import Budget, VerifyOptions
     from archiver.browse.verify import verify as run
 
-    if without_key and context.keyfile is not None:
-        raise UsageError("--without-key and --keyfile exclude each other")
-    if snapshot is not None and group is not None:
-        raise UsageError("a snapshot and a group were given", hint="give one of them")
+    check_choice(context, snapshot, group, without_key)
     if snapshot is not None and budget is not None:
         raise UsageError("a budget is for the whole store or a group", hint="--group TYPE/ID, or nothing")
     options = VerifyOptions(
@@ -85,11 +83,7 @@ def verify(
     output = context.output
     with context.open_store(output) as store:
         refs = chosen(store, context.namespace, snapshot, group)
-        crypt, is_chosen = None, context.chosen_keyfile() is not None
-        if not without_key and (is_chosen or any_made_with_key(store, refs)):
-            crypt = context.key()
-        if crypt is not None and is_chosen:
-            require_fitting_key(store, refs, crypt)
+        crypt = None if without_key else fitting_key(context, store, refs)
         result = run(store, refs, crypt, output.hear, options)
     if output.as_json:
         output.document(result.as_json())
@@ -110,6 +104,25 @@ def verify(
         for line in (*_unproven(result), *_left_out(result)):
             output.summary(f"  {line}")
     ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
+
+
+def check_choice(context: Context, snapshot: str | None, group: str | None, without_key: bool) -> None:
+    """Raises UsageError for options of verify or heal that exclude each other."""
+    if without_key and context.keyfile is not None:
+        raise UsageError("--without-key and --keyfile exclude each other")
+    if snapshot is not None and group is not None:
+        raise UsageError("a snapshot and a group were given", hint="give one of them")
+
+
+def fitting_key(context: Context, store: Store, refs: list[SnapshotRef]) -> CryptConfig | None:
+    """The key, if it is of use for any of the snapshots. Raises KeyProblem for one that was chosen and is not."""
+    from archiver.browse.verify import any_made_with_key, require_fitting_key
+
+    is_chosen = context.chosen_keyfile() is not None
+    crypt = context.key() if is_chosen or any_made_with_key(store, refs) else None
+    if crypt is not None and is_chosen:
+        require_fitting_key(store, refs, crypt)
+    return crypt
 
 
 def chosen(store: Store, namespace: str, snapshot: str | None, group: str | None) -> list[SnapshotRef]:

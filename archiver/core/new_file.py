@@ -72,7 +72,8 @@ def new_file(path: str) -> Iterator[int]:
     finally:
         os.close(fd)
         if temporary:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def _give_name(fd: int, temporary: str, path: str) -> None:

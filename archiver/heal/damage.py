@@ -99,9 +99,11 @@ class Damage:
 @dataclass(slots=True)
 class HealResult:
     """What became of a plan. ``states``: verify states that were written, by snapshot. ``removed_bad``: files of
-    damaged chunks that had been set aside. ``failed``: why something could not be written."""
+    damaged chunks that had been set aside. ``unproven``: chunks put back of which only the CRC could be checked.
+    ``failed``: why something could not be written."""
 
     removed_bad: int = 0
+    unproven: set[Key] = field(default_factory=set)
     states: dict[str, str] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     seconds: float = 0.0

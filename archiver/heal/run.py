@@ -8,6 +8,7 @@ At last the verify states are made right: what a verification had found is no lo
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 from archiver.core.disk import explained
 from archiver.core.events import Listener, Notice, Progress
@@ -43,6 +44,11 @@ def carry_out(store: Store, plan: HealPlan, crypt: CryptConfig | None, listener:
             healing = _Healing(store, plan, crypt, session, listener, result)
             try:
                 healing.run()
+            except NoSpace:
+                store.give_up_reserve()
+                with suppress(ArchiverError):
+                    healing.flush()  # the next run finds it done
+                raise
             finally:
                 store.update_records()
     _write_states(store, plan, result, listener)
@@ -150,9 +156,9 @@ class _Healing:
                 continue
             del self._remaining[found.lost.key]
             if len(self._written) >= _AT_ONCE:
-                self._flush()
+                self.flush()
             self._listener(Progress("heal", len(self._plan.chunks) - len(self._remaining), 0))
-        self._flush()
+        self.flush()
 
     def _store_chunk(self, found: FoundChunk) -> None:
         digest, chunks = found.lost.digest, self._store.chunks
@@ -167,9 +173,14 @@ class _Healing:
         done = chunks.insert(
             digest, bytes(found.header), found.body, encrypted=found.lost.encrypted, barrier=self._session.barrier
         )
-        self._written.append((found.lost, found.total, found.is_proven and not done.duplicate))
+        self._written.append((found.lost, found.total, self._is_proven(found) and not done.duplicate))
 
-    def _flush(self) -> None:
+    def _is_proven(self, found: FoundChunk) -> bool:
+        """Also by what was known here of the bytes that were lost."""
+        recorded = self._database.recorded_sum(found.lost.digest) if self._database is not None else None
+        return found.is_proven or (recorded is not None and recorded[0] == found.total)
+
+    def flush(self) -> None:
         """Make what was written durable, read it again, and tell the database."""
         written, self._written = self._written, []
         with explained("write into", self._store.layout.base):
@@ -199,19 +210,21 @@ class _Healing:
         stored = len(there.header) + len(there.body)
         if there.is_proven or (is_proven and there.total == total):
             return ChunkRow(lost.digest, lost.size, stored, there.total, self._store.clock.now())
+        self._result.unproven.add(lost.key)
         return ChunkRow(lost.digest, lost.size, stored, UNKNOWN_SUM, 0)
 
 
 def _write_states(store: Store, plan: HealPlan, result: HealResult, listener: Listener) -> None:
     """What each manifest says of the last verification. A snapshot that has failed is good when all of it is: each of
-    its chunks was found good since then, or by this run."""
+    its chunks was found good since then, or by this run. What was put back by its CRC alone is not enough for that."""
     numbers = itertools.count()
     lost: set[Key] = {key for key, (_, damage) in plan.chunks.items() if not damage.healed}
     for subject in plan.subjects:
         is_whole = lost.isdisjoint(subject.lost) and all(plan.files[each].healed for each in subject.files)
         if is_whole and not subject.has_failed:
             continue
-        if is_whole and not plan.search.may_be_good(subject):
+        is_proven = plan.search.may_be_good(subject) and result.unproven.isdisjoint(subject.lost)
+        if is_whole and not is_proven:
             text = f"the verify state of {subject.ref} stays failed: not all of it could be checked"
             listener(Notice(text, "warning"))
             continue

@@ -84,7 +84,14 @@ QUOTA_PROJID = 0xE07540E82F7D1CBB
 PAYLOAD = 0x28147A1B0B7C1A25
 PAYLOAD_REF = 0x419D3D6BC4BA977E
 GOODBYE = 0x2FEC4FA642D5731D
-_ACLS = (ACL_USER, ACL_GROUP, ACL_GROUP_OBJ, ACL_DEFAULT, ACL_DEFAULT_USER, ACL_DEFAULT_GROUP)
+_ACLS = {  # and the lengths of what they hold
+    ACL_USER: 16,
+    ACL_GROUP: 16,
+    ACL_GROUP_OBJ: 8,
+    ACL_DEFAULT: 32,
+    ACL_DEFAULT_USER: 16,
+    ACL_DEFAULT_GROUP: 16,
+}
 
 TIME = re.compile(r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 _NO_ID = 0xFFFFFFFF
@@ -278,7 +285,7 @@ class Store:
                 )
                 for file in manifest["files"]
             ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Damaged, NeedsKey) as error:
+        except (OSError, Damaged, NeedsKey, *_NONSENSE) as error:
             raise Damaged(f"the manifest of {snapshot} cannot be used: {error}") from error
 
     def small(self, snapshot: str, info: Info) -> bytes:
@@ -297,6 +304,9 @@ class Store:
             return Stream(self, read_file(os.path.join(self.path, snapshot, info.name), 1 << 40), info)
         except (OSError, Damaged, struct.error) as error:
             raise Damaged(f"{info.name} of {snapshot} is damaged: {error}") from error
+
+
+_NONSENSE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)  # in a manifest
 
 
 def _file_name(name: Any) -> str:
@@ -476,7 +486,7 @@ class Archive:
             kind, length = self._header(position)
             if kind in (XATTR, FCAPS, QUOTA_PROJID, *_ACLS):
                 total += length + 64
-                if length > MAX_ATTRIBUTE or total > MAX_ATTRIBUTES:
+                if length > MAX_ATTRIBUTE or total > MAX_ATTRIBUTES or length != _ACLS.get(kind, length):
                     raise Damaged(f"impossible attributes at offset {position}")
                 attributes.append((kind, self._stream.read(position + 16, length)))
                 position += 16 + length
@@ -712,7 +722,7 @@ def acls(node: Node) -> tuple[bytes, bytes]:
     found: dict[int, list[tuple[int, ...]]] = {}
     for kind, data in node.attributes:
         if kind in _ACLS:
-            found.setdefault(kind, []).append(struct.unpack(f"<{len(data) // 8}Q", data[: len(data) // 8 * 8]))
+            found.setdefault(kind, []).append(struct.unpack(f"<{len(data) // 8}Q", data))
     owner, mask, other = node.mode >> 6 & 7, node.mode >> 3 & 7, node.mode & 7
     access = default = b""
     if found.keys() & {ACL_USER, ACL_GROUP, ACL_GROUP_OBJ}:
@@ -727,8 +737,8 @@ def acls(node: Node) -> tuple[bytes, bytes]:
 
 
 def _acl(base: list[tuple[int, int, int]], users: list[tuple[int, ...]], groups: list[tuple[int, ...]]) -> bytes:
-    entries = base + [(2, one[1], one[0]) for one in users if len(one) == 2]
-    entries += [(8, one[1], one[0]) for one in groups if len(one) == 2]
+    entries = base + [(2, bits, owner) for owner, bits in users]
+    entries += [(8, bits, owner) for owner, bits in groups]
     entries.sort(key=lambda entry: (entry[0], entry[2]))
     parts = [struct.pack("<HHI", tag, bits & 7, owner & _NO_ID) for tag, bits, owner in entries]
     return struct.pack("<I", 2) + b"".join(parts)

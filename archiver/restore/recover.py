@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def recover_index(
     """Write the stream behind the index file at ``index`` to the new file ``target`` (``-``: stdout).
 
     With ``zero_fill`` a chunk that is missing or damaged becomes zeros and a gap in the result; else it raises Damaged
-    and nothing is left behind. KeyProblem when chunks are encrypted and their key is not ``crypt``.
+    and nothing is left behind. KeyProblem when chunks are encrypted and ``crypt`` opens none of them.
     """
     try:
         found = load_index(index)
@@ -99,6 +99,7 @@ def recover_index(
                 sink.write(chunks.read(digest, end - start))
             except ChunkDamaged as error:
                 if not zero_fill:
+                    chunks.check_key()
                     hint = "--zero-fill puts zeros in its place, and names it"
                     raise Damaged(f"bytes {start} to {end}: {error}", hint=hint) from error
                 sink.skip(end - start)
@@ -106,6 +107,7 @@ def recover_index(
                 listener(Notice(f"bytes {start} to {end} are zeros: {error}", "warning"))
             result.chunks += 1
             listener(Progress("recover", number + 1, end, found.size))
+        chunks.check_key()
         result.size = found.size
         sink.complete(found.size)
     return result
@@ -142,21 +144,28 @@ class _Chunks:
         self._reader = ChunkReader(layout, crypt)
         self._decoder = BlobDecoder(crypt)
         self._crypt = crypt
+        self._opened = self._locked = 0  # encrypted chunks; those that only the key speaks against
+
+    def check_key(self) -> None:
+        """Raises KeyProblem when all that was read says that it is another one."""
+        if self._locked and not self._opened:
+            raise KeyProblem("the key opens none of the chunks", hint="give the right one with --keyfile")
 
     def read(self, digest: bytes, size: int | None) -> Buffer:
         """Valid until the next call. Raises ChunkDamaged, KeyProblem."""
         stored = self._reader.stored(digest)
         try:
             encrypted = blob.inspect(stored).encrypted
-            if size is not None:
-                return self._decoder.decode_chunk(stored, digest=digest, size=size, encrypted=encrypted)
-            data = self._decoder.decode(stored, max_size=MAX_CHUNK)
-            if chunk_digest(data, self._crypt if encrypted else None) != digest:
+            data = self._decoder.decode(stored, max_size=MAX_CHUNK if size is None else size)
+            self._opened += encrypted
+            if len(data) != (size or len(data)) or chunk_digest(data, self._crypt if encrypted else None) != digest:
                 raise ChunkDamaged(digest, "is damaged: it has another digest")
             return data
         except KeyMissing as error:
             raise KeyProblem(f"chunk {digest.hex()} is encrypted", hint="give the key with --keyfile") from error
         except FormatError as error:
+            with suppress(FormatError):
+                self._locked += self._decoder.check_stored(stored).encrypted
             raise ChunkDamaged(digest, f"is damaged: {error}") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from archiver.core.disk import explain, explained
 from archiver.core.linux import process_start
 from archiver.core.locks import DirectoryLock, replaced_file_lock
-from archiver.errors import Locked, NotFound, UsageError
+from archiver.errors import Damaged, Locked, NotFound, UsageError
 from archiver.store import layout as names
 from archiver.store import snapshots
 from archiver.store.layout import GroupRef, SnapshotRef
@@ -74,12 +74,17 @@ def update_unprotected(store: Store, ref: SnapshotRef, change: Callable[[Unprote
 
 def replace_manifest(store: Store, ref: SnapshotRef, data: bytes, check: Callable[[bytes], None]) -> None:
     """Replace a manifest file by another one of the same contents (``unprotected`` apart), durably. ``check`` gets the
-    one that is there while nobody else changes it, and raises what keeps it from being replaced."""
+    one that is there (nothing when it is too large for one) while nobody else changes it, and raises what keeps it from
+    being replaced."""
     store.check_writable()
     path = store.layout.manifest(ref)
     check_inside(store.layout, path)
     with store.held(ref), _manifest_lock(ref, path) as status:
-        check(snapshots.read_manifest_blob(store.layout, ref))
+        try:
+            there = snapshots.read_manifest_blob(store.layout, ref)
+        except Damaged:
+            there = b""
+        check(there)
         with explained("write", path):
             store.disk.put(path, [data], names.FILE_MODE, sync=True, like=status)
     store.update_records()

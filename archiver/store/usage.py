@@ -29,8 +29,8 @@ from archiver.store.layout import GroupRef, SnapshotRef, parse_reference
 from archiver.store.store import Store
 from formats.manifest import Manifest
 
-_AT_ONCE = 12 << 20  # chunk numbers: about 13 bytes each
-_SUMMED_AT_ONCE = 1 << 20
+_AT_ONCE = 8 << 20  # chunk numbers: about 13 bytes each
+_PIECE = 1 << 20  # of them, for what is computed on the way
 _NOBODY = 0
 
 Named = SnapshotRef | GroupRef
@@ -194,14 +194,24 @@ class _Counter:
         self._store.listener(Progress("index files counted", count, 0))
 
     def _hear(self, numbers: Numbers) -> None:
-        if self._first or (len(numbers) and int(numbers.max()) >= len(self._here)):
-            numbers = numbers[(numbers >= self._first) & (numbers - np.uint32(self._first) < len(self._here))]
-        self._here[numbers - np.uint32(self._first)] = True
+        first, size = np.uint32(self._first), len(self._here)
+        for start in range(0, len(numbers), _PIECE):
+            part = numbers[start : start + _PIECE]
+            if self._first or int(part.max()) >= size:
+                part = part[(part >= first) & (part - first < size)]
+            self._here[part - first] = True
 
     def _end_directory(self, ref: SnapshotRef | None) -> None:
         """All numbers that something refers to, a snapshot or anything else, were heard."""
-        here: NDArray[np.intp] = np.flatnonzero(self._here)
-        self._here[here] = False
+        for start in range(0, len(self._here), _PIECE):
+            here: NDArray[np.intp] = np.flatnonzero(self._here[start : start + _PIECE])
+            if len(here):
+                here += start
+                self._here[here] = False
+                self._refers(ref, here)
+
+    def _refers(self, ref: SnapshotRef | None, here: NDArray[np.intp]) -> None:
+        """A snapshot, or anything else, needs the chunks ``here``."""
         if ref is None:
             self._by_snapshot[here] = self._by_group[here] = self._several
             self._others[here] = True
@@ -212,7 +222,7 @@ class _Counter:
         is_chosen = ref in self._named or ref.group in self._named
         (self._chosen if is_chosen else self._others)[here] = True
         if ref in self._named:
-            self._named[ref].stored += self._sum(here)
+            self._named[ref].stored += int(self._stored[here].sum(dtype=np.int64))
 
     def _claim(self, owners: Places, here: NDArray[np.intp], place: int) -> None:
         """``place`` refers to the chunks ``here`` too."""
@@ -242,14 +252,14 @@ class _Counter:
         result.stored += self._sum(used)
         result.unused += self._sum(~used)
 
-    def _sum(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> int:
-        return int(self._stored[which].sum(dtype=np.int64))
+    def _sum(self, which: NDArray[np.bool_]) -> int:
+        return int(np.sum(self._stored, where=which, dtype=np.int64))
 
     def _sums(self, places: Places, count: int) -> NDArray[np.int64]:
         """Stored bytes by place, those with one."""
         sums = np.zeros(count + 1, np.int64)
-        for start in range(0, len(places), _SUMMED_AT_ONCE):
-            part = slice(start, start + _SUMMED_AT_ONCE)
+        for start in range(0, len(places), _PIECE):
+            part = slice(start, start + _PIECE)
             alone = places[part] != self._several
             weights = self._stored[part][alone]
             sums += np.bincount(places[part][alone], weights, count + 1).astype(np.int64)  # exact below 2**53

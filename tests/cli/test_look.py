@@ -12,6 +12,7 @@ from archiver.backup.run import BackupOptions, backup
 from archiver.backup.specification import ArchiveSpec
 from archiver.core import linux
 from archiver.core.events import ignore
+from archiver.errors import NotFound
 from archiver.source import content
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -186,6 +187,8 @@ def test_names_are_shown_safely_and_told_exactly(tmp_path: Path, monkeypatch: py
     ("arguments", "reason"),
     [
         (("find", "--size", "ten"), "is no size"),
+        (("find", "--size", "9" * 5000), "is no size"),
+        (("find", "--newer", "9" * 5000 + "d"), "is no time"),
         (("find", "--newer", "yesterday"), "is no time"),
         (("find", "--regex", "("), "is no regular expression"),
         (("find", "a["), "is no pattern"),
@@ -326,6 +329,29 @@ def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source:
     save(store, source, time=FIRST, crypt=KEY, group=GroupRef("", "host", "aaa"))
     done = call("--store", store, "find", "file")
     assert done.code == 12 and done.lines == ["/file"]
+    done = call("--store", store, "history", "/file")
+    assert done.code == 12 and len(done.lines) == 2
+
+
+def test_one_snapshot_that_is_bad_or_gone_does_not_hide_the_others(
+    store: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = save(store, source, time=FIRST, group=GroupRef("", "host", "aaa")).snapshot
+    bad = save(store, source, time=FIRST + 1, group=gone.group).snapshot
+    good = save(store, source, time=FIRST + 2, group=gone.group).snapshot
+    (store / bad.path / "index.json.blob").write_bytes(b"no manifest")
+    manifest = Store.manifest
+
+    def vanished(self: Store, ref: SnapshotRef, **options: bool) -> Manifest:
+        if ref == gone:
+            raise NotFound(f"there is no snapshot {ref}")
+        return manifest(self, ref, **options)
+
+    monkeypatch.setattr(Store, "manifest", vanished)
+    for command in (("find", "file"), ("history", "/file")):
+        done = call("--store", store, *command, "--group", "host/aaa", "--json")
+        assert done.code == 20 and str(bad) in done.document["error"]["message"]
+        assert [item["snapshot"] for item in done.document["items"]] == [str(good)]
 
 
 def test_golden_snapshots(tmp_path: Path) -> None:
@@ -374,5 +400,7 @@ def test_two_archives(tmp_path: Path, source: Path) -> None:
     assert len(ask("--store", store, "find", "file", "--archive", "two")["items"]) == 1
     assert ask("--store", store, "find", "file", "--archive", "three")["items"] == []
     assert call("--store", store, "ls", "latest").lines == ["one.pxar", "two.pxar"]
+    which = call("--store", store, "cat", "latest", "/file")
+    assert which.code == 2 and "choose one: one.pxar, two.pxar" in which.err
     assert call("--store", store, "diff", "latest", str(source)).code == 2
     assert call("--store", store, "diff", "latest", str(source), "--archive", "two.pxar").code == 0

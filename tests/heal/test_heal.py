@@ -7,16 +7,19 @@ import random
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify import VerifyOptions, verify
+from archiver.core.disk import no_space
 from archiver.core.locks import DirectoryLock, lock_range
-from archiver.errors import Locked, UsageError
+from archiver.errors import Locked, NoSpace, UsageError
 from archiver.heal import find
 from archiver.heal.candidates import OtherStore
 from archiver.heal.run import carry_out
+from archiver.store.chunks import ChunkStore, Inserted
 from archiver.store.layout import MANIFEST, SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -234,6 +237,14 @@ def test_a_manifest_of_another_snapshot_with_the_same_name(lab: Lab, tmp_path: P
     assert damage(lab.path) == []
 
 
+def test_a_manifest_larger_than_any(lab: Lab) -> None:
+    before = files(lab.path)
+    with (lab.path / lab.refs[1].path / MANIFEST).open("r+b") as manifest:
+        manifest.truncate(200 << 20)
+    assert not heal(lab.path, copies=[lab.copy])[0].remaining
+    assert files(lab.path) == before
+
+
 def test_what_was_set_aside_is_good(lab: Lab) -> None:
     """It was the cable. One that is not is left alone until a good chunk is there."""
     one, other = chunk_files(lab.path)[:2]
@@ -361,6 +372,52 @@ def test_what_only_the_key_can_tell(tmp_path: Path) -> None:
     plan, result = heal(lab.path, copies=[lab.copy], crypt=KEY)
     assert [found.name for found in plan.damages] == [one.name] and result.states == {str(lab.refs[0]): "ok"}
     assert one.read_bytes() == sound
+
+
+def test_what_came_back_without_proof(tmp_path: Path) -> None:
+    """Without the key, CRCs are believed where nothing better is known: that makes no snapshot good."""
+    lab = Lab(tmp_path, KEY, snapshots=1)
+    one, other = (chunk.relative_to(lab.path) for chunk in chunks_of(lab.path, lab.refs[0], ".ppxar.didx")[:2])
+    flip(lab.path / one, random.Random(5))
+    assert checked(lab.path, KEY, repairs=True).error_count == 1
+    sound = (lab.copy / one).read_bytes()
+    (lab.copy / one).write_bytes((lab.copy / other).read_bytes())
+    heard = Heard()
+    plan, result = heal(lab.path, copies=[lab.copy], listener=heard)
+    assert not plan.remaining and result.states == {} and any("stays failed" in text for text in heard.notices)
+    assert states(lab.path) == {str(lab.refs[0]): "failed"}
+    (lab.copy / one).write_bytes(sound)
+    plan, result = heal(lab.path, copies=[lab.copy], crypt=KEY)
+    assert not plan.remaining and result.states == {str(lab.refs[0]): "ok"}
+    assert damage(lab.path, KEY) == []
+
+
+def test_full_disk(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reserve is given up, and what was written by then counts."""
+    first, second = chunk_files(lab.path)[:2]
+    first.unlink()
+    second.unlink()
+    insert = ChunkStore.insert
+    done: list[str] = []
+
+    def full(self: ChunkStore, digest: bytes, *words: bytes, **options: Any) -> Inserted:
+        if done:
+            raise no_space("write", "a chunk")
+        done.append(digest.hex())
+        return insert(self, digest, *words, **options)
+
+    monkeypatch.setattr(ChunkStore, "insert", full)
+    with Store.open(lab.path) as store, store.session():
+        assert os.path.exists(store.layout.reserve)
+    with pytest.raises(NoSpace):
+        heal(lab.path, copies=[lab.copy])
+    monkeypatch.undo()
+    with Store.open(lab.path) as store:
+        assert not os.path.exists(store.layout.reserve)
+        known = store.database
+        assert known is not None and known.recorded_sum(bytes.fromhex(done[0])) is not None
+    (other,) = {first.name, second.name} - set(done)
+    assert [found.name for found in heal(lab.path, copies=[lab.copy])[0].damages] == [other]
 
 
 def test_so_much_is_lost_that_it_takes_several_runs(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

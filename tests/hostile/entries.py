@@ -177,6 +177,17 @@ def attributes(archives: Corpus) -> None:
     }
     for label, item in unique.items():
         on_file(f"{label} twice", BOTH, item * 2)
+    kinds = {
+        "ACL_USER": ACL_USER,
+        "ACL_GROUP": ACL_GROUP,
+        "ACL_GROUP_OBJ": ACL_GROUP_OBJ,
+        "ACL_DEFAULT": ACL_DEFAULT,
+        "ACL_DEFAULT_USER": ACL_DEFAULT_USER,
+        "ACL_DEFAULT_GROUP": ACL_DEFAULT_GROUP,
+        "QUOTA_PROJID": QUOTA_PROJID,
+    }
+    for label, kind in kinds.items():
+        on_file(f"{label} of too few bytes", BOTH, item_bytes(kind, bytes(4)))
     on_file("project id above 32 bits", EITHER, item_bytes(QUOTA_PROJID, words(MAX)))
     on_file("capability of 0 bytes", EITHER, item_bytes(FCAPS))
     on_file("capability of noise", EITHER, item_bytes(FCAPS, b"\xff" * 1000))

@@ -214,6 +214,28 @@ def test_damaged_files_of_a_snapshot(place: Path, suffix: str, place_of_damage: 
         assert done.code == 20 and not (place / "out/tree.pxar/file").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[]",
+        b'{"files": [7]}',
+        b'{"backup-time": 1e300}',
+        b'{"backup-time": "x"}',
+        b'{"backup-time": 1' + b"0" * 30 + b"}",
+    ],
+)
+def test_manifests_of_nonsense(place: Path, text: bytes) -> None:
+    """Each is damage, and the others are listed all the same."""
+    (place / "source").mkdir()
+    store = make_store(place / "store")
+    bad = save(store, place / "source", time=1_700_000_000).snapshot
+    good = save(store, place / "source", time=1_700_000_001).snapshot
+    (store / bad.path / "index.json.blob").write_bytes(blob.encode(text))
+    done = rescue("list", store)
+    assert done.code == 20 and str(good) in done.out and f"{bad}: the manifest" in done.err
+
+
 @pytest.mark.parametrize("count", [150, pytest.param(10**6, marks=pytest.mark.slow)])
 def test_hostile_archives(place: Path, count: int) -> None:
     """Nothing outside of the target is touched, whatever an archive says."""
@@ -226,7 +248,8 @@ def test_hostile_archives(place: Path, count: int) -> None:
     target = place / "work/target"
     target.parent.mkdir()
     with Store.open(store) as opened:
-        for when, name in enumerate(sample(archives, count), 1):
+        short = [name for name in archives if "too few bytes" in name]
+        for when, name in enumerate(dict.fromkeys([*short, *sample(archives, count)]), 1):
             ref = plant(opened, when, archives[name].archive, archives[name].payload)
             code = script.main(["extract", str(store), str(ref), str(target)])
             assert code in (0, 3, 20), name

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
+import random
 import shutil
 import socket
 import stat
@@ -10,23 +13,29 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from archiver.browse.snapshot import Snapshot
+from archiver.core import spill
 from archiver.core.events import Event, FileProblem, ignore
+from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, UsageError
+from archiver.restore.export.members import Member, NotHeld
 from archiver.restore.export.run import Format, export
+from archiver.restore.export.zip import ZipWriter
 from archiver.restore.run import RestoreOptions, RestoreResult
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
+from formats.pxar.items import Entry
+from formats.pxar.metadata import NO_ACL, Metadata, Stat
 from tests.attributes import remove_tree, unlock_tree, write_sparse
 from tests.cli.command import call
 from tests.compare import NOT_KEPT, differences
 from tests.hostile.build import corpus
-from tests.hostile.writer import Writer
 from tests.mounts import small_file_system
 from tests.restore.planted import plant
 from tests.source.sandbox import IS_ROOT
@@ -244,17 +253,22 @@ def damaged_chunk(path: Path, at_least: int) -> None:
 
 @pytest.mark.parametrize("form", ["tar", "zip", "pxar"])
 def test_damage(tmp_path: Path, form: Format) -> None:
-    """A damaged small file is left out; a damaged large one ends it all, and nothing is left behind."""
+    """A damaged small file is left out, under all of its names; a damaged large one ends it all, and nothing is left
+    behind."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / "bad").write_bytes(os.urandom(200_000))
+    (source / "bad").write_bytes(random.Random(1).randbytes(200_000))  # its largest chunk is not shared with others
+    os.link(source / "bad", source / "name")
     (source / "good").write_text("text")
     path = make_store(tmp_path / "store")
     stored = path, save(path, source).snapshot, None
     damaged_chunk(path, 16_000)
-    result = put(stored, tmp_path / "small", form)
-    assert [(problem.path, problem.kind) for problem in result.problems] == [(b"/bad", "damaged")]
+    result = put(stored, tmp_path / "small/file", form)
+    other_name = b"/name", "damaged" if form == "zip" else "not-restored"
+    assert [(problem.path, problem.kind) for problem in result.problems] == [(b"/bad", "damaged"), other_name]
     assert result.files == 1
+    if form == "tar":
+        assert os.listdir(unpacked(tmp_path / "small", "tar", "-xf", "../file")) == ["good"]
     large = tmp_path / "large"
     large.mkdir()
     (large / "bad").write_bytes(os.urandom(17 * MIB))
@@ -264,6 +278,57 @@ def test_damage(tmp_path: Path, form: Format) -> None:
     with pytest.raises(Damaged, match=r"bad: chunk .* is damaged"):
         put(stored, tmp_path / "none", form)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["large", "other", "small", "source", "store"]
+
+
+def test_a_zip_of_very_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of the entries until the end goes to disk, and nothing of it stays there."""
+    monkeypatch.setattr(SpillTable.__init__, "__defaults__", (20_000,))
+    monkeypatch.setattr(spill, "_BATCH", 5_000)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(300):
+        (source / f"file-{number}").write_text(f"{number}")
+    path = make_store(tmp_path / "store")
+    made: list[str] = []
+    opened = spill._open
+
+    def told(directory: str) -> object:
+        made.append(directory)
+        return opened(directory)
+
+    monkeypatch.setattr(spill, "_open", told)
+    put((path, save(path, source).snapshot, None), tmp_path / "x.zip", "zip")
+    assert [Path(directory).parent for directory in made if Path(directory).parent == tmp_path] == [tmp_path]
+    with zipfile.ZipFile(tmp_path / "x.zip") as found:
+        assert found.testzip() is None
+        for info in found.infolist():
+            assert found.read(info) == (source / info.filename).read_bytes()
+        assert len(found.infolist()) == 300
+    assert sorted(os.listdir(tmp_path)) == ["source", "store", "x.zip"]
+
+
+def test_a_path_that_no_zip_can_hold(tmp_path: Path) -> None:
+    """It is left out, and told; the longest one is held."""
+    metadata = Metadata(Stat(stat.S_IFREG | 0o644, 0, 0, 0, 0, 0), (), NO_ACL, None, None)
+    entry = Entry("file", b"x", 1, metadata, 0, 0, None, b"", 0, 0, 0, 0, 0, 0)
+    written = io.BytesIO()
+    with closing(ZipWriter(written, str(tmp_path))) as writer:
+        with pytest.raises(NotHeld, match="too long"):
+            writer.add(Member(b"d/" * 32768 + b"x", entry, lambda start, end: ()), b"")
+        assert writer.add(Member(b"d/" * 32766 + b"x", entry, lambda start, end: ()), b"") == []
+        writer.finish()
+    with zipfile.ZipFile(written) as found:
+        assert [len(name) for name in found.namelist()] == [65533]
+
+
+def test_a_zip_that_was_given_up_writes_nothing_later(tmp_path: Path) -> None:
+    """Its descriptor may belong to another file by then."""
+    written = io.BytesIO()
+    writer = ZipWriter(written, str(tmp_path))
+    writer.close()
+    del writer
+    gc.collect()
+    assert written.getvalue() == b""
 
 
 def test_full_disk(tmp_path: Path) -> None:
@@ -290,96 +355,6 @@ def test_problems_are_told(tmp_path: Path) -> None:
         export(snapshot, snapshot.restorable(), str(tmp_path / "x"), "zip", verify=True, listener=heard.append)
     (problem,) = [event for event in heard if isinstance(event, FileProblem)]
     assert problem == FileProblem(b"/fifo", "a fifo has no place in a zip file", "not-restored")
-
-
-@pytest.mark.parametrize("form", ["tar", "pxar"])
-def test_hard_links_to_what_is_left_out(tmp_path: Path, form: Format) -> None:
-    """A link to a file that is damaged is left out with it; so is one that leads to nothing."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "bad").write_bytes(os.urandom(200_000))
-    os.link(source / "bad", source / "link")
-    (source / "good").write_text("text")
-    path = make_store(tmp_path / "store")
-    stored = path, save(path, source).snapshot, None
-    damaged_chunk(path, 16_000)
-    result = put(stored, tmp_path / "file", form)
-    assert [(problem.path, problem.kind) for problem in result.problems] == [
-        (b"/bad", "damaged"),
-        (b"/link", "damaged"),
-    ]
-    assert result.entries == 2
-    assert (tmp_path / "file").exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["hard link to a hard link", "hard link target that is not in the archive", "hard link through a symlink"]
-)
-def test_links_that_lead_astray(tmp_path: Path, name: str) -> None:
-    """Not to a file that is not in the archive, nor out of the directory that a tar is unpacked in."""
-    archive = corpus()[f"v2 {name}"]
-    path = make_store(tmp_path / "store")
-    with Store.open(path) as store:
-        ref = plant(store, 1, archive.archive, archive.payload)
-    for form in ("tar", "pxar"):
-        result = put((path, ref, None), tmp_path / form, form)
-        assert result.kinds == {"damaged": 1}
-
-
-def test_links_to_what_a_tar_has_no_place_for(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    with socket.socket(socket.AF_UNIX) as unix:
-        unix.bind(str(source / "a"))
-    os.link(source / "a", source / "b")
-    path = make_store(tmp_path / "store")
-    result = put((path, save(path, source).snapshot, None), tmp_path / "x.tar", "tar")
-    assert result.kinds == {"not-restored": 2}
-    with tarfile.open(tmp_path / "x.tar") as tar:
-        assert tar.getnames() == ["."]
-
-
-def test_a_device_no_tar_can_name(tmp_path: Path) -> None:
-    archive = corpus()["v1 device 0xffffffffffffffff:0xffffffffffffffff"]
-    path = make_store(tmp_path / "store")
-    with Store.open(path) as store:
-        ref = plant(store, 1, archive.archive, archive.payload)
-    assert put((path, ref, None), tmp_path / "x.tar", "tar").kinds == {"not-restored": 1}
-
-
-def test_a_path_no_zip_can_have(tmp_path: Path) -> None:
-    writer = Writer(1)
-    writer.root()
-    for _ in range(270):
-        writer.directory(b"d" * 250)
-    writer.file(b"file")
-    writer.finish()
-    path = make_store(tmp_path / "store")
-    with Store.open(path) as store:
-        ref = plant(store, 1, bytes(writer.archive), None)
-    result = put((path, ref, None), tmp_path / "x.zip", "zip")
-    assert result.kinds == {"not-restored": 10}
-    with zipfile.ZipFile(tmp_path / "x.zip") as file:
-        assert len(file.namelist()) == 261
-
-
-def test_half_a_zip_has_no_end(tmp_path: Path) -> None:
-    """Nothing is written behind an error: not to stdout, not to another file with the same number."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "a").write_text("text")
-    (source / "bad").write_bytes(os.urandom(17 * MIB))
-    path = make_store(tmp_path / "store")
-    save(path, source)
-    damaged_chunk(path, 30_000)
-    out = tmp_path / "out"
-    with out.open("wb") as file:
-        done = subprocess.run(
-            [*command("--store", path, "restore", "latest", "-", "--format", "zip")],
-            stdout=file, stderr=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == 20 and "Traceback" not in done.stderr
-    assert b"PK\x05\x06" not in out.read_bytes()
 
 
 @pytest.mark.parametrize("form", ["tar", "zip", "pxar"])
@@ -423,3 +398,57 @@ def test_parts(tmp_path: Path, form: Format) -> None:
                 assert (out / name).read_text() == start
     mixed = call("--store", path, "restore", "latest", tmp_path / "x", "--format", form, "--overwrite", "always")
     assert mixed.code == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["hard link to a hard link", "hard link target that is not in the archive", "hard link through a symlink"]
+)
+def test_links_that_lead_astray(tmp_path: Path, name: str) -> None:
+    """Not to a file that is not in the archive, nor out of the directory that a tar is unpacked in."""
+    archive = corpus()[f"v2 {name}"]
+    path = make_store(tmp_path / "store")
+    with Store.open(path) as store:
+        ref = plant(store, 1, archive.archive, archive.payload)
+    for form in ("tar", "pxar"):
+        result = put((path, ref, None), tmp_path / form, form)
+        assert result.kinds == {"damaged": 1}
+
+
+def test_a_device_no_tar_can_name(tmp_path: Path) -> None:
+    archive = corpus()["v1 device 0xffffffffffffffff:0xffffffffffffffff"]
+    path = make_store(tmp_path / "store")
+    with Store.open(path) as store:
+        ref = plant(store, 1, archive.archive, archive.payload)
+    assert put((path, ref, None), tmp_path / "x.tar", "tar").kinds == {"not-restored": 1}
+
+
+def test_half_a_zip_has_no_end(tmp_path: Path) -> None:
+    """Nothing is written behind an error: not to stdout, not to another file with the same number."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a").write_text("text")
+    (source / "bad").write_bytes(os.urandom(17 * MIB))
+    path = make_store(tmp_path / "store")
+    save(path, source)
+    damaged_chunk(path, 30_000)
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        done = subprocess.run(
+            [*command("--store", path, "restore", "latest", "-", "--format", "zip")],
+            stdout=file, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 20 and "Traceback" not in done.stderr
+    assert b"PK\x05\x06" not in out.read_bytes()
+
+
+def test_links_to_what_a_tar_has_no_place_for(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(source / "a"))
+    os.link(source / "a", source / "b")
+    path = make_store(tmp_path / "store")
+    result = put((path, save(path, source).snapshot, None), tmp_path / "x.tar", "tar")
+    assert result.kinds == {"not-restored": 2}
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        assert tar.getnames() == ["."]

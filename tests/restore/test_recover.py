@@ -46,6 +46,10 @@ def test_index(tmp_path: Path, crypt: CryptConfig | None) -> None:
     if crypt:
         refused = call(*words)
         assert refused.code == 12 and not (tmp_path / "out").exists()
+        other = write_key(tmp_path / "other", bytes(range(1, 33)))
+        for fill in ((), ("--zero-fill",)):  # which would make zeros of it all
+            refused = call(*words, "--keyfile", other, *fill)
+            assert refused.code == 12 and not (tmp_path / "out").exists()
     done = call(*words, *key)
     assert (done.code, done.document["size"], done.document["items"]) == (0, len(stream), [])
     assert (tmp_path / "out").read_bytes() == stream

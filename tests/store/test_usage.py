@@ -65,6 +65,7 @@ def file_bytes(path: Path) -> int:
 def test_what_is_freed(path: Path, seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, in a random order; some two at once. Ranges of numbers give the same."""
     monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    monkeypatch.setattr(module, "_PIECE", max(at_once // 3, 1))
     rng = random.Random(seed)
     while names := everything(path):
         before = used(path, *names)

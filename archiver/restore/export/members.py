@@ -1,7 +1,8 @@
 """The entries of a tree one after the other, with their contents: what goes into a tar, zip or pxar file.
 
-A small file is read whole before anything of it is written: when it is damaged it is left out and told. Of a large one
-the start is written by then, and half a file must not look like one: the export ends there.
+A small file is read whole before anything of it is written: when it is damaged it is left out and told, and so are its
+further names. Of a large one the start is written by then, and half a file must not look like one: the export ends
+there.
 """
 
 from __future__ import annotations
@@ -44,14 +45,12 @@ class NotHeld(Exception):
 
 
 class Member(NamedTuple):
-    """``path`` is relative to the root, ``b""`` for the root itself; ``read``: the contents between two offsets.
-    ``linked``: what a hard link leads to, as its place among the members that are neither directories nor links."""
+    """``path`` is relative to the root, ``b""`` for the root itself; ``read``: the contents between two offsets."""
 
     path: bytes
     entry: Entry
     read: _Read
     holes: Sequence[tuple[int, int]] = ()  # from, to; only zeros are there
-    linked: int = -1
 
     def contents(self) -> Iterable[Buffer]:
         return self.read(0, self.entry.size)
@@ -65,8 +64,9 @@ class Members:
         self._choice = choice
         self._links = links
         self._listener = listener
-        self._offsets = array("Q")  # where in the archive those are that a hard link may lead to
-        self._paths = array("I")  # hashes of their paths
+        self._positions = array("Q")  # the same of what a hard link may lead to, and hashes of the paths
+        self._paths = array("I")
+        self._left_out = array("Q")  # positions of FILENAME items in the archive, in its order
         self.entries = 0
         self.files = 0
         self.bytes = 0
@@ -80,9 +80,25 @@ class Members:
                 self._holes = _Holes(tree, self._content.index)
                 yield from self._members(self._choice.steps(tree, links=self._links))
         except (FormatError, ChunkDamaged) as error:
-            raise self._ended(error) from error
+            raise self.ended(error) from error
 
-    def _ended(self, error: Exception) -> Damaged:
+    def leave_out(self, entry: Entry) -> None:
+        """The entry that was handed out last was not written: no other name can lead to it."""
+        self._left_out.append(entry.filename_offset)
+
+    def _is_left_out(self, entry: Entry) -> bool:
+        """Whether a hard link leads to something that is not there."""
+        place = bisect_left(self._left_out, entry.link_target)
+        return place < len(self._left_out) and self._left_out[place] == entry.link_target
+
+    def _is_known(self, link: Entry) -> bool:
+        """Whether position and path lead to the same file: readers of other formats go by either."""
+        place = bisect_left(self._positions, link.link_target)
+        is_there = place < len(self._positions) and self._positions[place] == link.link_target
+        return is_there and self._paths[place] == _hash(link.target)
+
+    def ended(self, error: Exception) -> Damaged:
+        """Why nothing can follow the entry that was handed out last."""
         return Damaged(
             f"{self._tree.files.name} of {self._tree.snapshot.ref} is damaged at /{os.fsdecode(self._path)}: {error}",
             hint="the file is not made without it; a restore into a directory goes on where it can",
@@ -101,8 +117,11 @@ class Members:
             self._path = path = directory + entry.name
             if entry.kind == "file":
                 yield from self._file(path, entry)
-            elif entry.kind == "hardlink":
-                yield from self._link(path, entry)
+            elif entry.kind == "hardlink" and self._is_left_out(entry):
+                target = os.fsdecode(entry.target)
+                self._listener(FileProblem(b"/" + path, f"is a further name of /{target}, left out", "not-restored"))
+            elif entry.kind == "hardlink" and not self._is_known(entry):
+                self._listener(FileProblem(b"/" + path, "is a hard link that leads to no file", "damaged"))
             else:
                 yield self._told(Member(path, entry, _nothing))
             if entry.kind == "dir":
@@ -111,8 +130,9 @@ class Members:
 
     def _told(self, member: Member) -> Member:
         self.entries += 1
-        if self._links and member.entry.kind not in ("dir", "hardlink"):
-            self._offsets.append(member.entry.filename_offset)
+        entry = member.entry
+        if self._links and entry.kind not in ("dir", "hardlink"):
+            self._positions.append(entry.filename_offset)
             self._paths.append(_hash(member.path))
         if self.entries % _PROGRESS_EVERY == 0:
             self._listener(Progress("export", self.entries, self.bytes, self._tree.content.size))
@@ -127,6 +147,7 @@ class Members:
                 data = memoryview(self._content.read_at(start, size))
             except (FormatError, ChunkDamaged) as error:
                 self._listener(FileProblem(b"/" + path, str(error), "damaged"))
+                self.leave_out(entry)
                 return
             read: _Read = lambda lower, upper: [data[lower:upper]]  # noqa: E731
         else:
@@ -141,17 +162,7 @@ class Members:
         try:
             yield from self._content.pieces(start, length)
         except ChunkDamaged as error:
-            raise self._ended(error) from error
-
-    def _link(self, path: bytes, link: Entry) -> Iterator[Member]:
-        """A hard link, unless what it leads to was left out."""
-        number = bisect_left(self._offsets, link.link_target)
-        is_there = number < len(self._offsets) and self._offsets[number] == link.link_target
-        if is_there and self._paths[number] == _hash(link.target):  # both, or readers would not agree what it is
-            yield self._told(Member(path, link, _nothing, linked=number))
-        else:
-            reason = f"it is a hard link to /{os.fsdecode(link.target)}, which was left out or is no file"
-            self._listener(FileProblem(b"/" + path, reason, "damaged"))
+            raise self.ended(error) from error
 
     def _check(self, entry: Entry) -> None:
         start, size = entry.content_offset, entry.size
@@ -163,7 +174,7 @@ class Members:
 
 
 def _hash(path: bytes) -> int:
-    """Nobody can make a path that has the hash of another one: it is another in each process."""
+    """Another one in each process, so that nobody can make a path with the hash of another."""
     return hash(path) & 0xFFFFFFFF
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import IO, Any, Literal, Protocol, cast, get_args
 
 from blake3 import blake3
@@ -20,6 +21,7 @@ from archiver.restore.export.pxar import PxarWriter
 from archiver.restore.export.tar import TarWriter
 from archiver.restore.export.zip import ZipWriter
 from archiver.restore.run import EVERYTHING, RestoreOptions, RestoreResult, make_choice
+from formats.errors import FormatError
 from formats.pxar.decoder import LEAVE
 from formats.wire import Buffer
 
@@ -78,15 +80,13 @@ def export(
 @contextmanager
 def _opened(target: str, store: str) -> Iterator[_Sink]:
     """Raises UsageError when no new file can be ``target``: there is something of that name, it lies in the store."""
-    with ExitStack() as opened:
-        if target == STDOUT:
-            sink = _Sink(sys.stdout.fileno(), "stdout")
-        else:
-            check_new(target, store)
-            make_parents(target)
-            sink = _NewFile(opened.enter_context(new_file(target)), target)
-        opened.callback(sink.end)
-        yield sink
+    if target == STDOUT:
+        yield _Sink(sys.stdout.fileno(), "stdout")
+        return
+    check_new(target, store)
+    make_parents(target)
+    with new_file(target) as fd:
+        yield _NewFile(fd, target)
 
 
 def _write(
@@ -99,24 +99,28 @@ def _write(
     options: RestoreOptions,
 ) -> None:
     file: Any = _compressed(sink) if form == "tar.zst" else sink
-    writer: _Writer
-    match form:
-        case "zip":
-            writer = ZipWriter(file)
-        case "pxar":
-            writer = PxarWriter(file.write)
-        case _:
-            writer = TarWriter(file.write)
-    for archive in archives:
-        tree = snapshot.tree(archive)
-        members = Members(tree, make_choice(tree, options), listener, links=form != "zip")
-        _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
-        result.entries += members.entries
-        result.files += members.files
-        result.bytes += members.bytes
-    writer.finish()
+    with ExitStack() as opened:
+        writer = _writer(form, file, sink, opened)
+        for archive in archives:
+            tree = snapshot.tree(archive)
+            members = Members(tree, make_choice(tree, options), listener, links=form != "zip")
+            _put(members, writer, os.fsencode(archive.name) + b"/" if len(archives) > 1 else b"", listener)
+            result.entries += members.entries
+            result.files += members.files
+            result.bytes += members.bytes
+        writer.finish()
     if file is not sink:
         file.close()
+
+
+def _writer(form: Format, file: Any, sink: _Sink, opened: ExitStack) -> _Writer:
+    match form:
+        case "zip":
+            return opened.enter_context(closing(ZipWriter(file, sink.spill_directory())))
+        case "pxar":
+            return PxarWriter(file.write)
+        case _:
+            return TarWriter(file.write)
 
 
 def _compressed(sink: _Sink) -> IO[bytes]:
@@ -137,6 +141,9 @@ def _put(members: Members, writer: _Writer, below: bytes, listener: Listener) ->
             lost = writer.add(member, below)
         except NotHeld as error:
             lost, kind = [str(error)], "not-restored"
+            members.leave_out(member.entry)
+        except FormatError as error:
+            raise members.ended(error) from error
         for reason in lost:
             listener(FileProblem(b"/" + member.path, reason, kind))
 
@@ -160,17 +167,15 @@ class _Sink:
             self.flush()
         return length
 
-    def end(self) -> None:
-        """What writes later, as a zip does when it is thrown away unfinished, must not reach another file, nor make
-        half a one on stdout look whole."""
-        self._fd = -1
-
     def tell(self) -> int:
         return self._position
 
+    def spill_directory(self) -> str:
+        return tempfile.gettempdir()
+
     def flush(self) -> None:
         pieces, self._pieces, self._gathered = self._pieces, [], 0
-        if pieces and self._fd >= 0:
+        if pieces:
             self._out(b"".join(pieces))
 
     def _out(self, data: bytes) -> None:
@@ -186,6 +191,9 @@ class _NewFile(_Sink):
     def __init__(self, fd: int, name: str) -> None:
         super().__init__(fd, name)
         self._total = blake3()
+
+    def spill_directory(self) -> str:
+        return os.path.dirname(self.name) or "."
 
     def _out(self, data: bytes) -> None:
         self._total.update(data)

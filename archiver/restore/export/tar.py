@@ -48,17 +48,16 @@ class TarWriter:
     def __init__(self, write: Callable[[Buffer], object]) -> None:
         self._write = write
         self._length = 0
-        self._left: set[tuple[bytes, bytes]] = set()  # what has no place: below, path
 
     def add(self, member: Member, below: bytes) -> list[str]:
         """What of the entry the file does not hold, as short reasons. ``below``: the directory in the file that the
         archive is put in, empty or with a slash at its end. Raises NotHeld."""
         entry = member.entry
-        try:
-            kind = self._type(member, below)
-        except NotHeld:
-            self._left.add((below, member.path))
-            raise
+        kind = _TYPES.get(entry.kind)
+        if kind is None:
+            raise NotHeld(f"a {KIND_NAMES[entry.kind]} has no place in a tar file")
+        if max(entry.major, entry.minor) > _LARGEST_DEVICE:
+            raise NotHeld(f"the device {entry.major}:{entry.minor} has no place in a tar file")
         records: _Records = {}
         contents = member.contents()
         size = entry.size
@@ -74,18 +73,6 @@ class TarWriter:
             written += len(piece)
         self._put(bytes(-written % _BLOCK))
         return [] if entry.metadata is None else _lost(entry.metadata)
-
-    def _type(self, member: Member, below: bytes) -> bytes:
-        """Raises NotHeld."""
-        entry = member.entry
-        kind = _TYPES.get(entry.kind)
-        if kind is None:
-            raise NotHeld(f"a {KIND_NAMES[entry.kind]} has no place in a tar file")
-        if max(entry.major, entry.minor) > _LARGEST_DEVICE:
-            raise NotHeld(f"the device {entry.major}:{entry.minor} has no place in a tar file")
-        if entry.kind == "hardlink" and (below, entry.target) in self._left:
-            raise NotHeld("it is a hard link to what has no place in a tar file")
-        return kind
 
     def leave(self) -> None:
         """Nothing marks the end of a directory."""

@@ -153,7 +153,8 @@ class References:
 
     def _mark_numbers(self, numbers: Numbers) -> None:
         """Chunks with later numbers than there were at the beginning are never taken for unused ones."""
-        known = numbers[numbers < len(self.marks)]
+        is_new = len(numbers) > 0 and int(numbers.max()) >= len(self.marks)
+        known = numbers[numbers < len(self.marks)] if is_new else numbers
         self.marks[known] = True
         self._heard(known)
 
