@@ -36,6 +36,7 @@ from formats.patterns import parse_exclude_option
 from tests.cli.command import Done, call
 from tests.encryption.leaks import Scanner, nameless_files
 from tests.golden_store import write_key
+from tests.mounting import has_fuse, mounted
 from tests.random_trees import noise
 from tests.stores import GROUP, KEY, ROOT, every_snapshot, make_store, save
 
@@ -272,6 +273,27 @@ def read_all(place: Place) -> None:
     shutil.rmtree(place.out, ignore_errors=True)
     assert place.do("restore", base, place.out).code == 0
     place.do("ls", base, code=12 if place.crypt is not None else 0, key=False)
+    look_inside(place, base)
+
+
+def look_inside(place: Place, base: str) -> None:
+    """By every command that shows names, and a mount where there can be one."""
+    assert NAME in place.do("find", f"*{NAME}*", "--group", base, "-l").out
+    assert NAME in place.do("history", f"/large-{NAME}", "--group", base).out
+    assert NAME in place.do("ls", base, "--archive", "tree.pxar", "-R", "--sizes").out
+    assert call(*place.options, "diff", base, place.source, "--archive", "tree.pxar", "--content").code in (0, 3, 4)
+    place.do("diff", base, "--sizes", code=call(*place.options, "diff", base, "--sizes").code)
+    place.do("heal", "--dry-run")
+    target = ("--archive", "tree.pxar", place.out)
+    place.do("restore", base, *target, "--overwrite", "always", "--delete", "--dry-run")
+    for form in ("tar.zst", "zip", "pxar"):
+        file = place.out.with_name(f"out.{form}")
+        file.unlink(missing_ok=True)
+        assert call(*place.options, "restore", base, file, "--archive", "tree.pxar", "--format", form).code in (0, 3)
+    if has_fuse():
+        with mounted(place.out.with_name("mnt"), *place.options, "mount", base, "--archive", "tree.pxar") as mount:
+            names = os.listdir(mount.place)
+            assert f"large-{NAME}" in names and CONTENT.encode() in (mount.place / f"large-{NAME}").read_bytes()
 
 
 def search(place: Place) -> None:
