@@ -13,7 +13,7 @@ from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener
 from archiver.core.linux import syncfs
-from archiver.core.new_file import lies_in
+from archiver.core.new_file import lies_in, make_parents
 from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, NotFound, UsageError
 from archiver.restore.check import Checker
@@ -259,8 +259,7 @@ def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult
     tree, store = job.tree, job.tree.snapshot.store
     if not job.fresh and job.existing.compares:
         _plan(job, None, hear)
-    with explained("make", job.target):
-        os.makedirs(job.target, 0o700, exist_ok=True)
+    make_parents(os.path.join(job.target, ""))
     quarantine = Quarantine(job.target, store.clock.now()) if job.options.delete else None
     kept = SpillTable(tempfile.gettempdir())
     digests = SegmentDigests(store.random) if verify else None
@@ -369,10 +368,7 @@ def _refuse(place: str) -> NoReturn:
 def _restore_file(
     snapshot: Snapshot, archive: ArchiveFiles, path: str, verify: bool, hear: Listener, result: RestoreResult
 ) -> None:
-    parent = os.path.dirname(path)
-    if parent:
-        with explained("make", parent):
-            os.makedirs(parent, 0o700, exist_ok=True)
+    make_parents(path)
     write = write_image if archive.kind == "image" else write_blob
     result.bytes += write(snapshot, archive.files[0], path, verify, hear)
     result.files += 1

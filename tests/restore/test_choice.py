@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from archiver.store.layout import SnapshotRef
 from tests.cli.command import ask, call
 from tests.compare import differences
 from tests.restore.over import over
-from tests.stores import make_store, save
+from tests.stores import bring_back, make_store, save
 
 
 @pytest.fixture
@@ -153,3 +154,15 @@ def test_versions_on_the_command_line(place: Path) -> None:
     assert call("--store", store, "restore", "host/test", "/a", "/b", place / "x").code == 2
     assert call("--store", store, "restore", "host/test", "/etc", place / "x", "--include", "a").code == 2
     assert not (place / "x").exists()
+
+
+def test_below_more_missing_directories_than_python_recurses_into(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("text")
+    path = make_store(tmp_path / "store")
+    ref = save(path, source).snapshot
+    target = Path(tmp_path, *["d"] * 1300, "out")
+    assert bring_back(path, ref, target).problems == []
+    assert (target / "file").read_text() == "text"
+    subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
