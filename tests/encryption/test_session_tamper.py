@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,9 @@ def interrupted(path: Path, source: Path, crypt_mode: CryptMode, crypt: CryptCon
 
     def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
         if name == b"%02d" % DONE:
+            end = time.monotonic() + 30
+            while written(path) < DONE - 8 and time.monotonic() < end:  # by other threads, eight at a time
+                time.sleep(0.01)
             raise ArchiverError("interrupted")
         return real(self, directory, name, stat)
 
@@ -41,6 +45,12 @@ def interrupted(path: Path, source: Path, crypt_mode: CryptMode, crypt: CryptCon
         save(path, source, mode="metadata", crypt=crypt, crypt_mode=crypt_mode)
     (session,) = (path / ".archiver" / "sessions").iterdir()
     return session
+
+
+def written(path: Path) -> int:
+    """Entries in the index of the run that goes on."""
+    (index,) = (path / ".archiver" / "sessions").glob("*/snapshot/tree.ppxar.didx")
+    return (index.stat().st_size - HEADER) // ENTRY
 
 
 def entries_of(index: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
