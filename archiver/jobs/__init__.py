@@ -1,0 +1,1 @@
+"""Nightly runs: profiles, schedule, hooks, notification, report."""
