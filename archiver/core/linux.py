@@ -382,6 +382,16 @@ def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _
     _call(_libc.utimensat, dir_fd, name, times, _AT_SYMLINK_NOFOLLOW)
 
 
+def umask() -> int:
+    """Of this process, without changing it for a moment, as os.umask would for all threads; -1 where that is not told:
+    then no permissions of a new file are known."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith(b"Umask:"))
+    except (OSError, ValueError, StopIteration):
+        return -1
+
+
 def process_start() -> int:
     """When this process began, in clock ticks since the machine did; 0 where that is not told."""
     try:

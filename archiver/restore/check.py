@@ -81,6 +81,9 @@ class Checker:
             if directory.number not in self._writer.incomplete:
                 self._differs(directory.path, what)
 
+    def abandon_directory(self, directory: Directory) -> None:
+        """Nothing."""
+
     # -- entries without contents ------------------------------------------------------------------------------------
 
     def leaf(self, directory: Directory, entry: Entry, number: int) -> None:

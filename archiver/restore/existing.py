@@ -57,6 +57,12 @@ class Existing:
         self.overwrite: Overwrite = overwrite or "never"
         self.equal = Marks()
 
+    def of_ours(self) -> Existing:
+        """The rule for what an interrupted restore has left: it becomes what the snapshot has."""
+        rule = Existing("always" if self.overwrite == "always" else "if-changed")
+        rule.equal = self.equal
+        return rule
+
     @property
     def compares(self) -> bool:
         return self.overwrite != "never"

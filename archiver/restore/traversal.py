@@ -97,6 +97,8 @@ class Traversal:
         finally:  # only now: the workers have ended, nobody uses a descriptor any more
             for item in self._begun.values():
                 self._visitor.abandon(item)
+            for directory in self._open:
+                self._visitor.abandon_directory(directory)
             self._close_all()
 
     def _walk(self) -> None:

@@ -2,8 +2,9 @@
 
 Every name is relative to an open directory; directories are entered without following symlinks; hard links are resolved
 name by name from the target's root. So no entry of an archive, and nothing that stands in the target, can lead out of
-it. A file gets its name when it is complete: an interruption leaves the old one, the new one or none. In directories
-that the pass has made nothing is looked for, and nothing is ever replaced.
+it. A file gets its name when it is complete, or is in a directory that gets its name when everything in it is: an
+interruption leaves the old one, the new one or none. In directories that the pass has made nothing is looked for, and
+nothing is ever replaced.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from archiver.restore import attributes
 from archiver.restore.choice import Choice
 from archiver.restore.digests import SegmentDigests
 from archiver.restore.existing import Existing, has_time, is_same_file, look
-from archiver.restore.extras import TempNames, extras, remove_left
+from archiver.restore.extras import extras, remove_left
 from archiver.restore.marks import Marks
 from archiver.restore.place import Placer
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.sparse import write_at, write_sparse
+from archiver.restore.staging import TempNames, staged_name
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.items import Entry
@@ -73,6 +75,7 @@ class Writer:
         self._target = target
         self._choice = choice
         self._existing = existing
+        self._of_ours = existing.of_ours()
         self._quarantine = quarantine
         self._digests = digests
         self._kept_files = kept_files
@@ -81,6 +84,7 @@ class Writer:
         self._placer = Placer(self._temps, quarantine)
         self._lock = threading.Lock()
         self._owner: tuple[int, int] | None = None  # of new files in new directories, where it is known
+        self._umask = linux.umask()
         self._exact = True  # all file systems in the target keep what they are told
         self.keeps_names = quarantine is not None
         self.counts = Counts()
@@ -93,6 +97,9 @@ class Writer:
     def replaced(self) -> int:
         """How many things gave way to others."""
         return self._placer.replaced
+
+    def _rule(self, directory: Directory) -> Existing:
+        return self._of_ours if directory.left else self._existing
 
     # -- telling -----------------------------------------------------------------------------------------------------
 
@@ -141,21 +148,31 @@ class Writer:
         try:
             if parent.found is not None:
                 found = look(name, parent.fd)
-                if found is not None and st.S_ISDIR(found.st_mode):
-                    return self._enter(directory, parent, found)
+                entered = directory.look_for_left() if found is None else found
+                if entered is not None and st.S_ISDIR(entered.st_mode):
+                    return self._enter(directory, parent, entered)
             if found is None:
-                os.mkdir(name, 0o700, dir_fd=parent.fd)
-            elif self._existing.keeps(found, directory.metadata.stat):
+                self._make(directory, parent)
+            elif self._rule(parent).keeps(found, directory.metadata.stat):
                 raise OSError(errno.ENOTDIR, "what is there stays, and is no directory")
             else:
                 self._placer.exchange(name, parent.fd, found)
-            fd = os.open(name, _DIRECTORY, dir_fd=parent.fd)
+            fd = os.open(directory.present_name, _DIRECTORY, dir_fd=parent.fd)
             if parent.found is not None:
                 _strip(fd)
             return fd
         except OSError as error:
             self._failed(directory.number, parent, name, error)
             return -1
+
+    def _make(self, directory: Directory, parent: Directory) -> None:
+        staged = staged_name(directory.name)
+        if staged is not None:
+            with suppress(FileExistsError):  # the archive may have such a name, too
+                os.mkdir(staged, 0o700, dir_fd=parent.fd)
+                directory.staged = staged
+                return
+        os.mkdir(directory.name, 0o700, dir_fd=parent.fd)
 
     def _open_root(self, directory: Directory) -> int:
         self._placer.root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -183,8 +200,8 @@ class Writer:
     def _enter(self, directory: Directory, parent: Directory, found: os.stat_result) -> int:
         directory.found = found
         if not self._stays(directory) and found.st_mode & 0o400 == 0 and found.st_uid == os.geteuid() != 0:
-            linux.chmod_at(directory.name, st.S_IMODE(found.st_mode) | 0o700, dir_fd=parent.fd)
-        fd = os.open(directory.name, _DIRECTORY, dir_fd=parent.fd)
+            linux.chmod_at(directory.present_name, st.S_IMODE(found.st_mode) | 0o700, dir_fd=parent.fd)
+        fd = os.open(directory.present_name, _DIRECTORY, dir_fd=parent.fd)
         opened = os.fstat(fd)
         if not is_same_file(found, opened):
             os.close(fd)
@@ -205,9 +222,15 @@ class Writer:
     def _stays(self, directory: Directory) -> bool:
         """Whether the attributes of a directory stay as they are."""
         found = directory.found
-        return found is not None and (directory.above or self._existing.keeps(found, directory.metadata.stat))
+        return found is not None and (directory.above or self._rule(directory).keeps(found, directory.metadata.stat))
 
     def finish_directory(self, directory: Directory) -> None:
+        try:
+            self._unstage(directory)
+        except OSError as error:
+            assert directory.parent is not None
+            error.strerror = f"it stays {os.fsdecode(directory.staged)}: {error.strerror}"
+            self._failed(directory.number, directory.parent, directory.name, error)
         if self._quarantine is not None and directory.found is not None:
             self._set_aside(directory, self._quarantine)
         if directory.found is None:
@@ -222,6 +245,20 @@ class Writer:
             except OSError as error:
                 lost = [(error.strerror or str(error)).lower()]
             self._tell_attributes(directory.number, directory.fd, directory.metadata, directory.path, lost)
+
+    def _unstage(self, directory: Directory) -> None:
+        """Raises OSError."""
+        if directory.staged:
+            assert directory.parent is not None
+            fd = directory.parent.fd
+            linux.rename_new(directory.staged, directory.name, src_dir_fd=fd, dst_dir_fd=fd)
+            directory.staged = b""
+
+    def abandon_directory(self, directory: Directory) -> None:
+        """Everything that is in it now is complete. What is further out has been closed: the next run finds it."""
+        if directory.parent is not None and directory.parent.fd >= 0:
+            with suppress(OSError):
+                self._unstage(directory)
 
     def _set_aside(self, directory: Directory, quarantine: Quarantine) -> None:
         try:
@@ -255,7 +292,7 @@ class Writer:
             if directory.found is not None:
                 found = look(entry.name, directory.fd)
             if found is not None:
-                verdict = self._existing.leaf(found, entry, directory.fd)
+                verdict = self._rule(directory).leaf(found, entry, directory.fd)
                 if verdict == "keep":
                     self._keep(number, found)
                     return
@@ -302,7 +339,7 @@ class Writer:
             with link_target(entry, root) as (parent, last):
                 if directory.found is not None:
                     found = look(entry.name, directory.fd)
-                if self._existing.overwrite == "never" and found is not None:
+                if self._rule(directory).overwrite == "never" and found is not None:
                     self._keep(number, found)
                     return
                 first = look(last, parent)
@@ -335,7 +372,7 @@ class Writer:
             item.found = found = look(item.name, directory.fd)
             if found is None or item.failed is not None:
                 return True
-            verdict = self._existing.file(item.number, found, stat, item.size)
+            verdict = self._rule(directory).file(item.number, found, stat, item.size)
             if verdict == "keep":
                 same = st.S_ISREG(found.st_mode) and found.st_size == item.size and has_time(found, stat)
                 self._keep(item.number, found, faithful=same)
@@ -397,8 +434,12 @@ class Writer:
             self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
-        temp = self._temps.new()
-        item.fd = os.open(temp, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
+        directory = item.directory
+        if directory.staged and directory.found is None:
+            temp, mode = item.name, item.metadata.stat.mode & 0o777
+        else:
+            temp, mode = self._temps.new(), 0o600
+        item.fd = os.open(temp, _NEW_FILE, mode, dir_fd=directory.fd)
         item.temp = temp
         attributes.prepare(item.fd, item.metadata.stat)
 
@@ -445,23 +486,27 @@ class Writer:
         # What has the rights of a directory that was there may have inherited some.
         wanted = attributes.unsealed(metadata) if sealed else metadata
         if item.directory.found is None:
-            lost = attributes.apply(fd, wanted, owner=self._owner)
+            mode = metadata.stat.mode & 0o777 & ~self._umask if item.temp is item.name else -1
+            lost = attributes.apply(fd, wanted, owner=self._owner, mode=mode)
         else:
             lost = attributes.bring(fd, wanted)
         if item.found is not None:
             os.fsync(fd)  # what is replaced must not be lost before the new one is on the disk
         if sealed:
-            self._placer.place(item.directory, item.temp, item.name, item.found)
-            item.temp = b""
+            self._name(item)
             lost = attributes.apply(fd, metadata)
         if not self._exact and not lost:
             wrong = attributes.differences(fd, metadata, os.fstat(fd))
             lost = [f"the file system keeps {what}" for what in wrong]
         self._close(item)  # a file system over the network may tell only now that it has not written everything
         if not sealed:
-            self._placer.place(item.directory, item.temp, item.name, item.found)
-            item.temp = b""
+            self._name(item)
         return lost
+
+    def _name(self, item: FileItem) -> None:
+        if item.temp is not item.name:
+            self._placer.place(item.directory, item.temp, item.name, item.found)
+        item.temp = b""
 
     def _refused(self, item: FileItem, error: OSError) -> None:
         item.failed, item.refused = (error.strerror or str(error)).lower(), True
