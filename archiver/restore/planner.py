@@ -33,7 +33,6 @@ class Planner:
     """A visitor of :class:`archiver.restore.traversal.Traversal`. Fills ``existing.equal``, and ``plan`` where given.
     ``target`` need not exist."""
 
-    needs_contents = True
     threads = chunk_workers()
     segments_at_once = 512
 
@@ -245,9 +244,6 @@ class Planner:
     def _blocked_file(self, item: FileItem, error: OSError) -> None:
         path = item.directory.path_of(item.name)
         self._act(path, "blocked", "file", reasons=[(error.strerror or str(error)).lower()])
-
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """Nothing: files are read one after the other."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat as st
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -109,26 +109,23 @@ class FileItem:
     refused: bool = False  # by the target: the archive is not to blame
     found: os.stat_result | None = None  # what is in its place
     temp: bytes = b""  # the name it has while it is not complete
+    told: bool = False  # that not all attributes could be set
+    different: bool = False  # what was read again
 
 
 class Segment(NamedTuple):
     """A part of a file's contents: bytes ``start`` to ``end`` of the chunk, at ``offset`` in the file (negative: the
-    payload header). No two segments have the same ``number``, and it is the same in every pass."""
+    payload header)."""
 
     item: FileItem
     start: int
     end: int
     offset: int
-    number: int
 
 
 class Visitor(Protocol):
     """What is done at each entry. ``number`` counts the entries of the pass from 1 and is the same in every pass.
     Methods marked (worker) are called from worker threads."""
-
-    @property
-    def needs_contents(self) -> bool:
-        """Whether segments come with their data."""
 
     @property
     def keeps_names(self) -> bool:
@@ -156,9 +153,6 @@ class Visitor(Protocol):
 
     def wants_file(self, item: FileItem) -> bool:
         """Whether its segments shall come; else it has been dealt with."""
-
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """(worker) These come next."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
