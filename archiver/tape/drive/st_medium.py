@@ -1,0 +1,267 @@
+"""A medium in an open tape node: where it is, moving it, and what the driver's answers mean (spec tape.md 4.7)."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+from archiver.errors import ArchiverError, TargetAbsent
+from archiver.tape.drive import mtio
+from archiver.tape.drive.interface import EndOfData, MediumError, MediumFull, NoMedium, WriteProtected
+from archiver.tape.drive.mtio import TapeNode, TapeState
+from formats.tape.blocks import BLOCK_SIZE
+
+_PROTECTED = {errno.EACCES, errno.EROFS, errno.EPERM}
+_GONE = {errno.ENODEV, errno.ENXIO}
+_REFUSED = {errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP}
+
+
+class StMedium:
+    """Made for each opening of the node. ``drive``: its name, for messages.
+
+    ``file``: at whose start the medium is; None: somewhere else, or not known.
+    """
+
+    def __init__(self, drive: str, node: TapeNode) -> None:
+        self.drive = drive
+        self.node = node
+        self.file: int | None = None
+        self._marks_at_once = True
+
+    def begin(self) -> None:
+        """After an opening: variable blocks, no options in our way, and a position that is known. Raises NoMedium."""
+        if not self.is_ready():
+            raise NoMedium(f"there is no medium in drive {self.drive}")
+        with suppress(OSError):  # only root may
+            unwanted = mtio.TWO_MARKS | mtio.FAST_END | mtio.SYSTEM_V
+            self.node.operate(mtio.SET_OPTIONS, mtio.CLEAR_OPTIONS | unwanted)
+        self.rewind()
+        if self.state().block_size != 0:
+            self._do(mtio.SET_BLOCK_SIZE, 0, "take blocks of any size")
+
+    def state(self) -> TapeState:
+        try:
+            return self.node.state()
+        except OSError as error:
+            raise self.failed(error, "tell where it is") from error
+
+    def is_ready(self) -> bool:
+        return self.node.is_open and self.state().has(mtio.ONLINE)
+
+    def is_protected(self) -> bool:
+        return self.node.is_read_only or self.state().has(mtio.PROTECTED)
+
+    def check_writable(self) -> None:
+        if self.is_protected():
+            raise self._protected()
+
+    def start_of_file(self) -> int:
+        if self.file is None:
+            raise MediumError(f"drive {self.drive} is not at the start of a file")
+        return self.file
+
+    # -- moving ------------------------------------------------------------------------------------------------------
+
+    def rewind(self) -> None:
+        self.file = None
+        self._do(mtio.REWIND, 1, "rewind the medium")
+        self.file = 0
+
+    def locate(self, file: int) -> None:
+        if self.file == file:
+            return
+        here = self.state().file
+        self.file = None
+        if file > 0 and here is not None and self._move(here, file):
+            return
+        self.rewind()
+        if file > 0 and not self._move(0, file):
+            raise EndOfData(f"the medium in drive {self.drive} has no file {file}")
+
+    def locate_end(self) -> int:
+        """How many files there are. The last one gets its file mark if that is missing."""
+        self.file = None
+        try:
+            self.node.operate(mtio.TO_END)
+        except OSError as error:
+            if not self._is_blank():
+                raise self.failed(error, "find the end of the data") from error
+            self.rewind()
+            return 0
+        files = self.state().file
+        if files is None:
+            files = self._count_files()
+        if self._ends_with_mark(files):
+            self.file = files
+            return files
+        if not self.is_protected():
+            self.mark()
+        self.file = files + 1
+        return files + 1
+
+    def _move(self, here: int, file: int) -> bool:
+        """From a known file to the start of another, or of the same; False when the medium came out elsewhere."""
+        try:
+            if file > here:
+                self.node.operate(mtio.FORWARD_FILES, file - here)
+            else:
+                self.node.operate(mtio.BACK_FILES_BEHIND, here - file + 1)
+        except OSError as error:
+            state = self.state()
+            if error.errno == errno.ENOMEDIUM or (here == 0 and not _is_end(state) and not self._is_blank()):
+                raise self.failed(error, f"find file {file}") from error
+            return False
+        state = self.state()
+        if state.file != file or state.block != 0 or state.has(mtio.AT_DATA_END):
+            return False
+        self.file = file
+        return True
+
+    def _count_files(self) -> int:
+        """Where the driver goes to the end without counting: an option that only root can switch off."""
+        self.rewind()
+        files = 0
+        while self._move(files, files + 1):
+            files += 1
+        self._do(mtio.TO_END, 1, "find the end of the data")
+        return files
+
+    def _ends_with_mark(self, files: int) -> bool:
+        """At the end of the data: whether there is nothing behind the last file mark, or nothing at all. The position
+        is the end again."""
+        if files > 0:
+            try:
+                self.node.operate(mtio.BACK_RECORDS)
+            except OSError:
+                with suppress(OSError):  # it met the file mark
+                    self.node.operate(mtio.FORWARD_FILES)
+                    if self.state().file in (files, None):
+                        return True
+            else:
+                with suppress(OSError):
+                    self.node.operate(mtio.FORWARD_RECORDS)
+                    return False
+        # the only file, or a drive that cannot go back by records: read what is behind the last mark
+        self.rewind()
+        if files > 0 and not self._move(0, files):
+            raise MediumError(f"drive {self.drive} does not find the end of the data again")
+        try:
+            self.read(memoryview(bytearray(BLOCK_SIZE)), files, first=True)
+        except EndOfData:
+            return True
+        self._do(mtio.TO_END, 1, "find the end of the data")
+        return False
+
+    def _is_blank(self) -> bool:
+        """Whether the whole medium holds nothing. The position is lost."""
+        try:
+            self.node.operate(mtio.REWIND)
+        except OSError:
+            return False
+        with suppress(OSError):  # some refuse to go to an end that is the start
+            self.node.operate(mtio.TO_END)
+        return self.state().file == 0 and self.node.position() in (0, None)
+
+    # -- reading and writing -----------------------------------------------------------------------------------------
+
+    def read(self, buffer: memoryview, file: int, *, first: bool) -> int | None:
+        """The length of the next record of ``file``; None at the file mark, and then the position is the next file.
+
+        Raises EndOfData, MediumError.
+        """
+        self.file = None
+        try:
+            length = self.node.read(buffer)
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MediumError(
+                    f"the medium in drive {self.drive} holds a record of more than {BLOCK_SIZE} bytes in file {file}:"
+                    " another program wrote it"
+                ) from error
+            if self.state().has(mtio.AT_DATA_END):
+                raise self._no_more(file, first) from error
+            if first and file == 0 and error.errno == errno.EIO and self._is_blank():
+                self.rewind()
+                raise self._no_more(file, first) from error
+            raise self.failed(error, f"read file {file}") from error
+        state = self.state()
+        if state.has(mtio.AT_DATA_END):  # whatever came is no record
+            raise self._no_more(file, first)
+        if length == 0:
+            if state.file is None or state.file > file:
+                self.file = file + 1
+                return None
+            raise self._no_more(file, first)
+        if first and file == 0 and state.has(mtio.AT_MEDIUM_END) and not any(buffer[:length]):
+            self.rewind()
+            raise self._no_more(file, first)
+        return length
+
+    def mark(self) -> None:
+        """A file mark, that the drive may still hold in memory when this returns."""
+        before = self.state().file
+        if self._marks_at_once:
+            try:
+                self.node.operate(mtio.WRITE_MARKS_AT_ONCE)
+                return
+            except OSError as error:
+                is_unknown = error.errno in _REFUSED or (
+                    error.errno == errno.EIO and before is not None and self.state().file == before
+                )
+                if not is_unknown:
+                    raise self.failed(error, "write a file mark") from error
+                self._marks_at_once = False
+        self._do(mtio.WRITE_MARKS, 1, "write a file mark")
+
+    def flush(self) -> None:
+        self._do(mtio.WRITE_MARKS, 0, "write all that it holds")
+
+    def erase(self, *, fast: bool) -> None:
+        self.rewind()
+        self.file = None
+        try:
+            self.node.operate(mtio.ERASE, 0 if fast else 1)
+        except OSError as error:
+            if error.errno in _PROTECTED:
+                raise self._protected() from error
+            self.rewind()
+            self.mark()
+        self.rewind()
+
+    def unload(self) -> None:
+        self.file = None
+        self._do(mtio.UNLOAD, 1, "eject the medium")
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def failed(self, error: OSError, what: str) -> ArchiverError:
+        if error.errno == errno.ENOMEDIUM:
+            return NoMedium(f"there is no medium in drive {self.drive}")
+        if error.errno in _GONE:
+            return TargetAbsent(f"drive {self.drive} is not there any more", hint="is it switched on?")
+        if error.errno in _PROTECTED:
+            return self._protected()
+        if error.errno == errno.ENOSPC:
+            return MediumFull(f"the medium in drive {self.drive} is full")
+        return MediumError(f"drive {self.drive} cannot {what}: {error.strerror}")
+
+    def _do(self, operation: int, count: int, what: str) -> None:
+        try:
+            self.node.operate(operation, count)
+        except OSError as error:
+            raise self.failed(error, what) from error
+
+    def _protected(self) -> WriteProtected:
+        return WriteProtected(
+            f"the medium in drive {self.drive} is write-protected", hint="take it out and move the switch on it"
+        )
+
+    def _no_more(self, file: int, first: bool) -> EndOfData:
+        if first:
+            self.file = file
+            return EndOfData(f"the medium in drive {self.drive} has no file {file}")
+        return EndOfData(f"file {file} of the medium in drive {self.drive} ends without its file mark")
+
+
+def _is_end(state: TapeState) -> bool:
+    return state.has(mtio.AT_DATA_END) or state.has(mtio.AT_MEDIUM_END)
