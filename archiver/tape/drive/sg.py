@@ -165,10 +165,9 @@ class Generic:
         return self._ask(command, _ANSWER_SIZE, _LONG_WAIT)
 
     def _log(self, page: int) -> dict[int, bytes]:
-        """The parameters of a log page. Some drives answer with the length that was asked for: the page's own counts."""
-        data = self._page(
-            self._ask(struct.pack(">BBBxxxxHx", _LOG_SENSE, 0, 0x40 | page, _ANSWER_SIZE), _ANSWER_SIZE, 60)
-        )
+        """The parameters of a log page."""
+        command = struct.pack(">BBBxxxxHx", _LOG_SENSE, 0, 0x40 | page, _ANSWER_SIZE)
+        data = self._page(self._ask(command, _ANSWER_SIZE, _LONG_WAIT))
         if not data or data[0] & 0x3F != page:
             return {}
         found, at = {}, _PAGE.size

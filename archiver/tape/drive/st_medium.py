@@ -16,6 +16,9 @@ _GONE = {errno.ENODEV, errno.ENXIO}
 _REFUSED = {errno.EINVAL, errno.ENOSYS, errno.ENOTTY, errno.EOPNOTSUPP}
 
 
+_FAR = 0x7FFFFF  # files that the driver asks for to go to the end, and its number for the end if no drive counts
+
+
 class StMedium:
     """Made for each opening of the node. ``drive``: its name, for messages.
 
@@ -70,34 +73,59 @@ class StMedium:
     def locate(self, file: int) -> None:
         if self.file == file:
             return
-        here = self.state().file
+        state = self.state()
         self.file = None
-        if file > 0 and here is not None and self._move(here, file):
+        # after a move that failed the driver has a file number that is none, but no block number
+        if file > 0 and state.file is not None and state.block is not None and self._move(state.file, file):
             return
         self.rewind()
-        if file > 0 and not self._move(0, file):
-            raise EndOfData(f"the medium in drive {self.drive} has no file {file}")
+        if file == 0 or self._move(0, file):
+            return
+        files, _ = self._find_end()
+        if files >= file:
+            raise MediumError(f"drive {self.drive} cannot find file {file} of {files}")
+        raise EndOfData(f"the medium in drive {self.drive} has no file {file}")
 
     def locate_end(self) -> int:
         """How many files there are. The last one gets its file mark if that is missing."""
+        files, is_cut = self._find_end()
+        if is_cut:
+            self._do(mtio.TO_END, 1, "find the end of the data")
+            if self.is_protected():
+                return files + 1
+            self.mark()
+            files += 1
+            if not self._is_at(files):
+                self.rewind()
+                if not self._move(0, files):
+                    raise MediumError(f"drive {self.drive} does not find the end of the data again")
+        self.file = files
+        return files
+
+    def _find_end(self) -> tuple[int, bool]:
+        """How many file marks there are, and whether there is data behind the last one. If not, the position is there.
+
+        What is behind it is read, since not every drive can go back by one record and say whether it met a mark.
+        """
         self.file = None
+        refused: OSError | None = None
         try:
             self.node.operate(mtio.TO_END)
-        except OSError as error:
-            if not self._is_blank():
-                raise self.failed(error, "find the end of the data") from error
-            self.rewind()
-            return 0
+        except OSError as error:  # a blank medium may refuse; what is found below decides
+            refused = error
         files = self.state().file
-        if files is None:
-            files = self._count_files()
-        if self._ends_with_mark(files):
-            self.file = files
-            return files
-        if not self.is_protected():
-            self.mark()
-        self.file = files + 1
-        return files + 1
+        if files is None or files >= _FAR or (files > 0 and not self._move(files, files)):
+            files = self._count_marks()
+        if files == 0:
+            self.rewind()
+        try:
+            if self.read(memoryview(bytearray(BLOCK_SIZE)), files, first=True) is None:
+                raise MediumError(f"drive {self.drive} does not find the end of the data")
+        except EndOfData:
+            return files, False
+        if refused is not None:
+            raise self.failed(refused, "find the end of the data")
+        return files, True
 
     def _move(self, here: int, file: int) -> bool:
         """From a known file to the start of another, or of the same; False when the medium came out elsewhere."""
@@ -107,50 +135,30 @@ class StMedium:
             else:
                 self.node.operate(mtio.BACK_FILES_BEHIND, here - file + 1)
         except OSError as error:
-            state = self.state()
-            if error.errno == errno.ENOMEDIUM or (here == 0 and not _is_end(state) and not self._is_blank()):
+            if error.errno == errno.ENOMEDIUM:
                 raise self.failed(error, f"find file {file}") from error
             return False
-        state = self.state()
-        if state.file != file or state.block != 0 or state.has(mtio.AT_DATA_END):
+        if not self._is_at(file):
             return False
         self.file = file
         return True
 
-    def _count_files(self) -> int:
-        """Where the driver goes to the end without counting: an option that only root can switch off."""
+    def _is_at(self, file: int) -> bool:
+        state = self.state()
+        return state.file == file and state.block == 0 and not state.has(mtio.AT_DATA_END)
+
+    def _count_marks(self) -> int:
+        """Where going to the end at once leaves no number. The position is behind the last mark."""
         self.rewind()
         files = 0
         while self._move(files, files + 1):
             files += 1
-        self._do(mtio.TO_END, 1, "find the end of the data")
-        return files
-
-    def _ends_with_mark(self, files: int) -> bool:
-        """At the end of the data: whether there is nothing behind the last file mark, or nothing at all. The position
-        is the end again."""
-        if files > 0:
-            try:
-                self.node.operate(mtio.BACK_RECORDS)
-            except OSError:
-                with suppress(OSError):  # it met the file mark
-                    self.node.operate(mtio.FORWARD_FILES)
-                    if self.state().file in (files, None):
-                        return True
-            else:
-                with suppress(OSError):
-                    self.node.operate(mtio.FORWARD_RECORDS)
-                    return False
-        # the only file, or a drive that cannot go back by records: read what is behind the last mark
+            if files == _FAR:
+                raise MediumError(f"drive {self.drive} does not find the end of the data")
         self.rewind()
         if files > 0 and not self._move(0, files):
-            raise MediumError(f"drive {self.drive} does not find the end of the data again")
-        try:
-            self.read(memoryview(bytearray(BLOCK_SIZE)), files, first=True)
-        except EndOfData:
-            return True
-        self._do(mtio.TO_END, 1, "find the end of the data")
-        return False
+            raise MediumError(f"drive {self.drive} does not find file {files} again")
+        return files
 
     def _is_blank(self) -> bool:
         """Whether the whole medium holds nothing. The position is lost."""
@@ -181,7 +189,6 @@ class StMedium:
             if self.state().has(mtio.AT_DATA_END):
                 raise self._no_more(file, first) from error
             if first and file == 0 and error.errno == errno.EIO and self._is_blank():
-                self.rewind()
                 raise self._no_more(file, first) from error
             raise self.failed(error, f"read file {file}") from error
         state = self.state()
@@ -193,7 +200,6 @@ class StMedium:
                 return None
             raise self._no_more(file, first)
         if first and file == 0 and state.has(mtio.AT_MEDIUM_END) and not any(buffer[:length]):
-            self.rewind()
             raise self._no_more(file, first)
         return length
 
@@ -257,11 +263,11 @@ class StMedium:
         )
 
     def _no_more(self, file: int, first: bool) -> EndOfData:
-        if first:
-            self.file = file
-            return EndOfData(f"the medium in drive {self.drive} has no file {file}")
-        return EndOfData(f"file {file} of the medium in drive {self.drive} ends without its file mark")
-
-
-def _is_end(state: TapeState) -> bool:
-    return state.has(mtio.AT_DATA_END) or state.has(mtio.AT_MEDIUM_END)
+        if not first:
+            return EndOfData(f"file {file} of the medium in drive {self.drive} ends without its file mark")
+        # only a move makes the driver forget that it met the end, which it would tell of the next block written
+        if file == 0:
+            self.rewind()
+        elif not self._move(file, file):
+            self.file = None
+        return EndOfData(f"the medium in drive {self.drive} has no file {file}")
