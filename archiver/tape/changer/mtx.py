@@ -40,7 +40,7 @@ _DRIVE = re.compile(
     r"\s*Data Transfer Element (\d{1,5}):(Empty|Full)(?: \((?:Storage Element (\d{1,5})|[^()]{0,60}) Loaded\))?(.*)"
 )
 _SLOT = re.compile(r"\s*Storage Element (\d{1,5})( IMPORT/EXPORT)?:(Empty|Full)(.*)")
-_TAG = re.compile(r"\s*:?\s*VolumeTag\s*=\s*(\S+)\s*(?::.*)?")
+_TAG = re.compile(r"\s*:?\s*VolumeTag\s*=\s*([^\s:]+)\s*(?::.*)?")
 
 Run = Callable[[Sequence[str], float], subprocess.CompletedProcess[bytes]]
 
@@ -136,6 +136,8 @@ class MtxChanger:
         found = self._found(elements, label)
         if found is None or found.kind == "import-export":
             return
+        if found.kind == "drive" and found != self._own(elements):
+            raise Locked(f"the medium {label} is in drive {found.number} of {self._name}")
         free = next((e for e in elements if e.kind == "import-export" and not e.is_full), None)
         if free is None:
             raise ArchiverError(
@@ -143,11 +145,9 @@ class MtxChanger:
             )
         if found.kind == "slot":
             self._library.move("transfer", found.number, free.number)
-        elif found == self._own(elements):
+        else:
             self._eject()
             self._library.move("unload", free.number, self._number)
-        else:
-            raise Locked(f"the medium {label} is in drive {found.number} of {self._name}")
 
     def _own(self, elements: list[Element]) -> Element:
         for element in elements:

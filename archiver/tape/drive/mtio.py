@@ -28,9 +28,6 @@ SG_IO = 0x2285
 
 # operations of MTIOCTOP
 FORWARD_FILES = 1  # MTFSF
-BACK_FILES = 2  # MTBSF
-FORWARD_RECORDS = 3  # MTFSR
-BACK_RECORDS = 4  # MTBSR
 WRITE_MARKS = 5  # MTWEOF; count 0: only have the drive write what it holds in memory
 REWIND = 6  # MTREW
 UNLOAD = 7  # MTOFFL

@@ -54,6 +54,9 @@ class StWriter:
         self._start_block = medium.node.state().block
         self._written = 0
         self._near_end = False
+        if medium.warned is not None and medium.warned >= self._file:
+            medium.warned = None
+        self._warned = medium.warned is not None
         self._full = False
         self._finished = False
 
@@ -74,7 +77,7 @@ class StWriter:
         except (MediumError, MediumFull) as error:
             if self._full:
                 return  # the caller knows; nothing can be written here any more, not even a file mark
-            if self._near_end and isinstance(error, MediumError):
+            if self._warned and isinstance(error, MediumError):
                 raise MediumFull(f"the medium in drive {self._medium.drive} is full: no file mark fits") from error
             raise
         self._medium.file = self._file + 1
@@ -104,7 +107,8 @@ class StWriter:
         if length != len(block):
             raise self._failed(OSError(errno.EIO, f"{length} of {len(block)} bytes were written"))
         try:
-            self._near_end |= self._medium.node.state().has(mtio.AT_MEDIUM_END)
+            if self._medium.node.state().has(mtio.AT_MEDIUM_END):
+                self._warn()
         except OSError as error:  # asking has the driver wait for what it still writes
             if error.errno != errno.ENOSPC:
                 raise self._failed(error) from error
@@ -113,7 +117,7 @@ class StWriter:
 
     def _was_written_in_spite(self) -> bool:
         """ENOSPC says that the end is near; where the drive is now says whether the block was written before."""
-        self._near_end = True
+        self._warn()
         # block 0 in a later file is no position: the drive does not tell
         if self._start is not None and (self._start > 0 or self._file == 0):
             moved = _moved(self._start + self._written, self._medium.node.position())
@@ -126,9 +130,15 @@ class StWriter:
         self._full = True
         raise MediumFull(f"the medium in drive {self._medium.drive} is full, and its last block is not known")
 
+    def _warn(self) -> None:
+        self._near_end = self._warned = True
+        if self._medium.warned is None:
+            self._medium.warned = self._file
+
     def _failed(self, error: OSError) -> ArchiverError:
+        """What fails behind the early warning fails for want of room."""
         failed = self._medium.failed(error, "write")
-        if self._near_end and isinstance(failed, MediumError):
+        if self._warned and isinstance(failed, MediumError):
             self._full = True
             return MediumFull(f"the medium in drive {self._medium.drive} is full")
         return failed

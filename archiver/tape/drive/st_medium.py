@@ -22,13 +22,15 @@ _FAR = 0x7FFFFF  # files that the driver asks for to go to the end, and its numb
 class StMedium:
     """Made for each opening of the node. ``drive``: its name, for messages.
 
-    ``file``: at whose start the medium is; None: somewhere else, or not known.
+    ``file``: at whose start the medium is; None: somewhere else, or not known. ``warned``: the file in which the end of
+    the medium came near.
     """
 
     def __init__(self, drive: str, node: TapeNode) -> None:
         self.drive = drive
         self.node = node
         self.file: int | None = None
+        self.warned: int | None = None
         self._marks_at_once = True
 
     def begin(self) -> None:
