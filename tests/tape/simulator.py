@@ -20,6 +20,7 @@ _MTSETBLK, _MTSETDRVBUFFER, _MTWEOFI = 20, 24, 35
 _GMT_EOF, _GMT_BOT, _GMT_EOT, _GMT_EOD = 0x80000000, 0x40000000, 0x20000000, 0x08000000
 _GMT_WR_PROT, _GMT_ONLINE, _GMT_DR_OPEN = 0x04000000, 0x01000000, 0x00040000
 _ALL_FILES = 0x7FFFFF
+_STALE = bytes.fromhex("0000 0008") + b"\xff" * 8  # like a log parameter, behind what the drive really says
 NODE, GENERIC = "/dev/nst0", "/dev/sg1"
 
 
@@ -362,7 +363,7 @@ class SimulatedScsi:
         if data is None:
             return ScsiAnswer(b"", bytes.fromhex("70000500000000 0a 00000000 2000 0000"), False)
         if self.pads and receive:
-            data = data.ljust(receive, b"\xff")
+            data += _STALE * ((receive - len(data)) // len(_STALE))
         return ScsiAnswer(data[:receive], b"", True)
 
     def _answer(self, command: bytes, send: bytes) -> bytes | None:

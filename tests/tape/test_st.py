@@ -134,6 +134,7 @@ def test_a_file_that_a_power_failure_cut_gets_its_mark(traits: Traits) -> None:
             with pytest.raises(EndOfData):
                 reader.read_block()
             assert drive.locate_end() == len(before) + 1
+            assert drive.status().file == len(before) + 1
             write(drive, [7])
             assert read_all(drive) == [*before, [5, 6], [7]]
 
@@ -188,6 +189,30 @@ def test_the_early_warning_loses_and_doubles_nothing(traits: Traits, reserve: in
         # what is written over gives its room back
         drive.locate(1)
         assert not write(drive, [7])
+
+
+@each_kind
+def test_the_first_block_of_a_file_meets_the_early_warning(traits: Traits) -> None:
+    medium = Medium(capacity=2, reserve=3)
+    kernel = SimulatedKernel(traits, medium)
+    with drive_of(kernel) as drive:
+        assert not write(drive, [0])
+        assert not write(drive, [1])
+        assert write(drive, [2])
+        assert write(drive, [3, 4])
+        assert read_all(drive) == [[0], [1], [2], [3, 4]]
+
+
+@pytest.mark.parametrize("full", ["no-space", "error"])
+def test_a_full_medium_need_not_take_a_file_mark(full: str) -> None:
+    kernel = SimulatedKernel(with_traits(REAL, full=full), Medium(capacity=1, reserve=1))
+    with drive_of(kernel) as drive, drive.create_file() as writer:
+        writer.write(_BLOCKS[0])
+        writer.write(_BLOCKS[1])
+        with pytest.raises(MediumFull):
+            writer.write(_BLOCKS[2])
+        kernel.fails = {5: errno.EIO, 35: errno.EIO}
+        writer.finish()
 
 
 def test_a_block_whose_fate_is_not_known_is_not_written_twice() -> None:
@@ -373,6 +398,32 @@ def test_an_unreadable_block_does_not_hide_the_next_file() -> None:
                 reader.read_block()
             drive.locate(2)
             assert read(drive) == [4]
+
+
+def test_a_number_that_a_failed_move_left_is_not_trusted() -> None:
+    """Passing over files beyond the last one, the driver counts those that are not there."""
+    kernel = SimulatedKernel(EMULATED, Medium())
+    with drive_of(kernel) as drive:
+        for number in range(12):
+            write(drive, [number])
+        kernel.fails = {6: errno.EIO}  # the rewind behind it
+        with pytest.raises(MediumError):
+            drive.locate(15)
+        kernel.fails = {}
+        drive.locate(10)
+        assert read(drive) == [10]
+
+
+def test_what_cannot_be_reached_is_not_the_end_of_the_data() -> None:
+    kernel = SimulatedKernel(REAL, Medium())
+    with drive_of(kernel) as drive:
+        for number in range(3):
+            write(drive, [number])
+        drive.rewind()
+        kernel.fails = {1: errno.EIO, 12: errno.EIO}
+        for act in (lambda: drive.locate(2), drive.locate_end):
+            with pytest.raises(MediumError):
+                act()
 
 
 def test_an_unreadable_first_block_is_no_blank_medium() -> None:
