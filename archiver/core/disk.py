@@ -135,6 +135,23 @@ class Disk:
         _set_mode(fd, mode)
         return NewFile(fd)
 
+    def append(self, path: str, parts: Buffers, size: int) -> None:
+        """Write ``parts`` behind the first ``size`` bytes of a file that is there, durably; what was behind them is
+        dropped. Raises OSError; then nothing is behind them, or what a reader can see to be cut."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.ftruncate(fd, size)
+            os.lseek(fd, size, os.SEEK_SET)
+            try:
+                write_all(fd, parts)
+                os.fdatasync(fd)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
+
     def allocate(self, path: str, size: int, mode: int) -> None:
         """Have a file at ``path`` that takes ``size`` bytes of the disk; what was in one that is there is lost. Nothing
         is made durable. Raises OSError; the file is gone then."""

@@ -1,145 +1,87 @@
-"""A media set for tests whose media lie in one directory, and restores from it."""
+"""Media, sets and catalogs for tests, made without a drive."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import hashlib
+import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from archiver.core.events import Listener, ignore
-from archiver.errors import TargetAbsent
-from archiver.store.store import Store
-from archiver.tape.drive.interface import Drive
-from archiver.tape.drive.virtual import VirtualDrive
-from archiver.tape.members import Digests, Member, Numbers
-from archiver.tape.restore.plan import RestorePlan, make_plan
-from archiver.tape.restore.routes import NamespaceRule, Routes, Selected
-from archiver.tape.restore.run import RestoreResult, carry_out, survey
-from formats.crypt import CryptConfig
-from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry, decode_catalog
-from formats.tape.content import encode_uuid
-from tests.formats.tape.media import document
+from archiver.core.clock import Clock
+from archiver.tape.state.catalog_log import CatalogLogs
+from archiver.tape.state.inventory import Inventory, InventoryFile, Location, Medium
+from archiver.tape.state.place import TapePlace
+from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry
+from formats.tape.labels import MediaLabel, MediaSetLabel
 
 
-@dataclass
-class LogCatalog:
-    """A catalog of a set that asks the logs themselves."""
+class StoppedClock(Clock):
+    def __init__(self, now: int = 1_700_000_000) -> None:
+        self.time = now
 
-    uuid: bytes
-    members: list[Member]
-    logs: dict[int, MediaCatalog]
-    holes: list[int] = field(default_factory=list)
-
-    def log(self, member: Member) -> MediaCatalog | None:
-        return self.logs.get(member.seq_nr)
-
-    def snapshots(self) -> Iterable[tuple[int, SnapshotEntry]]:
-        return [(seq_nr, entry) for seq_nr, log in self.logs.items() for entry in log.snapshots]
-
-    def find_chunks(self, store: str, digests: Digests) -> tuple[Numbers, Numbers]:
-        places = {
-            row.tobytes(): (seq_nr, archive.file)
-            for seq_nr, log in sorted(self.logs.items())
-            for archive in log.archives
-            if archive.store == store
-            for row in archive.digests
-        }
-        found = np.array([places.get(row.tobytes(), (-1, -1)) for row in digests], np.int64).reshape(-1, 2)
-        return found[:, 0], found[:, 1]
+    def now(self) -> int:
+        return self.time
 
 
-def golden_members(name: str) -> list[Member]:
-    labels: dict[str, dict[int, Any]] = {}
-    for said in document(name)["dump"]:
-        labels.setdefault(said["label"], {})[said["file"]] = said["header"]
-    return [
-        Member(heads[1]["seq_nr"], bytes.fromhex(heads[0]["uuid"].replace("-", "")), label)
-        for label, heads in labels.items()
-    ]
+def uuid_of(text: str) -> bytes:
+    return uuid.uuid5(uuid.NAMESPACE_URL, text).bytes
 
 
-def golden_catalog(name: str, logs: dict[str, bytes]) -> LogCatalog:
-    """``logs``: by the names of their files."""
-    members = golden_members(name)
-    decoded = {
-        member.seq_nr: decode_catalog(logs[f"{encode_uuid(member.uuid)}.log"])
-        for member in members
-        if f"{encode_uuid(member.uuid)}.log" in logs
-    }
-    first = next(iter(decoded.values()), None)
-    return LogCatalog(b"" if first is None or first.media_set is None else first.media_set, members, decoded)
+def medium(name: str, time: int = 0, pool: str | None = None, **rest: Any) -> Medium:
+    return Medium(MediaLabel(name, uuid_of(name), time, pool), **rest)
 
 
-class Shelf:
-    """A loader whose media lie in a directory; ``absent`` ones are not to be had. ``loads``: labels, in order."""
-
-    def __init__(self, place: Path, absent: Iterable[str] = ()) -> None:
-        self.drive = VirtualDrive("shelf", str(place))
-        self.absent = set(absent)
-        self.loads: list[str] = []
-
-    def load(self, member: Member) -> Drive:
-        if member.label in self.absent:
-            raise TargetAbsent(f"medium {member.label} is not at hand")
-        self.loads.append(member.label)
-        self.drive.load(member.label)
-        return self.drive
-
-    def close(self) -> None:
-        self.drive.close()
+def in_set(each: Medium, pool: str, media_set: str, seq_nr: int, time: int, key: bytes | None = None) -> Medium:
+    return replace(each, set_label=MediaSetLabel(pool, uuid_of(media_set), seq_nr, time, key))
 
 
-@dataclass
-class Restored:
-    plan: RestorePlan
-    result: RestoreResult
-    loads: list[str]
-    catalogued: dict[str, list[ChunkFile | SnapshotEntry]]
+def online(each: Medium, changer: str) -> Medium:
+    return replace(each, location=Location("online", changer))
 
 
-def restore_from(
-    place: Path,
-    catalog: LogCatalog,
-    target: Path,
-    *snapshots: str,
-    namespaces: Iterable[str] = (),
-    stores: dict[str, Path] | None = None,
-    crypt: CryptConfig | None = None,
-    absent: Iterable[str] = (),
-    owner: str = "root@pam",
-    listener: Listener = ignore,
-    dry: bool = False,
-) -> Restored:
-    """From the media in ``place`` into the store at ``target``, or ``stores`` by the names of source stores."""
-    catalogued: dict[str, list[ChunkFile | SnapshotEntry]] = {}
-    shelf = Shelf(place, absent)
-    with ExitStack() as opened:
-        opened.callback(shelf.close)
-        named = {name: opened.enter_context(Store.open(path)) for name, path in (stores or {}).items()}
-        default = None if stores else opened.enter_context(Store.open(target))
-        routes = Routes(
-            named,
-            default,
-            [NamespaceRule.parse(text) for text in namespaces],
-            [Selected.parse(text) for text in snapshots],
-            owner,
-        )
-        plan = make_plan(catalog, routes)
-        if dry:
-            survey(catalog, plan, routes, shelf, crypt, listener)
-            result = RestoreResult()
+def inventory_of(*media: Medium) -> Inventory:
+    return Inventory({each.uuid: each for each in media})
+
+
+def store(place: TapePlace, *media: Medium) -> None:
+    def put(inventory: Inventory) -> None:
+        for each in media:
+            inventory.put(each)
+
+    InventoryFile(place).change(put)
+
+
+def digests(start: int, count: int) -> Digests:
+    """Distinct ones, the same for the same numbers."""
+    raw = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(start, start + count))
+    return np.frombuffer(raw, np.uint8).reshape(-1, 32)
+
+
+def archive(file: int, found: Digests, name: str = "s") -> ChunkFile:
+    return ChunkFile(file, uuid_of(f"file {file}"), name, found)
+
+
+def snapshot(file: int, path: str, name: str = "s") -> SnapshotEntry:
+    return SnapshotEntry(file, uuid_of(f"file {file}"), name, path)
+
+
+def append(place: TapePlace, each: Medium, *entries: ChunkFile | SnapshotEntry) -> None:
+    place_in = each.in_set
+    assert place_in is not None
+    logs = CatalogLogs(place)
+    if logs.stamp(each.uuid) is None:
+        logs.create(each.uuid, place_in.uuid, place_in.seq_nr)
+    log = logs.open(each.uuid, place_in.uuid, place_in.seq_nr)
+    for entry in entries:
+        if isinstance(entry, ChunkFile):
+            log.add_archive(entry)
         else:
-            result = carry_out(
-                catalog,
-                plan,
-                routes,
-                shelf,
-                crypt,
-                listener,
-                catalogued=lambda member, entries: catalogued.update({member.label: entries}),
-            )
-    return Restored(plan, result, shelf.loads, catalogued)
+            log.add_snapshot(entry)
+    log.commit()
+
+
+def new_place(tmp_path: Path) -> TapePlace:
+    return TapePlace(str(tmp_path / "state"))

@@ -17,7 +17,7 @@ from tests.formats.tape.media import SETS, document, logs
 from tests.golden_store import KEY, unpack
 from tests.stores import chunk_files, damage, every_snapshot, make_store
 from tests.tape.media import golden_media
-from tests.tape.sets import Restored, golden_catalog, restore_from
+from tests.tape.restoring import Restored, golden_catalog, restore_from
 
 
 @pytest.fixture(scope="module")
