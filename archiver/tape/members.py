@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.tape.drive.interface import Drive
-from formats.tape.catalog import MediaCatalog, SnapshotEntry
+from archiver.tape.media_sets.media_sets import SnapshotPlace
+from formats.tape.catalog import MediaCatalog
 
 Digests = NDArray[np.uint8]  # (n, 32)
 Numbers = NDArray[np.int64]
@@ -45,8 +46,8 @@ class SetCatalog(Protocol):
         """The catalog of a medium; None when there is none."""
         ...
 
-    def snapshots(self) -> Iterable[tuple[int, SnapshotEntry]]:
-        """Every catalogued snapshot with the place of its medium."""
+    def snapshots(self) -> Iterable[SnapshotPlace]:
+        """Every catalogued snapshot, in the order in which they were written."""
         ...
 
     def find_chunks(self, store: str, digests: Digests) -> tuple[Numbers, Numbers]:

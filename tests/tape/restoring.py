@@ -15,6 +15,7 @@ from archiver.errors import TargetAbsent
 from archiver.store.store import Store
 from archiver.tape.drive.interface import Drive
 from archiver.tape.drive.virtual import VirtualDrive
+from archiver.tape.media_sets.media_sets import SnapshotPlace
 from archiver.tape.members import Digests, Member, Numbers
 from archiver.tape.restore.plan import RestorePlan, make_plan
 from archiver.tape.restore.routes import NamespaceRule, Routes, Selected
@@ -37,8 +38,12 @@ class LogCatalog:
     def log(self, member: Member) -> MediaCatalog | None:
         return self.logs.get(member.seq_nr)
 
-    def snapshots(self) -> Iterable[tuple[int, SnapshotEntry]]:
-        return [(seq_nr, entry) for seq_nr, log in self.logs.items() for entry in log.snapshots]
+    def snapshots(self) -> Iterable[SnapshotPlace]:
+        return [
+            SnapshotPlace(entry.store, entry.path, seq_nr, entry.file)
+            for seq_nr, log in self.logs.items()
+            for entry in log.snapshots
+        ]
 
     def find_chunks(self, store: str, digests: Digests) -> tuple[Numbers, Numbers]:
         places = {
@@ -72,6 +77,11 @@ def golden_catalog(name: str, logs: dict[str, bytes]) -> LogCatalog:
     }
     first = next(iter(decoded.values()), None)
     return LogCatalog(b"" if first is None or first.media_set is None else first.media_set, members, decoded)
+
+
+def snapshots_of(name: str) -> list[str]:
+    spec = document(name)["spec"]["snapshots"]
+    return ["".join(f"ns/{part}/" for part in namespace.split("/") if part) + path for namespace, path in spec]
 
 
 class Shelf:

@@ -17,7 +17,7 @@ from tests.formats.tape.media import SETS, document, logs
 from tests.golden_store import KEY, unpack
 from tests.stores import chunk_files, damage, every_snapshot, make_store
 from tests.tape.media import golden_media
-from tests.tape.restoring import Restored, golden_catalog, restore_from
+from tests.tape.restoring import Restored, golden_catalog, restore_from, snapshots_of
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,6 @@ def golden_restore(name: str, tmp_path: Path, target: Path, *snapshots: str, wit
     if not place.exists():
         golden_media(name, place)
     return restore_from(place, golden_catalog(name, logs(name) if with_logs else {}), target, *snapshots, **options)  # type: ignore[arg-type]
-
-
-def snapshots_of(name: str) -> list[str]:
-    spec = document(name)["spec"]["snapshots"]
-    return ["".join(f"ns/{part}/" for part in namespace.split("/") if part) + path for namespace, path in spec]
 
 
 def without_verify_state(data: bytes) -> bytes:

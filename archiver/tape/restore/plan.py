@@ -101,7 +101,7 @@ class RestorePlan:
 def make_plan(catalog: SetCatalog, routes: Routes) -> RestorePlan:
     """Raises NotFound for a snapshot that was asked for and is not in the set, UsageError."""
     plan = RestorePlan(routes.is_whole)
-    for seq_nr, entry in sorted(catalog.snapshots(), key=lambda found: (found[0], found[1].file)):
+    for entry in sorted(catalog.snapshots(), key=lambda found: (found.position, found.file)):
         try:
             ref = snapshot_on_medium(entry.path)
         except Damaged as error:
@@ -110,7 +110,7 @@ def make_plan(catalog: SetCatalog, routes: Routes) -> RestorePlan:
         store = routes.store(entry.store)
         targets = routes.targets(entry.store, ref)
         if store is not None and targets:
-            plan.steps.append(_step(store, entry.store, ref, seq_nr, entry.file, targets))
+            plan.steps.append(_step(store, entry.store, ref, entry.position, entry.file, targets))
     _latest_only(plan.steps)
     for selected in routes.selected:
         if not any(selected.is_it(step.source, step.ref) for step in plan.steps):

@@ -1,5 +1,5 @@
-"""The files of a backup to media, each written in one go (spec tape.md 2.6-2.9), and what each does at the early warning
-that the medium ends (LEOM).
+"""The files of a backup to media, each written in one go, and what each does at the early warning that the medium ends
+(LEOM; spec tape.md 2.6-2.9).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Protocol
 
 from archiver.core.disk import explain
-from archiver.errors import Damaged
+from archiver.errors import ArchiverError, Damaged
 from archiver.store import layout as names
 from archiver.store.indexes import is_index
 from archiver.store.layout import SnapshotRef
@@ -51,17 +51,21 @@ class Feed(Protocol):
 @dataclass(slots=True)
 class ChunksWritten:
     """``digests``: of the chunks that are wholly in the archive; ``near_end``: the medium takes no more chunks;
-    ``is_cut``: it was full before the archive was closed, which is of no use."""
+    ``is_cut``: it was full before the archive was closed, which is of no use; ``error``: why the next chunk could not
+    be had."""
 
     digests: list[bytes] = field(default_factory=list)
     bytes: int = 0
     near_end: bool = False
     is_cut: bool = False
+    error: ArchiverError | None = None
 
 
 def write_chunks(drive: Drive, head: Content, feed: Feed, *, close_from: int = CLOSE_FROM) -> ChunksWritten:
-    """A chunk archive at the position: as many chunks as there are, as fit into an archive, or onto the medium."""
+    """A chunk archive at the position: as many chunks as there are, as fit into an archive, or onto the medium. Raises
+    what the first chunk raises; nothing was written then."""
     done = ChunksWritten()
+    feed.head()
     try:
         with drive.create_file() as file:
             writer = BlockWriter(file.write)
@@ -80,7 +84,14 @@ def _fill(
     start = head.encode()
     writer.write(start)
     length = len(start)
-    while (chunk := feed.head()) is not None:
+    while True:
+        try:
+            chunk = feed.head()
+        except ArchiverError as error:
+            done.error = error
+            return
+        if chunk is None:
+            return
         digest, data = chunk
         length += ENTRY_SIZE + len(data)
         if largest is not None and done.digests and (length // PAYLOAD_SIZE + 1) * BLOCK_SIZE > largest:

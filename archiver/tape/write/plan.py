@@ -34,8 +34,8 @@ class Held(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """``latest_only``: of each group the newest snapshot. ``max_depth``: levels of namespaces below ``namespace``; None:
-    all. ``require_encryption``: only snapshots that are encrypted."""
+    """``latest_only``: of each group the newest snapshot. ``max_depth``: levels of namespaces below ``namespace``;
+    None: all. ``require_encryption``: only snapshots that are encrypted."""
 
     namespace: str = ""
     max_depth: int | None = None
