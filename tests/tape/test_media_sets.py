@@ -18,6 +18,7 @@ from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import Inventory, InventoryFile, MediaSet
 from archiver.tape.state.place import TapePlace
 from formats.tape.catalog import decode_catalog
+from formats.tape.content import encode_uuid
 from tests.formats.tape.media import SETS, document, logs
 from tests.tape.media import golden_logs
 from tests.tape.sets import append, archive, digests, in_set, inventory_of, medium, new_place, snapshot, uuid_of
@@ -87,10 +88,7 @@ def test_golden(name: str, tmp_path: Path, with_database: bool) -> None:
     with MediaSets(place, ignore) as sets:
         assert sets.refresh(media_set) == []
         for position, each in media_set.members.items():
-            label = f"{each.uuid.hex()}"
-            entries = next(
-                entries for file, entries in document(name)["catalogs"].items() if file.replace("-", "")[:32] == label
-            )
+            entries = document(name)["catalogs"][f"{encode_uuid(each.uuid)}.log"]
             current = None
             for entry in entries:
                 if entry["type"] == "A":
@@ -101,8 +99,8 @@ def test_golden(name: str, tmp_path: Path, with_database: bool) -> None:
                     (where,) = sets.find_chunks(media_set.uuid, current["store"], digest)
                     assert (where["position"], where["file"]) == (position, current["file_number"])
                 elif entry["type"] == "S":
-                    where = sets.find_snapshot(media_set.uuid, entry["store"], entry["snapshot"])
-                    assert where is not None and (where.position, where.file) == (position, entry["file_number"])
+                    there = sets.find_snapshot(media_set.uuid, entry["store"], entry["snapshot"])
+                    assert there is not None and (there.position, there.file) == (position, entry["file_number"])
 
 
 def test_appended(place: TapePlace) -> None:

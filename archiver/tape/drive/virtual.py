@@ -17,7 +17,8 @@ import json
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,21 +80,46 @@ class VirtualDrive:
         self._name = name
         self.path = path
         self.max_size = max_size
+        self._mount = mount
+        self._wait_seconds = wait_seconds
         self._disk = disk or Disk()
         self._unsynced: list[tuple[NewFile, str]] = []
         self._changed = False
+        self._lock: FileLock | DirectoryLock | None = None
+        self._label: str | None = None
+        self._position = 0
         check_there(path, mount, new=new)
         if new and not os.path.isdir(path):
             with explained("make", path):
                 self._disk.make_directories(path, _DIRECTORY_MODE)
-        self._lock = _locked(name, path, wait_seconds)
+        self._take(new=new)
+
+    def _take(self, *, new: bool = False) -> None:
+        """Have the directory alone. Raises TargetAbsent, Locked, ArchiverError."""
+        check_there(self.path, self._mount, new=new)
+        lock = _locked(self._name, self.path, self._wait_seconds)
         try:
-            with explained("look into", path):
-                self._is_fat = linux.filesystem_type(self._lock.fd) == linux.MSDOS
+            with explained("look into", self.path):
+                self._is_fat = linux.filesystem_type(lock.fd) == linux.MSDOS
             self._label, self._position = self._loaded()
         except BaseException:
-            self._lock.close()
+            lock.close()
             raise
+        self._lock = lock
+
+    @contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Nothing of the directory is held meanwhile, so that its disk can be taken away and another one come. Where
+        none is there afterwards, the next ``load`` looks again."""
+        self.flush()
+        if self._lock is not None:
+            self._lock.close()
+        self._lock, self._label = None, None
+        try:
+            yield
+        finally:
+            with suppress(TargetAbsent):
+                self._take()
 
     @property
     def name(self) -> str:
@@ -126,6 +152,8 @@ class VirtualDrive:
 
     def load(self, label: str) -> None:
         """Put that medium in, rewound. Raises NotFound when it is not in the directory."""
+        if self._lock is None:
+            self._take()
         if label not in self.labels():
             raise NotFound(f"there is no medium {label} in {self.path}", hint="see: archiver tape inventory")
         self._set(label, 0)
@@ -356,7 +384,8 @@ class VirtualDrive:
         for file, _ in self._unsynced:
             file.close()
         self._unsynced.clear()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
