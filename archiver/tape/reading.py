@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
 
 from archiver.errors import Damaged
 from archiver.tape.drive.interface import Drive, EndOfData, MediumError
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE, BlockReader
 from formats.tape.content import Content, read_content
-from formats.tape.labels import MEDIA_LABEL_FILE, MEDIA_SET_LABEL_FILE, NO_SET, MediaLabel, MediaSetLabel
 from formats.wire import Buffer
 
 FIRST_ARCHIVE = 2
-
-L = TypeVar("L")
 
 
 class FileDamaged(Damaged):
@@ -32,14 +27,6 @@ class FileDamaged(Damaged):
     def __init__(self, label: str, file: int, reason: str) -> None:
         super().__init__(f"file {file} of medium {label} cannot be read: {reason}")
         self.label, self.file, self.reason = label, file, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Medium:
-    """Who is in a drive. ``place`` is None for one that belongs to no set, also where it is only kept for a pool."""
-
-    label: MediaLabel
-    place: MediaSetLabel | None
 
 
 class MediumFile:
@@ -69,35 +56,6 @@ class MediumFile:
         while self.stream.skip(1 << 40):
             pass
         return self.stream.has_end_marker and not self.stream.incomplete
-
-
-def read_medium(drive: Drive) -> Medium | None:
-    """The labels of the medium in the drive, None when it has none: the position is behind them. Raises NoMedium, and
-    Damaged for anything but a medium of ours or of a PBS."""
-    drive.rewind()
-    label = _label(drive, MEDIA_LABEL_FILE, MediaLabel.decode)
-    if label is None:
-        return None
-    place = _label(drive, MEDIA_SET_LABEL_FILE, MediaSetLabel.decode)
-    return Medium(label, None if place is None or place.uuid == NO_SET else place)
-
-
-def _label(drive: Drive, number: int, decode: Callable[[Content], L]) -> L | None:
-    try:
-        drive.locate(number)
-        with drive.open_file() as reader:
-            stream = BlockReader(reader.read_block)
-            found = decode(read_content(stream.read))
-            if stream.read(1) or not stream.has_end_marker:
-                raise FormatError("a label with something behind it" if stream.has_end_marker else "a cut label")
-            return found
-    except EndOfData:
-        return None
-    except FormatError as error:
-        raise Damaged(
-            f"the medium in drive {drive.name} has no label that can be read: {error}",
-            hint="it may belong to another program; if it may be overwritten: archiver tape format",
-        ) from error
 
 
 class _Blocks:

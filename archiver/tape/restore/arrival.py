@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from archiver.core.disk import explained
+from archiver.core.disk import Disk, explained
 from archiver.errors import Damaged
 from archiver.store import layout as names
 from archiver.store import snapshots
@@ -56,7 +56,7 @@ class Arrival:
 
 
 def receive(
-    store: Store,
+    disk: Disk,
     file: MediumFile,
     name: str,
     targets: tuple[SnapshotRef, ...],
@@ -65,24 +65,23 @@ def receive(
 ) -> Arrival:
     """Read a snapshot archive into ``directory``, which is made, and check its files against its manifest. Raises
     CutArchive, Damaged, FormatError."""
-    disk = store.disk
     with explained("write into", directory):
         disk.make_directory(directory, names.SNAPSHOT_MODE)
     for each in read_files(file.stream):
-        _write(store, directory, each)
+        _write(disk, directory, each)
     if not file.is_whole():
         raise CutArchive(f"the archive of {name} was not written to its end")
-    return _checked(store, name, targets, directory, crypt)
+    return _checked(disk, name, targets, directory, crypt)
 
 
-def _write(store: Store, directory: str, file: SnapshotFile) -> None:
+def _write(disk: Disk, directory: str, file: SnapshotFile) -> None:
     if file.name not in (names.MANIFEST, names.CLIENT_LOG):
         check_file_name(file.name)
     path = os.path.join(directory, file.name)
     if os.path.lexists(path):
         raise FormatError(f"{file.name} twice in a snapshot archive")
     with explained("write", path):
-        new = store.disk.create(path, names.FILE_MODE)
+        new = disk.create(path, names.FILE_MODE)
     try:
         for piece in file.contents:
             with explained("write", path):
@@ -92,7 +91,7 @@ def _write(store: Store, directory: str, file: SnapshotFile) -> None:
 
 
 def _checked(
-    store: Store, name: str, targets: tuple[SnapshotRef, ...], directory: str, crypt: CryptConfig | None
+    disk: Disk, name: str, targets: tuple[SnapshotRef, ...], directory: str, crypt: CryptConfig | None
 ) -> Arrival:
     try:
         data = read_small(os.path.join(directory, names.MANIFEST), _LARGEST_BLOB_FILE)
@@ -105,7 +104,7 @@ def _checked(
     named = {info.filename for info in manifest.files}
     for found in os.listdir(directory):
         if found not in named and found not in (names.MANIFEST, names.CLIENT_LOG):
-            store.disk.remove_file(os.path.join(directory, found))
+            disk.remove_file(os.path.join(directory, found))
     if "verify_state" in manifest.unprotected:  # of another store, which had its own chunks
         kept = {key: value for key, value in manifest.unprotected.items() if key != "verify_state"}
         data = blob.encode(with_unprotected(text, kept))

@@ -20,15 +20,15 @@ from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline, chunk_workers
 from archiver.core.spill import SpillTable
 from archiver.errors import Damaged
-from archiver.store.chunks import MAX_CHUNK, ChunkDamaged, ChunkReader
+from archiver.store.chunks import ChunkDamaged, ChunkReader
 from archiver.store.database.database import unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
 from archiver.store.sessions import Session
 from archiver.store.store import Store
+from archiver.tape.checking import ChunkChecker
 from archiver.tape.drive.interface import MediumError
 from formats import blob
-from formats.blob import BlobDecoder
-from formats.crypt import CryptConfig, chunk_digest
+from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.index import Index
 from formats.tape.chunk_archive import StoredChunk
@@ -216,15 +216,15 @@ class Chunks:
             raise unreadable
 
     def _work(self, tasks: Channel[StoredChunk], damaged: dict[bytes, str]) -> None:
-        decoders = BlobDecoder(self._crypt), BlobDecoder()
+        checker = ChunkChecker(self._crypt)
         while (chunk := tasks.get()) is not None:
             try:
-                self._take(chunk, decoders)
+                self._take(chunk, checker)
             except (FormatError, Damaged) as error:
                 with self._lock:
                     damaged[chunk.digest] = str(error)
 
-    def _take(self, chunk: StoredChunk, decoders: tuple[BlobDecoder, BlobDecoder]) -> None:
+    def _take(self, chunk: StoredChunk, checker: ChunkChecker) -> None:
         digest, data = chunk
         known = self._database.lookup(digest) if self._database is not None else None
         number = known[0] if known is not None else None
@@ -237,7 +237,10 @@ class Chunks:
                 self.brought.present += 1
                 return
             status = None
-        encrypted, size = self._checked(digest, data, decoders)
+        encrypted, size = checker.check(digest, data)
+        if size is None and self._crypt is not None:
+            with self._lock:  # of another key, or damaged: only its snapshot tells
+                self.unproven.add(digest)
         if status is not None and self._check(digest, size, encrypted, False, is_replaced=True):
             return
         if self._database is not None:
@@ -251,27 +254,6 @@ class Chunks:
             self.brought.bytes += 0 if done.duplicate else len(data)
             self.brought.present += done.duplicate
         self._stored(digest, self._row(digest, size, done.stored, total))
-
-    def _checked(
-        self, digest: bytes, data: bytes, decoders: tuple[BlobDecoder, BlobDecoder]
-    ) -> tuple[bool, int | None]:
-        """(Is it encrypted; its plain size, None where it could not be opened). Raises FormatError."""
-        info = decoders[1].check_stored(data)
-        if not info.encrypted:
-            plain = decoders[1].decode(data, max_size=MAX_CHUNK)
-            if chunk_digest(plain, None) != digest:
-                raise FormatError("it has another digest")
-            return False, len(plain)
-        if self._crypt is not None:
-            try:
-                plain = decoders[0].decode(data, max_size=MAX_CHUNK)
-                if chunk_digest(plain, self._crypt) == digest:
-                    return True, len(plain)
-            except FormatError:
-                pass
-            with self._lock:  # of another key, or damaged: only its snapshot tells
-                self.unproven.add(digest)
-        return True, None
 
     # -- telling the database ----------------------------------------------------------------------------------------
 

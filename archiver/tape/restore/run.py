@@ -296,7 +296,7 @@ class _Run:
     def _receive(self, landing: _Landing, file: MediumFile, name: str, targets: tuple[SnapshotRef, ...]) -> Arrival:
         directory = landing.directory()
         try:
-            return receive(landing.store, file, name, targets, directory, self._crypt)
+            return receive(landing.store.disk, file, name, targets, directory, self._crypt)
         except BaseException:
             landing.store.disk.remove_tree(directory)
             raise

@@ -15,15 +15,17 @@ from archiver.core.events import Listener, Notice
 from archiver.errors import ArchiverError, Damaged, UsageError
 from archiver.tape.drive.interface import Drive, WriteProtected
 from archiver.tape.known_set import KnownSet
+from archiver.tape.labels import read_labels
+from archiver.tape.loading import set_of
 from archiver.tape.members import Loader, Member
-from archiver.tape.reading import FIRST_ARCHIVE, read_medium
+from archiver.tape.reading import FIRST_ARCHIVE
 from archiver.tape.state.catalog_log import CatalogLogs, LogWriter
 from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.place import TapePlace
 from archiver.tape.state.session import Allocated, WriteSession
+from archiver.tape.tail import adopt, check_end
 from archiver.tape.write.archives import write_catalog, write_label
 from archiver.tape.write.plan import without
-from archiver.tape.write.tail import adopt, check_end
 from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry, catalog_archive
 from formats.tape.labels import MediaSetLabel
 
@@ -133,8 +135,7 @@ class Media:
         if medium.name not in self.used:
             self.used.append(medium.name)
         known = before.media.get(medium.uuid)
-        found = read_medium(drive)
-        there = None if found is None else found.place
+        there = set_of(read_labels(drive))
         if there is None or there.uuid != place.uuid:
             self._check_may_overwrite(allocated, known, there)
             return self._begin(drive, medium, place)

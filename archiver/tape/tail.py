@@ -10,13 +10,11 @@ import numpy as np
 
 from archiver.core.events import Listener, Notice
 from archiver.errors import ArchiverError, Damaged
-from archiver.store.chunks import MAX_CHUNK
+from archiver.tape.checking import ChunkChecker
 from archiver.tape.drive.interface import Drive, EndOfData
 from archiver.tape.reading import FileDamaged, MediumFile, opened, visit_files
 from archiver.tape.restore.routes import snapshot_on_medium
 from archiver.tape.state.catalog_log import LogWriter
-from formats import blob
-from formats.crypt import chunk_digest
 from formats.errors import FormatError
 from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry
 from formats.tape.chunk_archive import read_chunks
@@ -65,7 +63,7 @@ def adopt(drive: Drive, label: str, first: int, log: LogWriter, listener: Listen
     tail = Tail()
 
     def visit(file: MediumFile) -> None:
-        entry = None if file.is_empty else _entry(file)
+        entry = None if file.is_empty else entry_of(file)
         if entry is not None:
             tail.adopted.append(entry)
         elif file.is_empty or file.content.kind != "catalog archive":
@@ -89,17 +87,14 @@ def adopt(drive: Drive, label: str, first: int, log: LogWriter, listener: Listen
     return tail
 
 
-def _entry(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
+def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
     """What the catalog says of a file; None for one that is not whole, or is no archive. Raises FormatError."""
     match file.content.kind:
         case "chunk archive":
             source, digests = file.content.text("store"), []
-            decoder = blob.BlobDecoder()
+            checker = ChunkChecker(None)
             for digest, data in read_chunks(file.stream):
-                if not decoder.check_stored(data).encrypted:
-                    found = chunk_digest(decoder.decode(data, max_size=MAX_CHUNK), None)
-                    if found != digest:
-                        raise FormatError("digest of a chunk", expected=digest.hex(), got=found.hex())
+                checker.check(digest, data)
                 digests.append(digest)
             if file.is_whole():
                 rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
