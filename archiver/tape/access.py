@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from archiver.errors import TargetAbsent
 from archiver.tape.changer.virtual import VirtualChanger
 from archiver.tape.drive.interface import Changer, Drive
-from archiver.tape.drive.virtual import VirtualDrive
+from archiver.tape.drive.virtual import VirtualDrive, check_there, labels_in
 from archiver.tape.state.drives import Drives
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
@@ -51,6 +52,19 @@ class Access:
 def update_online(place: TapePlace, library: str, labels: list[str] | None) -> None:
     known = Drives(place).load().libraries
     InventoryFile(place).change(lambda inventory: inventory.update_online(library, labels, known))
+
+
+def update_all_online(place: TapePlace) -> None:
+    """The same for every library that can be asked without disturbing a drive. A virtual drive that is not plugged in
+    has nothing."""
+    for config in Drives(place).load().drives.values():
+        if config.kind == "virtual":
+            try:
+                check_there(config.path, config.mount)
+                labels = labels_in(config.path)
+            except TargetAbsent:
+                labels = []
+            update_online(place, config.name, labels)
 
 
 def open_access(place: TapePlace, name: str | None, *, wait_seconds: float = 10.0, new: bool = False) -> Access:

@@ -137,23 +137,13 @@ class VirtualDrive:
         return self._label
 
     def labels(self) -> list[str]:
-        """The media in the directory, sorted."""
-        found = set()
-        with explained("read", self.path):
-            for name in os.listdir(self.path):
-                match = _TAPE.fullmatch(name)
-                if match is not None:
-                    found.add(match[1])
-                    continue
-                match = _FILE.fullmatch(name)
-                if match is not None and match[1] == "0":
-                    found.add(match[2])
-        return sorted(found)
+        """The media in the directory, sorted. Raises TargetAbsent."""
+        if self._lock is None:
+            self._take()
+        return labels_in(self.path)
 
     def load(self, label: str) -> None:
         """Put that medium in, rewound. Raises NotFound when it is not in the directory."""
-        if self._lock is None:
-            self._take()
         if label not in self.labels():
             raise NotFound(f"there is no medium {label} in {self.path}", hint="see: archiver tape inventory")
         self._set(label, 0)
@@ -190,7 +180,7 @@ class VirtualDrive:
         if not isinstance(current, dict):
             return None, 0
         label, position = current.get("name"), current.get("pos")
-        if not isinstance(label, str) or label not in self.labels():
+        if not isinstance(label, str) or label not in labels_in(self.path):
             return None, 0
         return label, position if isinstance(position, int) and position >= 0 else 0
 
@@ -477,6 +467,21 @@ class _Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
+
+
+def labels_in(path: str) -> list[str]:
+    """The media in a directory, sorted."""
+    found = set()
+    with explained("read", path):
+        for name in os.listdir(path):
+            match = _TAPE.fullmatch(name)
+            if match is not None:
+                found.add(match[1])
+                continue
+            match = _FILE.fullmatch(name)
+            if match is not None and match[1] == "0":
+                found.add(match[2])
+    return sorted(found)
 
 
 def check_there(path: str, mount: str | None, *, new: bool = False) -> None:
