@@ -17,7 +17,8 @@ import json
 import os
 import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -79,21 +80,46 @@ class VirtualDrive:
         self._name = name
         self.path = path
         self.max_size = max_size
+        self._mount = mount
+        self._wait_seconds = wait_seconds
         self._disk = disk or Disk()
         self._unsynced: list[tuple[NewFile, str]] = []
         self._changed = False
+        self._lock: FileLock | DirectoryLock | None = None
+        self._label: str | None = None
+        self._position = 0
         check_there(path, mount, new=new)
         if new and not os.path.isdir(path):
             with explained("make", path):
                 self._disk.make_directories(path, _DIRECTORY_MODE)
-        self._lock = _locked(name, path, wait_seconds)
+        self._take(new=new)
+
+    def _take(self, *, new: bool = False) -> None:
+        """Have the directory alone. Raises TargetAbsent, Locked, ArchiverError."""
+        check_there(self.path, self._mount, new=new)
+        lock = _locked(self._name, self.path, self._wait_seconds)
         try:
-            with explained("look into", path):
-                self._is_fat = linux.filesystem_type(self._lock.fd) == linux.MSDOS
+            with explained("look into", self.path):
+                self._is_fat = linux.filesystem_type(lock.fd) == linux.MSDOS
             self._label, self._position = self._loaded()
         except BaseException:
-            self._lock.close()
+            lock.close()
             raise
+        self._lock = lock
+
+    @contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Nothing of the directory is held meanwhile, so that its disk can be taken away and another one come. Where
+        none is there afterwards, the next ``load`` looks again."""
+        self.flush()
+        if self._lock is not None:
+            self._lock.close()
+        self._lock, self._label = None, None
+        try:
+            yield
+        finally:
+            with suppress(TargetAbsent):
+                self._take()
 
     @property
     def name(self) -> str:
@@ -111,18 +137,10 @@ class VirtualDrive:
         return self._label
 
     def labels(self) -> list[str]:
-        """The media in the directory, sorted."""
-        found = set()
-        with explained("read", self.path):
-            for name in os.listdir(self.path):
-                match = _TAPE.fullmatch(name)
-                if match is not None:
-                    found.add(match[1])
-                    continue
-                match = _FILE.fullmatch(name)
-                if match is not None and match[1] == "0":
-                    found.add(match[2])
-        return sorted(found)
+        """The media in the directory, sorted. Raises TargetAbsent."""
+        if self._lock is None:
+            self._take()
+        return labels_in(self.path)
 
     def load(self, label: str) -> None:
         """Put that medium in, rewound. Raises NotFound when it is not in the directory."""
@@ -162,7 +180,7 @@ class VirtualDrive:
         if not isinstance(current, dict):
             return None, 0
         label, position = current.get("name"), current.get("pos")
-        if not isinstance(label, str) or label not in self.labels():
+        if not isinstance(label, str) or label not in labels_in(self.path):
             return None, 0
         return label, position if isinstance(position, int) and position >= 0 else 0
 
@@ -356,7 +374,8 @@ class VirtualDrive:
         for file, _ in self._unsynced:
             file.close()
         self._unsynced.clear()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Self:
         return self
@@ -448,6 +467,21 @@ class _Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
+
+
+def labels_in(path: str) -> list[str]:
+    """The media in a directory, sorted."""
+    found = set()
+    with explained("read", path):
+        for name in os.listdir(path):
+            match = _TAPE.fullmatch(name)
+            if match is not None:
+                found.add(match[1])
+                continue
+            match = _FILE.fullmatch(name)
+            if match is not None and match[1] == "0":
+                found.add(match[2])
+    return sorted(found)
 
 
 def check_there(path: str, mount: str | None, *, new: bool = False) -> None:

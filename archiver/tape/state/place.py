@@ -4,7 +4,7 @@
     pools.json                   pools, ours
     inventory.json               all known media, as a PBS has it
     <media uuid>.log             catalog of a medium, as a PBS has it
-    tape-encryption-keys.json, tape-encryption-key-config.json    keys, as a PBS has them
+    <media uuid>.unsure          why a medium may hold more than its catalog says, ours
     .inventory.lck .config.lck .pool-NAME.lck .media-set-UUID.lck .drive-NAME.lck    kernel locks
 
 Locks are taken in this order: drive, pool, media set, inventory.
