@@ -131,10 +131,10 @@ def test_what_mtx_prints_is_understood() -> None:
     assert json.loads(json.dumps(parse_status(TGT)[0].as_json())) == {
         "entry-kind": "drive",
         "entry-id": 0,
-        "full": True,
         "label-text": "T00002L8",
         "loaded-slot": 2,
     }
+    assert [element.as_json()["label-text"] for element in parse_status(TGT)[2:4]] == [None, "--FULL--"]
 
 
 @pytest.mark.parametrize(

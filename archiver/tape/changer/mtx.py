@@ -28,6 +28,7 @@ from archiver.tape.drive.interface import Drive, NoMedium
 from formats.errors import FormatError
 from formats.naming import check_media_name
 
+NO_BARCODE = "--FULL--"
 CLEANING = "CLN"  # what labels of cleaning media begin with
 
 _STATUS_SECONDS = 300.0
@@ -55,12 +56,11 @@ class Element:
     label: str | None
     source: int | None = None
 
-    def as_json(self) -> dict[str, str | int | bool | None]:
+    def as_json(self) -> dict[str, str | int | None]:
         return {
             "entry-kind": self.kind,
             "entry-id": self.number,
-            "full": self.is_full,
-            "label-text": self.label,
+            "label-text": self.label if self.label or not self.is_full else NO_BARCODE,
             "loaded-slot": self.source,
         }
 
@@ -74,6 +74,11 @@ def parse_status(text: str, export_slots: Sequence[int] = ()) -> list[Element]:
         if len(found) > _MOST_ELEMENTS:
             break
     return [element for _, element in sorted(found.items(), key=lambda item: item[0])]
+
+
+def labels_at_hand(elements: Sequence[Element]) -> list[str]:
+    """Of media that the robot can load, sorted."""
+    return sorted({e.label for e in elements if e.label and e.kind != "import-export" and not _cleans(e.label)})
 
 
 class MtxChanger:
@@ -101,9 +106,11 @@ class MtxChanger:
     def name(self) -> str:
         return self._name
 
+    def status(self) -> list[Element]:
+        return self._library.status()
+
     def online(self) -> list[str] | None:
-        elements = self._library.status()
-        return sorted({e.label for e in elements if e.label and e.kind != "import-export" and not _cleans(e.label)})
+        return labels_at_hand(self._library.status())
 
     def load(self, label: str) -> None:
         """Returns when it can be read."""
