@@ -116,18 +116,23 @@ class StMedium:
         except OSError as error:  # a blank medium may refuse; what is found below decides
             refused = error
         files = self.state().file
-        if files is None or files >= _FAR or (files > 0 and not self._move(files, files)):
+        trusted = files is not None and files < _FAR and (files == 0 or self._move(files, files))
+        if files is None or not trusted:
             files = self._count_marks()
         if files == 0:
             self.rewind()
+        buffer, is_cut = memoryview(bytearray(BLOCK_SIZE)), False
         try:
-            if self.read(memoryview(bytearray(BLOCK_SIZE)), files, first=True) is None:
-                raise MediumError(f"drive {self.drive} does not find the end of the data")
+            while not (is_cut and trusted):  # a drive that does not count may have passed over more than one mark
+                if self.read(buffer, files, first=not is_cut) is None:
+                    files, is_cut = files + 1, False
+                else:
+                    is_cut = True
         except EndOfData:
-            return files, False
+            return files, is_cut
         if refused is not None:
             raise self.failed(refused, "find the end of the data")
-        return files, True
+        return files, is_cut
 
     def _move(self, here: int, file: int) -> bool:
         """From a known file to the start of another, or of the same; False when the medium came out elsewhere."""
@@ -201,7 +206,7 @@ class StMedium:
                 self.file = file + 1
                 return None
             raise self._no_more(file, first)
-        if first and file == 0 and state.has(mtio.AT_MEDIUM_END) and not any(buffer[:length]):
+        if state.has(mtio.AT_MEDIUM_END) and buffer[:length] == bytes(length):  # nor is this, after no file mark
             raise self._no_more(file, first)
         return length
 
