@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,10 @@ def test_golden_labels(name: str, tmp_path: Path) -> None:
             said = {file.number: file.said for file in files(name) if file.label == text}
             assert found.label.label_text == text and found.label.pool == said[0]["header"].get("pool")
             assert found.set_label.seq_nr == said[1]["header"]["seq_nr"]
-            write_label(own, found.label, said[0]["ctime"], lambda _: decode_uuid(said[0]["uuid"], ""))
-            write_set_label(own, found.set_label, said[1]["ctime"], lambda _: decode_uuid(said[1]["uuid"], ""))
+            uuids = [decode_uuid(said[number]["uuid"], "") for number in (0, 1)]
+            random_of = [partial(lambda uuid, _: uuid, uuid) for uuid in uuids]
+            write_label(own, found.label, said[0]["ctime"], random_of[0])
+            write_set_label(own, found.set_label, said[1]["ctime"], random_of[1])
             assert own.status().file == 2 and read_labels(own) == found
             for number in (0, 1):
                 name_of = f"tapefile-{number}-{text}.json"
