@@ -204,6 +204,16 @@ class Disk:
         self.sync_directory(os.path.dirname(target))
         self.sync_directory(os.path.dirname(source))
 
+    def link_file(self, source: str, target: str) -> bool:
+        """Give a file another name; False where the file system cannot. Nothing is made durable."""
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
     def replace_file(self, source: str, target: str) -> None:
         """Durable rename of a file whose contents are durable; whatever file is at ``target`` is gone then."""
         os.rename(source, target)

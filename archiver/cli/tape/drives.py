@@ -106,6 +106,20 @@ def list_(context: Context) -> None:
 
 
 @drive.command()
+@global_options
+def scan(context: Context) -> None:
+    """List the tape drives of this machine, set up or not."""
+    from archiver.tape.drive.scan import find_drives
+
+    listed(
+        context.output,
+        [found.as_json() for found in find_drives()],
+        ("path", "vendor", "model", "serial", "generic"),
+        "the kernel has no tape drive",
+    )
+
+
+@drive.command()
 @click.argument("name")
 @global_options
 def remove(context: Context, name: str) -> None:
