@@ -233,17 +233,23 @@ def test_drives(place: TapePlace) -> None:
     assert found.libraries == ["lib", "usb"]
     with pytest.raises(UsageError, match="2 drives"):
         found.chosen(None)
-    for work in (
-        lambda: drives.add_drive(DRIVE),
-        lambda: drives.add_changer(ChangerConfig("usb", "/dev/sg1")),
-        lambda: drives.remove_changer("lib"),
-        lambda: drives.add_drive(DriveConfig("a1", "virtual", "relative")),
-        lambda: drives.add_drive(DriveConfig("a1", "virtual", "/x", 5)),
-        lambda: drives.add_drive(DriveConfig("a1", "st", "/dev/nst1", changer="none")),
-        lambda: drives.remove_drive("none"),
-    ):
+    wrong = [
+        DRIVE,
+        DriveConfig("a1", "virtual", "relative"),
+        DriveConfig("a1", "virtual", "/x", 5),
+        DriveConfig("a1", "st", "/dev/nst1", 1 << 30),
+        DriveConfig("a1", "virtual", "/x", changer="lib"),
+        DriveConfig("a1", "st", "/dev/nst1", changer="none"),
+    ]
+    for config in wrong:
         with pytest.raises((UsageError, NotFound)):
-            work()
+            drives.add_drive(config)
+    with pytest.raises(UsageError):
+        drives.add_changer(ChangerConfig("usb", "/dev/sg1"))
+    with pytest.raises(UsageError, match="loads the drive lto"):
+        drives.remove_changer("lib")
+    with pytest.raises(NotFound):
+        drives.remove_drive("none")
     drives.remove_drive("lto")
     drives.remove_changer("lib")
     assert drives.load().chosen(None) == DRIVE
