@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from archiver.errors import TargetAbsent
+from archiver.errors import ArchiverError, TargetAbsent
+from archiver.tape.changer.mtx import Library, MtxChanger, labels_at_hand
+from archiver.tape.changer.person import PersonChanger
 from archiver.tape.changer.virtual import VirtualChanger
 from archiver.tape.drive.interface import Changer, Drive
+from archiver.tape.drive.st import StDrive
 from archiver.tape.drive.virtual import VirtualDrive, check_there, labels_in
-from archiver.tape.state.drives import Drives
+from archiver.tape.state.drives import Configuration, DriveConfig, Drives
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
 
@@ -56,8 +59,9 @@ def update_online(place: TapePlace, library: str, labels: list[str] | None) -> N
 
 def update_all_online(place: TapePlace) -> None:
     """The same for every library that can be asked without disturbing a drive. A virtual drive that is not plugged in
-    has nothing."""
-    for config in Drives(place).load().drives.values():
+    has nothing; of a robot that does not answer nothing is known, and all stays as it was."""
+    configuration = Drives(place).load()
+    for config in configuration.drives.values():
         if config.kind == "virtual":
             try:
                 check_there(config.path, config.mount)
@@ -65,10 +69,13 @@ def update_all_online(place: TapePlace) -> None:
             except TargetAbsent:
                 labels = []
             update_online(place, config.name, labels)
+    for robot in configuration.changers.values():
+        with suppress(ArchiverError):
+            update_online(place, robot.name, labels_at_hand(Library(robot.path, robot.export_slots).status()))
 
 
 def open_access(place: TapePlace, name: str | None, *, wait_seconds: float = 10.0, new: bool = False) -> Access:
-    """The drive ``name``, or the only one there is. ``new``: its directory is made where its disk is there. Raises
+    """The drive ``name``, or the only one there is. ``new``: its directory is made on a disk that is there. Raises
     NotFound, UsageError, TargetAbsent, Locked."""
     configuration = Drives(place).load()
     config = configuration.chosen(name)
@@ -81,12 +88,22 @@ def open_access(place: TapePlace, name: str | None, *, wait_seconds: float = 10.
                 config.path,
                 max_size=config.max_size,
                 mount=config.mount,
-                new=new,
+                new=new and config.mount is not None,
                 wait_seconds=wait_seconds,
             )
             opened.callback(virtual.close)
             return Access(place, virtual, VirtualChanger(virtual), config.name, opened)
-        raise AssertionError(config.kind)
+        return _open_real(place, configuration, config, opened)
     except BaseException:
         opened.close()
         raise
+
+
+def _open_real(place: TapePlace, configuration: Configuration, config: DriveConfig, opened: ExitStack) -> Access:
+    drive = StDrive(config.name, config.path, generic=config.generic)
+    opened.callback(drive.close)
+    if config.changer is None:
+        return Access(place, drive, PersonChanger(drive), None, opened)
+    robot = configuration.changer(config.changer)
+    changer = MtxChanger(robot.name, robot.path, config.changer_drive, drive, robot.export_slots)
+    return Access(place, drive, changer, robot.name, opened)

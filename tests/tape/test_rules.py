@@ -87,7 +87,7 @@ def test_status() -> None:
     assert rules.status(inventory, third, p) == "full"  # not its last medium
     assert rules.status(inventory, fourth, p) == "writable"
     for stored in ("full", "damaged", "retired"):
-        assert rules.status(inventory, replace(fourth, status=stored), p) == stored  # type: ignore[arg-type]
+        assert rules.status(inventory, replace(fourth, status=stored), p) == stored
     assert rules.status(inventory, medium("X", pool="pp"), p) == "writable"
     reserved = replace(medium("Y"), set_label=MediaSetLabel("pp", NO_SET, 0, 5))
     assert reserved.pool == "pp" and rules.status(inventory, reserved, p) == "writable"
@@ -107,7 +107,7 @@ def test_no_set_is_the_latest_of_two() -> None:
     assert choose_set(inventory, pool(), 20, force_new=False).is_new
 
 
-# -- which set is written ------------------------------------------------------------------------------------------------
+# -- which set is written ----------------------------------------------------------------------------------------------
 
 
 def start(inventory: Inventory, p: Pool, now: int = 1000, *, force: bool = False) -> str | None:
@@ -127,7 +127,7 @@ def test_the_set_goes_on() -> None:
     assert "not known" in (start(inventory_of(b), pool()) or "")
     assert "key" in (start(both, pool(encrypt=":".join(["aa"] * 32))) or "")
     for status in ("damaged", "retired"):
-        assert status in (start(inventory_of(replace(a, status=status), b), pool()) or "")  # type: ignore[arg-type]
+        assert status in (start(inventory_of(replace(a, status=status), b), pool()) or "")
     doubled = in_set(medium("C"), "pp", "one", 1, 30)
     assert "two media" in (start(inventory_of(a, b, doubled), pool()) or "")
     vault = Location.vault("attic")
@@ -139,7 +139,7 @@ def test_the_set_goes_on() -> None:
     assert start(inventory_of(a, online(b, "lib")), pool()) is None
 
 
-# -- which medium --------------------------------------------------------------------------------------------------------
+# -- which medium ------------------------------------------------------------------------------------------------------
 
 
 def names(inventory: Inventory, p: Pool, changer: str | None = None, now: int = 1000) -> list[str]:

@@ -62,7 +62,7 @@ PBS_INVENTORY = """[
         "uuid": "7488bcea-cd05-4648-89ba-d9ee0ff5aade",
         "seq_nr": 0,
         "ctime": 1700000100,
-        "encryption_key_fingerprint": "%s"
+        "encryption_key_fingerprint": "FINGERPRINT"
       }
     },
     "location": "vault-attic",
@@ -71,7 +71,7 @@ PBS_INVENTORY = """[
     "something-new": [1]
   },
   {"id": {"label": {"label_text": "TAPE02", "uuid": "49043fc035884801818a62faed6e317b", "ctime": 5}}}
-]""" % ":".join(["ab"] * 32)
+]""".replace("FINGERPRINT", ":".join(["ab"] * 32))
 
 
 def test_inventory_of_a_pbs(place: TapePlace) -> None:
@@ -121,7 +121,8 @@ def test_inventory_round_trip(each: Medium) -> None:
         '[{"id": {"label": {"label_text": "T1", "uuid": "x", "ctime": 1}}}]',
         '[{"id": {"label": {"label_text": "T1", "uuid": "13998850-57f6-4bad-be54-b4392eb4e340", "ctime": 1.5}}}]',
         PBS_INVENTORY.replace("123", '"123"'), PBS_INVENTORY.replace("vault-attic", "vault-../../x"),
-        PBS_INVENTORY.replace('"vault-attic"', "7"), PBS_INVENTORY.replace("49043fc035884801818a62faed6e317b", "13998850-57f6-4bad-be54-b4392eb4e340"),
+        PBS_INVENTORY.replace('"vault-attic"', "7"),
+        PBS_INVENTORY.replace("49043fc035884801818a62faed6e317b", "13998850-57f6-4bad-be54-b4392eb4e340"),
     ],
 )  # fmt: skip
 def test_hostile_inventory(place: TapePlace, text: str) -> None:
@@ -200,9 +201,10 @@ def test_pools(place: TapePlace) -> None:
     assert made.set_name(uuid_of("set"), 0).startswith("set-19")
     assert made.set_name(uuid_of("set"), None) in made.set_name(uuid_of("set"), 0)
     pools.remove("weekly")
-    for work in (lambda: pools.get("weekly"), lambda: pools.remove("weekly")):
-        with pytest.raises(NotFound):
-            work()
+    with pytest.raises(NotFound):
+        pools.get("weekly")
+    with pytest.raises(NotFound):
+        pools.remove("weekly")
 
 
 @pytest.mark.parametrize(
@@ -231,17 +233,23 @@ def test_drives(place: TapePlace) -> None:
     assert found.libraries == ["lib", "usb"]
     with pytest.raises(UsageError, match="2 drives"):
         found.chosen(None)
-    for work in (
-        lambda: drives.add_drive(DRIVE),
-        lambda: drives.add_changer(ChangerConfig("usb", "/dev/sg1")),
-        lambda: drives.remove_changer("lib"),
-        lambda: drives.add_drive(DriveConfig("a1", "virtual", "relative")),
-        lambda: drives.add_drive(DriveConfig("a1", "virtual", "/x", 5)),
-        lambda: drives.add_drive(DriveConfig("a1", "st", "/dev/nst1", changer="none")),
-        lambda: drives.remove_drive("none"),
-    ):
+    wrong = [
+        DRIVE,
+        DriveConfig("a1", "virtual", "relative"),
+        DriveConfig("a1", "virtual", "/x", 5),
+        DriveConfig("a1", "st", "/dev/nst1", 1 << 30),
+        DriveConfig("a1", "virtual", "/x", changer="lib"),
+        DriveConfig("a1", "st", "/dev/nst1", changer="none"),
+    ]
+    for config in wrong:
         with pytest.raises((UsageError, NotFound)):
-            work()
+            drives.add_drive(config)
+    with pytest.raises(UsageError):
+        drives.add_changer(ChangerConfig("usb", "/dev/sg1"))
+    with pytest.raises(UsageError, match="loads the drive lto"):
+        drives.remove_changer("lib")
+    with pytest.raises(NotFound):
+        drives.remove_drive("none")
     drives.remove_drive("lto")
     drives.remove_changer("lib")
     assert drives.load().chosen(None) == DRIVE
@@ -360,7 +368,7 @@ def test_hostile_logs(place: TapePlace, data: bytes) -> None:
         CatalogLogs(place).load(ONE.uuid)
 
 
-# -- taking over from a PBS ----------------------------------------------------------------------------------------------
+# -- taking over from a PBS --------------------------------------------------------------------------------------------
 
 
 def test_take_over(place: TapePlace, tmp_path: Path) -> None:
@@ -375,7 +383,7 @@ def test_take_over(place: TapePlace, tmp_path: Path) -> None:
     (log,) = logs("single").values()
     assert Path(CatalogLogs(place).path(result.media[0].uuid)).read_bytes() == log
     again = take_over(place, str(pbs))
-    assert again.media == again.catalogs == again.problems == []
+    assert not again.media and not again.catalogs and not again.problems
     assert {file.name: file.read_bytes() for file in pbs.iterdir()} == before
 
 

@@ -1,4 +1,4 @@
-"""tape changer add, list, remove, status"""
+"""tape changer add, list, scan, remove, status, transfer"""
 
 from __future__ import annotations
 
@@ -49,6 +49,20 @@ def list_(context: Context) -> None:
 
 
 @changer.command()
+@global_options
+def scan(context: Context) -> None:
+    """List the changers of this machine, set up or not."""
+    from archiver.tape.drive.scan import find_changers
+
+    listed(
+        context.output,
+        [found.as_json() for found in find_changers()],
+        ("path", "vendor", "model", "serial"),
+        "the kernel has no changer",
+    )
+
+
+@changer.command()
 @click.argument("name")
 @global_options
 def remove(context: Context, name: str) -> None:
@@ -64,12 +78,16 @@ def remove(context: Context, name: str) -> None:
 @global_options
 def status(context: Context, drive: str | None) -> None:
     """Show what is in the drive, and what its changer has at hand."""
+    from archiver.tape.changer.mtx import MtxChanger
     from archiver.tape.drive.virtual import VirtualDrive
 
     with opened(drive) as access:
         labels = access.update_online()
         if labels is None:
             raise UsageError(f"a person changes the media of the drive {access.name}")
+        if isinstance(access.changer, MtxChanger):
+            _list([element.as_json() for element in access.changer.status()], context)
+            return
         loaded = access.drive.label if isinstance(access.drive, VirtualDrive) else None
         items: list[dict[str, Any]] = [_entry("drive", 0, loaded, None)]
         slots: list[str | None] = [*labels]
@@ -78,7 +96,31 @@ def status(context: Context, drive: str | None) -> None:
         for item in items[1:]:
             if item["label-text"] is not None and item["label-text"] == loaded:
                 items[0]["loaded-slot"] = item["entry-id"]
+    _list(items, context)
+
+
+def _list(items: list[dict[str, Any]], context: Context) -> None:
     listed(context.output, items, ("entry-kind", ">entry-id", "label-text", ">loaded-slot"), "")
+
+
+@changer.command()
+@click.argument("name")
+@click.option("--from", "source", type=click.IntRange(1), required=True, metavar="SLOT", help="A full slot.")
+@click.option("--to", "target", type=click.IntRange(1), required=True, metavar="SLOT", help="An empty one.")
+@global_options
+def transfer(context: Context, name: str, source: int, target: int) -> None:
+    """Have the changer NAME move a medium from one slot to another; import-export slots have the last numbers."""
+    from archiver.tape.access import update_online
+    from archiver.tape.changer.mtx import Library, labels_at_hand
+    from archiver.tape.state.drives import Drives
+
+    place = tape_place()
+    config = Drives(place).load().changer(name)
+    library = Library(config.path, config.export_slots)
+    library.move("transfer", source, target)
+    update_online(place, name, labels_at_hand(library.status()))
+    document = {"changer": name, "from": source, "to": target}
+    told(context.output, document, f"the medium of slot {source} is in slot {target} now")
 
 
 def _entry(kind: str, number: int, label: str | None, slot: int | None) -> dict[str, Any]:

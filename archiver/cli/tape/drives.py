@@ -55,10 +55,11 @@ def add(
         config = DriveConfig(name, "st", path, size, None, changer, number, generic)
     else:
         config = DriveConfig(name, "virtual", path, size, mount_of(path), changer, number, generic)
-    config.check()
+    drives = Drives(tape_place())
+    drives.check_new(config)
     if config.kind == "virtual":
         VirtualDrive(name, path, max_size=size, mount=config.mount, new=True).close()
-    Drives(tape_place()).add_drive(config)
+    drives.add_drive(config)
     told(context.output, {"drive": _described(config)}, f"set up the drive {name}: {path}")
 
 
@@ -102,6 +103,20 @@ def list_(context: Context) -> None:
         items,
         ("name", "kind", "path", "changer", "present"),
         "there are no drives; archiver tape drive add NAME --path DIR sets one up",
+    )
+
+
+@drive.command()
+@global_options
+def scan(context: Context) -> None:
+    """List the tape drives of this machine, set up or not."""
+    from archiver.tape.drive.scan import find_drives
+
+    listed(
+        context.output,
+        [found.as_json() for found in find_drives()],
+        ("path", "vendor", "model", "serial", "generic"),
+        "the kernel has no tape drive",
     )
 
 
