@@ -75,7 +75,7 @@ def update_all_online(place: TapePlace) -> None:
 
 
 def open_access(place: TapePlace, name: str | None, *, wait_seconds: float = 10.0, new: bool = False) -> Access:
-    """The drive ``name``, or the only one there is. ``new``: its directory is made where its disk is there. Raises
+    """The drive ``name``, or the only one there is. ``new``: its directory is made on a disk that is there. Raises
     NotFound, UsageError, TargetAbsent, Locked."""
     configuration = Drives(place).load()
     config = configuration.chosen(name)
@@ -88,7 +88,7 @@ def open_access(place: TapePlace, name: str | None, *, wait_seconds: float = 10.
                 config.path,
                 max_size=config.max_size,
                 mount=config.mount,
-                new=new,
+                new=new and config.mount is not None,
                 wait_seconds=wait_seconds,
             )
             opened.callback(virtual.close)

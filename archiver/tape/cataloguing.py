@@ -13,6 +13,7 @@ from typing import Any
 from archiver.core.events import Listener, Notice
 from archiver.errors import Damaged, UsageError
 from archiver.tape.drive.interface import Drive, EndOfData
+from archiver.tape.keys import TapeKeys, use_key
 from archiver.tape.labels import read_labels
 from archiver.tape.loading import set_of
 from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, opened, visit_files
@@ -62,7 +63,7 @@ class Catalogued:
 
 
 def catalogue(
-    place: TapePlace, drive: Drive, listener: Listener, *, scan: bool = False, force: bool = False
+    place: TapePlace, drive: Drive, keys: TapeKeys, listener: Listener, *, scan: bool = False, force: bool = False
 ) -> Catalogued:
     """Make the catalog of the medium in the drive; its labels go into the inventory. Raises UsageError where there is a
     catalog and it is not to be replaced, NoMedium, Damaged."""
@@ -83,6 +84,7 @@ def catalogue(
             f"there is a catalog of {done.label} already",
             hint="to make it anew: --force; see: archiver tape media content",
         )
+    use_key(drive, media_set, keys)
     if not scan and _Fast(drive, logs, inventory, done, medium, media_set, listener).run():
         return _told(done, logs, medium, "fast")
     _scan(drive, logs, done, medium, media_set, listener)

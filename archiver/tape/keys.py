@@ -108,7 +108,7 @@ class TapeKeys:
         self._place.write_json(_PLAIN, keys)
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
-        found = self._place.read_json(name)
+        found = self._place.read_json(name, _HINT)
         if found is None:
             return []
         if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):

@@ -26,8 +26,10 @@ from archiver.tape.state.session import WriteSession
 from archiver.tape.write.media import Media
 from archiver.tape.write.plan import Step, WriteOptions, WritePlan, estimate, make_plan, name_on_media
 from archiver.tape.write.run import WriteResult, carry_out
+from formats.tape.catalog import decode_catalog
 from formats.tape.labels import MediaLabel
 from tests.tape.media import put_stream
+from tests.tape.restoring import LogCatalog
 
 
 class Online:
@@ -141,6 +143,13 @@ class Library:
         """By label text."""
         logs = CatalogLogs(self.place)
         return {medium.name: bytes(logs.read(medium.uuid)) for medium in self.inventory() if logs.stamp(medium.uuid)}
+
+    def known(self) -> LogCatalog:
+        """The newest set of the pool, as its logs have it."""
+        found = self.inventory().latest_set(self.pool.name)
+        members = [Member(number, medium.uuid, medium.name) for number, medium in sorted(found.members.items())]
+        logs = self.logs()
+        return LogCatalog(found.uuid, members, {each.seq_nr: decode_catalog(logs[each.label]) for each in members})
 
     def inventory(self) -> Any:
         return InventoryFile(self.place).load()

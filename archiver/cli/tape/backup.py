@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
-from archiver.cli.sync import worst
 from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
 
 if TYPE_CHECKING:

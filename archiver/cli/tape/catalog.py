@@ -32,9 +32,7 @@ def catalog(ctx: click.Context, context: Context, scan: bool, force: bool, drive
     with opened(drive) as access:
         access.update_online()
         check_loaded(access)
-        done = catalogue(
-            access.place, access.drive, TapeKeys.default(os.environ), output.hear, scan=scan, force=force
-        )
+        done = catalogue(access.place, access.drive, TapeKeys.default(os.environ), output.hear, scan=scan, force=force)
         access.update_online()
     if output.as_json:
         output.document({"schema": 1, **done.as_json()})

@@ -55,10 +55,11 @@ def add(
         config = DriveConfig(name, "st", path, size, None, changer, number, generic)
     else:
         config = DriveConfig(name, "virtual", path, size, mount_of(path), changer, number, generic)
-    config.check()
+    drives = Drives(tape_place())
+    drives.check_new(config)
     if config.kind == "virtual":
         VirtualDrive(name, path, max_size=size, mount=config.mount, new=True).close()
-    Drives(tape_place()).add_drive(config)
+    drives.add_drive(config)
     told(context.output, {"drive": _described(config)}, f"set up the drive {name}: {path}")
 
 

@@ -36,6 +36,10 @@ COMMANDS = {
     "eject": ("tape.handling", "eject"),
     "format": ("tape.handling", "format_"),
     "scan": ("tape.scan", "scan"),
+    "catalog": ("tape.catalog", "catalog"),
+    "backup": ("tape.backup", "backup"),
+    "restore": ("tape.restore", "restore"),
+    "verify": ("tape.verify", "verify"),
     "key": ("tape.keys", "key"),
 }
 

@@ -115,9 +115,10 @@ def content(
     only = {inventory.find(text).uuid for text in (label_text, uuid) if text is not None}
     items: list[dict[str, Any]] = []
     missing: list[str] = []
+    chosen = None if media_set is None else _uuid_text(media_set)
     with MediaSets(place, output.hear) as catalogs:
         for each in inventory.sets(pool):
-            if media_set is not None and encode_uuid(each.uuid) != _uuid_text(media_set):
+            if chosen not in (None, encode_uuid(each.uuid)):
                 continue
             lost = catalogs.refresh(each)
             for found in catalogs.snapshots(each.uuid):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
-from archiver.cli.sync import checked_owner, worst
+from archiver.cli.sync import checked_owner
 from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
 from archiver.errors import ArchiverError, UsageError
 
@@ -64,6 +65,7 @@ def restore(
     from archiver.tape.keys import TapeKeys
     from archiver.tape.restore.job import look_ahead, opened_set
     from archiver.tape.restore.job import restore as bring
+    from archiver.tape.restore.plan import make_plan
 
     output = context.output
     with ExitStack() as held:
@@ -72,15 +74,19 @@ def restore(
         access = held.enter_context(opened(drive))
         keys = TapeKeys.default(os.environ)
         wait = 0.0 if dry_run else waited_for(wait_seconds)
-        found = held.enter_context(
-            opened_set(access, media_set, keys, output.hear, wait_seconds=wait, pause=pause)
-        )
+        found = held.enter_context(opened_set(access, media_set, keys, output.hear, wait_seconds=wait, pause=pause))
         if dry_run:
             _show_plan(ctx, output, look_ahead(found, routes, crypt, output.hear))
             return
         for store in routes.all_stores():
             store.check_writable()
-        plan, result = bring(found, routes, crypt, output.hear)
+        plan = make_plan(found.known, routes)
+        if plan.visits:
+            labels = ", ".join(visit.member.label for visit in plan.visits)
+            output.message(
+                f"needed media, in this order: {labels}{'' if plan.whole else ', then perhaps earlier ones'}"
+            )
+        result = bring(found, plan, routes, crypt, output.hear)
     _tell(ctx, output, plan, result)
 
 

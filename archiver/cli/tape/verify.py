@@ -7,8 +7,8 @@ import os
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.outcome import worst
 from archiver.cli.output import size_text
-from archiver.cli.sync import worst
 from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
 from archiver.errors import EXIT_DAMAGED, NotFound
 
@@ -43,9 +43,7 @@ def verify(
     keys = TapeKeys.default(os.environ)
     with (
         opened(drive) as access,
-        opened_set(
-            access, media_set, keys, output.hear, wait_seconds=waited_for(wait_seconds), pause=pause
-        ) as found,
+        opened_set(access, media_set, keys, output.hear, wait_seconds=waited_for(wait_seconds), pause=pause) as found,
     ):
         members = [member for member in found.known.members if not labels or member.label in labels]
         for label in labels:

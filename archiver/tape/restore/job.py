@@ -60,9 +60,7 @@ def opened_set(
         yield OpenedSet(known, media, place)
 
 
-def look_ahead(
-    opened: OpenedSet, routes: Routes, crypt: CryptConfig | None, listener: Listener
-) -> RestorePlan:
+def look_ahead(opened: OpenedSet, routes: Routes, crypt: CryptConfig | None, listener: Listener) -> RestorePlan:
     """What a restore would read; the snapshots' archives are read from media that are at hand."""
     plan = make_plan(opened.known, routes)
     run.survey(opened.known, plan, routes, opened.media, crypt, listener)
@@ -70,20 +68,15 @@ def look_ahead(
 
 
 def restore(
-    opened: OpenedSet, routes: Routes, crypt: CryptConfig | None, listener: Listener
-) -> tuple[RestorePlan, RestoreResult]:
-    """Raises NotFound for what is not in the set, UsageError, Locked during a gc; all else is in the result."""
-    plan = make_plan(opened.known, routes)
-    if plan.visits:
-        labels = ", ".join(visit.member.label for visit in plan.visits)
-        listener(Notice(f"needed media, in this order: {labels}" + ("" if plan.whole else ", and earlier ones"), "info"))
+    opened: OpenedSet, plan: RestorePlan, routes: Routes, crypt: CryptConfig | None, listener: Listener
+) -> RestoreResult:
+    """Carry out the plan that ``make_plan`` made of ``opened.known``. Media that had no catalog here get one. Raises
+    UsageError, Locked during a gc; all else is in the result."""
 
     def catalogued(member: Member, entries: list[ChunkFile | SnapshotEntry]) -> None:
         _keep(CatalogLogs(opened.place), opened.known.uuid, member, entries, listener)
 
-    return plan, run.carry_out(
-        opened.known, plan, routes, opened.media, crypt, listener, catalogued=catalogued
-    )
+    return run.carry_out(opened.known, plan, routes, opened.media, crypt, listener, catalogued=catalogued)
 
 
 def _keep(

@@ -89,6 +89,7 @@ class CatalogLogs:
                 data = memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else b"")
             return self._decode(medium, data), data
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # the map keeps the file open
             os.close(fd)
 
     def _decode(self, medium: bytes, data: memoryview) -> MediaCatalog:

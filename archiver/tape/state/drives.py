@@ -167,15 +167,18 @@ class Drives:
             found[entry.name] = entry
         return dict(sorted(found.items()))
 
+    def check_new(self, drive: DriveConfig) -> None:
+        """Raises UsageError where it is wrong or its name is taken, NotFound where its changer is not there."""
+        drive.check()
+        now = self.load()
+        _check_new(drive, now.drives, now.changers)
+
     def add_drive(self, drive: DriveConfig) -> None:
-        """Raises UsageError where the name is taken, or its changer is not there."""
+        """Raises as ``check_new``."""
         drive.check()
 
         def add(drives: dict[str, DriveConfig], changers: dict[str, ChangerConfig]) -> None:
-            if drive.name in drives or drive.name in changers:
-                raise UsageError(f"there is a drive or changer {drive.name} already", hint="choose another name")
-            if drive.changer is not None and drive.changer not in changers:
-                raise NotFound(f"there is no changer {drive.changer}", hint="see: archiver tape changer list")
+            _check_new(drive, drives, changers)
             drives[drive.name] = drive
 
         self._change(add)
@@ -218,6 +221,13 @@ class Drives:
                 "changers": [changers[name].as_json() for name in sorted(changers)],
             }
             self._place.write_json(_FILE, document)
+
+
+def _check_new(drive: DriveConfig, drives: Mapping[str, DriveConfig], changers: Mapping[str, ChangerConfig]) -> None:
+    if drive.name in drives or drive.name in changers:
+        raise UsageError(f"there is a drive or changer {drive.name} already", hint="choose another name")
+    if drive.changer is not None and drive.changer not in changers:
+        raise NotFound(f"there is no changer {drive.changer}", hint="see: archiver tape changer list")
 
 
 _NUMBERS = ("max_size", "changer_drive")

@@ -299,7 +299,7 @@ class InventoryFile:
 
 def decode_inventory(place: TapePlace, name: str) -> Inventory:
     """The inventory in the file ``name``, one of a PBS too. Raises Damaged."""
-    entries = place.read_json(name)
+    entries = place.read_json(name, _HINT)
     if entries is None:
         return Inventory()
     if not isinstance(entries, list):

@@ -96,19 +96,19 @@ class TapePlace:
             raise Damaged(f"{path} is too long: more than {_LARGEST >> 20} MiB")
         return data
 
-    def read_json(self, name: str) -> Any:
-        """What a JSON file holds; None where there is none. Raises Damaged."""
+    def read_json(self, name: str, hint: str | None = None) -> Any:
+        """What a JSON file holds; None where there is none. Raises Damaged, with ``hint``."""
         data = self.read(name)
         if data is None:
             return None
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise self.damaged(name, f"it is no JSON ({str(error)[:80]})") from error
+            raise self.damaged(name, f"it is no JSON ({str(error)[:80]})", hint) from error
 
     def read_document(self, name: str, hint: str) -> dict[str, Any]:
         """A document of ours; an empty one where there is none. Raises Damaged, TooNew."""
-        found = self.read_json(name)
+        found = self.read_json(name, hint)
         if found is None:
             return {}
         if not isinstance(found, dict) or not isinstance(found.get("schema"), int):

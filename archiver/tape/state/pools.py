@@ -144,6 +144,13 @@ def _fingerprint(text: str) -> bytes:
         raise UsageError(f"--encrypt: {error}", hint="see the fingerprints: archiver tape key list") from error
 
 
+def _check_types(members: Any) -> None:
+    for name, value in members.items():
+        kind = bool if name == "require_encryption" else str
+        if value is not None and type(value) is not kind:
+            raise TypeError(f"{name} has another type")
+
+
 class Pools:
     """The pools of a place."""
 
@@ -153,8 +160,12 @@ class Pools:
     def all(self) -> dict[str, Pool]:
         """By name, sorted. Raises Damaged."""
         found: dict[str, Pool] = {}
-        for members in self._place.read_document(_FILE, _HINT).get("pools", ()):
+        entries = self._place.read_document(_FILE, _HINT).get("pools", [])
+        if not isinstance(entries, list):
+            raise self._place.damaged(_FILE, "pools is no list", _HINT)
+        for members in entries:
             try:
+                _check_types(members)
                 known = {name: members[name] for name in Pool.__slots__ if name in members}
                 pool = Pool.make(**known)
             except (UsageError, FormatError, TypeError, KeyError, AttributeError) as error:

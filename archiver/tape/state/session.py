@@ -167,6 +167,21 @@ class WriteSession:
     def members(self) -> MediaSet:
         return self._file.load().media_set(self.media_set)
 
+    def next_medium(self) -> Medium:
+        """Which one ``allocate`` will give, as far as can be told; nothing is entered. So what is on it can be
+        looked at first. Raises NoMediaLeft."""
+        inventory = self._file.load()
+        for medium in candidates(inventory, self.pool, self.media_set, self._changer, self._clock.now()):
+            place = medium.in_set
+            if place is None or place.uuid == self.media_set:
+                return medium
+            try:
+                self._place.lock_media_set(encode_uuid(place.uuid), wait_seconds=0).close()
+            except Locked:
+                continue
+            return medium
+        raise self._none_left()
+
     def allocate(self) -> Allocated:
         """The medium to be written now: that which goes on, or the next one, entered in the inventory. Raises
         NoMediaLeft."""
@@ -184,8 +199,11 @@ class WriteSession:
                 except Locked:
                     continue  # a restore reads it
                 return Allocated(self._add(medium.uuid, now), is_new=True)
+        raise self._none_left()
+
+    def _none_left(self) -> NoMediaLeft:
         where = "on the shelf" if self._changer is None else f"in {self._changer}"
-        raise NoMediaLeft(
+        return NoMediaLeft(
             f"no medium {where} can be written for the pool {self.pool.name}",
             hint=f"label a new one: archiver tape label --label-text TEXT --pool {self.pool.name}",
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +20,14 @@ from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.pools import Pool
 from archiver.tape.state.session import WriteSession, candidates, choose_set
 from archiver.tape.write.media import Media
-from archiver.tape.write.plan import WriteOptions, WritePlan, estimate, make_plan
+from archiver.tape.write.plan import WriteOptions, WritePlan, estimate, is_encrypted, make_plan
 from archiver.tape.write.run import WriteResult, carry_out
 from formats.tape.labels import MediaSetLabel
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """``eject``: take the medium out at the end; ``export``: all media of the set, to where a person takes them from."""
+    """``eject``: take the medium out at the end; ``export``: all media of the set, for a person to take away."""
 
     write: WriteOptions
     force_new: bool = False
@@ -39,8 +37,8 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """``media_set``: that is written; ``new_set``: why it is a new one, None where it goes on; ``media``: labels of those
-    that would be written, the next one first."""
+    """``media_set``: that is written; ``new_set``: why it is a new one, None where it goes on; ``media``: labels
+    of those that would be written, the next one first."""
 
     plan: WritePlan
     media_set: bytes
@@ -119,8 +117,6 @@ def _with_key(label: MediaSetLabel, keys: TapeKeys) -> MediaSetLabel:
 
 
 def _tell_of_plain(store: Store, plan: WritePlan, pool: Pool, listener: Listener) -> None:
-    from archiver.tape.write.plan import is_encrypted
-
     for step in plan.work:
         try:
             if not is_encrypted(store.manifest(step.ref)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from archiver.core.clock import Clock, Random
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged, UsageError
+from archiver.errors import ArchiverError, Damaged, Skipped, UsageError
 from archiver.tape.drive.interface import Drive, WriteProtected
 from archiver.tape.known_set import KnownSet
 from archiver.tape.labels import read_labels
@@ -22,7 +22,7 @@ from archiver.tape.reading import FIRST_ARCHIVE
 from archiver.tape.state.catalog_log import CatalogLogs, LogWriter
 from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.place import TapePlace
-from archiver.tape.state.session import Allocated, WriteSession
+from archiver.tape.state.session import WriteSession
 from archiver.tape.tail import adopt, check_end
 from archiver.tape.write.archives import write_catalog, write_label
 from archiver.tape.write.plan import without
@@ -85,6 +85,7 @@ class Media:
         self._bytes = 0  # since the last commit
         self._flush_seconds = 0.0
         self.used: list[str] = []
+        self.failure: ArchiverError | None = None  # why there is no medium that can be written
         self.adopted = 0
 
     # -- what the set holds ------------------------------------------------------------------------------------------
@@ -109,7 +110,11 @@ class Media:
         """A drive that stands behind the data of a medium that can be written. Raises NoMediaLeft, TargetAbsent,
         WriteProtected, Damaged."""
         if self._current is None:
-            self._current = self._next()
+            try:
+                self._current = self._next()
+            except ArchiverError as error:
+                self.failure = error
+                raise
         return self._current.drive
 
     def content(self) -> tuple[bytes, int]:
@@ -117,12 +122,17 @@ class Media:
         return self._random(16), self._clock.now()
 
     def _next(self) -> _Current:
-        before = self._inventory.load()
-        allocated = self._session.allocate()
-        medium = allocated.medium
+        chosen = self._session.next_medium()
+        before = chosen.in_set
+        drive = self._loader.load(Member(0 if before is None else before.seq_nr, chosen.uuid, chosen.name))
+        there = set_of(read_labels(drive))
+        if before is None or before.uuid != self._session.media_set:
+            _check_may_overwrite(chosen.name, before, there)
+        medium = self._session.allocate().medium
         place = medium.in_set
         assert place is not None
-        drive = self._loader.load(Member(place.seq_nr, medium.uuid, medium.name))
+        if medium.uuid != chosen.uuid:
+            raise Skipped(f"medium {chosen.name} was taken by another process", hint="try again")
         if drive.status().write_protected:
             raise WriteProtected(
                 f"medium {medium.name} is write-protected", hint="flip its switch, or make its directory writable"
@@ -134,10 +144,8 @@ class Media:
             )
         if medium.name not in self.used:
             self.used.append(medium.name)
-        known = before.media.get(medium.uuid)
-        there = set_of(read_labels(drive))
         if there is None or there.uuid != place.uuid:
-            self._check_may_overwrite(allocated, known, there)
+            self._check_unwritten(medium)
             return self._begin(drive, medium, place)
         if (there.seq_nr, there.fingerprint) != (place.seq_nr, place.fingerprint):
             raise Foreign(
@@ -146,22 +154,11 @@ class Media:
             )
         return self._go_on(drive, medium, place)
 
-    def _check_may_overwrite(self, allocated: Allocated, known: Medium | None, there: MediaSetLabel | None) -> None:
-        """A set is overwritten when the inventory knows that it is on the medium and has chosen it, not otherwise."""
-        if there is None:
-            return
-        expected = None if known is None else known.in_set
-        name = allocated.medium.name
-        if allocated.is_new:
-            if expected is None or expected.uuid != there.uuid:
-                raise Foreign(
-                    f"medium {name} belongs to a media set that the inventory does not know; it is not overwritten",
-                    hint="see archiver tape inventory --read-all-labels; to erase it: archiver tape format",
-                )
-            return
-        log = self._logs.load(allocated.medium.uuid)
+    def _check_unwritten(self, medium: Medium) -> None:
+        """The labels of the medium are not those of the set, or not yet."""
+        log = self._logs.load(medium.uuid)
         if log is not None and log.last_file >= FIRST_ARCHIVE:
-            raise Foreign(f"medium {name} was written elsewhere since: it belongs to another media set now")
+            raise Foreign(f"medium {medium.name} was written elsewhere since: it belongs to another media set now")
 
     def _begin(self, drive: Drive, medium: Medium, place: MediaSetLabel) -> _Current:
         """The set label, and the catalogs of the earlier media."""
@@ -295,3 +292,12 @@ class Media:
             self.full()
             self.ready()
         raise ArchiverError("the catalog of the medium fits onto no other medium", hint="use larger media")
+
+
+def _check_may_overwrite(name: str, known: MediaSetLabel | None, there: MediaSetLabel | None) -> None:
+    """A set is overwritten when the inventory knows that it is on the medium, and has chosen it; not otherwise."""
+    if there is not None and (known is None or known.uuid != there.uuid):
+        raise Foreign(
+            f"medium {name} belongs to a media set that the inventory does not know; it is not overwritten",
+            hint="see archiver tape inventory --read-all-labels; to erase it: archiver tape format",
+        )

@@ -129,6 +129,8 @@ class _Run:
         except MediumError:
             raise
         except (Damaged, Locked, Skipped) as error:
+            if error is self._media.failure:
+                raise
             check_present(self._store.layout)
             self._result.problems.append(Problem(str(step.ref), error))
             self._listener(Notice(f"{step.ref} is not written: {error}", "warning"))
