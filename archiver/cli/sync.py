@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
 from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = " KMGT"
-_FIRST = (1, 10, 11, 12, 13, 14, 40, 50, 20, 30, 31)  # exit codes: the first one of these that applies
 
 
 def parse_rate(text: str) -> int:
@@ -100,7 +100,7 @@ def sync(
         verified_only,
         encrypted_only,
         resync_corrupt,
-        _owner(owner or DEFAULT_OWNER),
+        checked_owner(owner or DEFAULT_OWNER),
     )
     limit = None if rate is None else parse_rate(rate)
     for name, path in (("SOURCE", source), ("TARGET", target)):
@@ -139,7 +139,7 @@ def _namespace(text: str) -> str:
     return namespace
 
 
-def _owner(text: str) -> str:
+def checked_owner(text: str) -> str:
     from formats.errors import FormatError
     from formats.naming import check_owner
 
@@ -187,7 +187,7 @@ def _tell(
     dry_run: bool,
     guess: Estimate | None,
 ) -> None:
-    error: ArchiverError | None = held or (None if dry_run else _worst(result))
+    error: ArchiverError | None = held or (None if dry_run else worst(result.errors))
     if output.as_json:
         document: dict[str, Any] = {
             "schema": 1,
@@ -232,13 +232,3 @@ def _show(output: Output, plan: SyncPlan) -> None:
     rows += [(str(item.ref), "keep" if item.keep else "remove", item.reason, "") for item in plan.removal.items]
     if rows:
         output.table(("snapshot", "action", "reason", ">contents"), rows)
-
-
-def _worst(result: SyncResult) -> ArchiverError | None:
-    """The error that the exit code tells (DESIGN.md 5)."""
-    errors = result.errors
-    if not errors:
-        return None
-    first = min(errors, key=lambda error: _FIRST.index(error.exit_code) if error.exit_code in _FIRST else 0)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return type(first)(f"{first}{more}", hint=first.hint)
