@@ -1,4 +1,4 @@
-"""Reading values out of a TOML file: every problem is told with its line and what is allowed, not the first one alone."""
+"""Reading values out of a TOML file: every problem is told with its line and what is allowed, not the first alone."""
 
 from __future__ import annotations
 
@@ -176,9 +176,12 @@ class Table:
 
     def age(self, key: str, default: str) -> int | None:
         """Seconds; None for "never"."""
-        return self._value(key, span_of(default), _age, Origin(default, "default"))
+        made: int | None = span_of(default)
+        return self._value(key, made, _age, Origin(default, "default"))
 
-    def parsed(self, key: str, parse: Callable[[str], T], default: T | None = None, shown_default: Any = None) -> T | None:
+    def parsed(
+        self, key: str, parse: Callable[[str], T], default: T | None = None, shown_default: Any = None
+    ) -> T | None:
         """What ``parse`` makes of a text; it raises UsageError, FormatError or ValueError."""
         return self._value(key, default, lambda value: parse(_text(value)), Origin(shown_default, "default"))
 
