@@ -91,8 +91,8 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run. ``ended`` and ``exit_code`` are None while it runs, or when it crashed. ``text``: what kept it from being
-    done; ``due``: until when it should have been."""
+    """One run. ``ended`` and ``exit_code`` are None while it runs, or when it crashed. ``text``: what kept it from
+    being done; ``due``: until when it should have been."""
 
     job: str
     number: int

@@ -31,7 +31,7 @@ from archiver.jobs.history import History, Run, StepResult
 from archiver.jobs.hooks import run_hook
 from archiver.jobs.plan import PlannedStep, plan_run
 from archiver.jobs.power import awake, refusal
-from archiver.jobs.profile import Profile
+from archiver.jobs.profile import Hook, Profile
 from archiver.jobs.standing import all_ages
 from archiver.jobs.steps import Done, Steps
 from archiver.jobs.surroundings import Surroundings
@@ -270,26 +270,29 @@ class _JobRun:
     def _hooks(self, when: str) -> bool:
         """Run those of this moment, all of them; False when one has failed that is required."""
         ready = True
-        hooks = [hook for hook in self._profile.hooks if hook.when == when]
-        for number, hook in enumerate(hooks, 1):
-            facts = {
-                "JOB": self._profile.name,
-                "RUN": str(self._record.number),
-                "STORE": self._profile.stores[0],
-                "EXIT_CODE": str(worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)),
-            }
-            environment, figures = self._around.environment, {"required": hook.required}
-
-            def work(hook: Any = hook, facts: Mapping[str, str] = facts, figures: Mapping[str, Any] = figures) -> Done:
-                run_hook(hook, environment, facts)
-                return Done("done", figures)
-
-            self._step(PlannedStep("hook", f"{when} {number}", True, ""), work)
-            last = self._record.steps[-1]
-            if last.state == "failed":
-                self._replace_last(replace(last, figures=figures))
-                ready = ready and not hook.required
+        for number, hook in enumerate((hook for hook in self._profile.hooks if hook.when == when), 1):
+            result = self._hook(hook, f"{when} {number}")
+            ready = ready and (result.state != "failed" or not hook.required)
         return ready
+
+    def _hook(self, hook: Hook, target: str) -> StepResult:
+        code = worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
+        facts = {
+            "JOB": self._profile.name,
+            "RUN": str(self._record.number),
+            "STORE": self._profile.stores[0],
+            "EXIT_CODE": str(code),
+        }
+
+        def work() -> Done:
+            run_hook(hook, self._around.environment, facts)
+            return Done("done")
+
+        self._step(PlannedStep("hook", target, True, ""), work)
+        result = replace(self._record.steps[-1], figures={"required": hook.required})
+        self._record = replace(self._record, steps=(*self._record.steps[:-1], result))
+        self._save()
+        return result
 
     # -- the record --------------------------------------------------------------------------------------------------
 
@@ -300,10 +303,6 @@ class _JobRun:
         self._save()
         level = "info" if result.is_good else "warning"
         self._around.listener(Notice(f"{name} of {target}: {done.text}", "info" if level == "info" else "warning"))
-
-    def _replace_last(self, result: StepResult) -> None:
-        self._record = replace(self._record, steps=(*self._record.steps[:-1], result))
-        self._save()
 
     def _save(self) -> None:
         """A disk that is full must not keep prune and gc from making room: the run goes on."""

@@ -209,3 +209,9 @@ def _ends(profile: Profile, runs: Sequence[Run]) -> dict[str, list[tuple[Run, St
 def _says(step: StepResult) -> bool:
     """Whether it tells how the step fares: a target that is absent heals nothing."""
     return step.state not in ("deferred", "skipped", "interrupted")
+
+
+def _since(last: StepResult, ends: Sequence[tuple[Run, StepResult]]) -> int:
+    """When a step began to end like this each time."""
+    alike = takewhile(lambda end: end[1].state == last.state, ends)
+    return min(step.began for _, step in alike)

@@ -177,7 +177,8 @@ class Table:
     def age(self, key: str, default: str) -> int | None:
         """Seconds; None for "never"."""
         made: int | None = span_of(default)
-        return self._value(key, made, _age, Origin(default, "default"))
+        found: int | None = self._value(key, made, _age, Origin(default, "default"))
+        return found
 
     def parsed(
         self, key: str, parse: Callable[[str], T], default: T | None = None, shown_default: Any = None
@@ -210,7 +211,9 @@ class Table:
         except (ArchiverError, FormatError, ValueError) as error:
             self.file.problems.append(Problem(self.file.path, self.file.lines.get(path), _sentence(name, value, error)))
 
-    def _value(self, key: str, default: T | None, check: Callable[[Any], T], origin: Origin | None = None) -> T | None:
+    def _value(
+        self, key: str, default: T | None, check: Callable[[Any], T | None], origin: Origin | None = None
+    ) -> T | None:
         self._known.append(key)
         if key not in self._values:
             self._note(key, origin if origin is not None else Origin(default, "default"))
