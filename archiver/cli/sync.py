@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,18 +16,7 @@ if TYPE_CHECKING:
     from archiver.sync.room import Estimate
     from archiver.sync.run import SyncResult
 
-_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_UNITS = " KMGT"
 _FIRST = (1, 10, 11, 12, 13, 14, 40, 50, 20, 30, 31)  # exit codes: the first one of these that applies
-
-
-def parse_rate(text: str) -> int:
-    """Bytes a second: ``500K``, ``20M``; UsageError."""
-    match = _SIZE.fullmatch(text)
-    number = int(match[1]) << 10 * _UNITS.index(match[2].upper() or " ") if match else 0
-    if not number:
-        raise UsageError(f"{text!r} is no rate", hint="write bytes a second, for example 20M or 500K")
-    return number
 
 
 @click.command()
@@ -86,6 +74,7 @@ def sync(
     from archiver.sync.filters import GroupFilter
     from archiver.sync.partners import open_target, remember
     from archiver.sync.plan import SyncOptions, make_plan
+    from archiver.sync.rate import parse_rate
     from archiver.sync.room import estimate
     from archiver.sync.run import SyncResult, carry_out
 

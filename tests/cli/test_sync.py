@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archiver.cli.sync import parse_rate
+from archiver.sync.rate import parse_rate
 from archiver.errors import UsageError
 from tests.cli.command import ask, call, start
 from tests.cli.stores import SNAPSHOT
