@@ -28,16 +28,17 @@ from archiver.jobs.notify import channels as channels_module
 from archiver.jobs.notify import desktop as desktop_module
 from archiver.jobs.notify import web
 from archiver.jobs.notify.channels import Channel, Command, Desktop, Mail, Webhook, check_address
+from archiver.jobs.notify.deliver import SAID, Subscription, Told, beat, deliver, try_out
 from archiver.jobs.notify.memory import Memory
-from archiver.jobs.notify.message import Message, Problem
+from archiver.jobs.notify.message import Message
 from archiver.jobs.notify.program import run_program
-from archiver.jobs.notify.tell import SAID, Subscription, Told, beat, tell, try_out
 from archiver.jobs.notify.web import check_url
+from archiver.jobs.standing import Trouble
 
-FULL = Problem("run", "failure", "backup no-space", "backup: the disk is full")
-ABSENT = Problem("run", "failure", "backup target-absent", "backup: the drive is not there")
-STALE = Problem("overdue verify", "overdue", "verify", "verify: the last good one is 40 days old, allowed are 35")
-HELD = Problem("held", "held", "guard", "prune and gc wait: 80 % of the files changed", "changed: /home/me/diary.txt")
+FULL = Trouble("failure backup /s", "failure", "backup of /s: the disk is full", 1_690_000_000)
+CRASH = Trouble("crash 7", "crash", "the run did not end", 1_690_000_000)
+STALE = Trouble("overdue verify /s", "overdue", "too old is the newest verify of /s", 1_690_000_000)
+HELD = Trouble("held prune /s", "held", "prune of /s: 80 % of the files changed", 1_690_000_000)
 
 
 class Fixed(Clock):
@@ -74,19 +75,17 @@ def subscribed(channels: Sequence[Channel], on: frozenset[str] = ALL) -> list[Su
 def say(
     directory: Path,
     channels: Sequence[Channel],
-    *problems: Problem,
-    encrypted: bool = False,
+    *troubles: Trouble,
     on: frozenset[str] = ALL,
     done: str | None = None,
     listener: Listener = ignore,
 ) -> Told:
-    return tell(
+    return deliver(
         "home",
-        problems,
+        troubles,
         subscribed(channels, on),
         str(directory),
         done=done,
-        encrypted=encrypted,
         clock=Fixed(),
         listener=listener,
     )
@@ -103,11 +102,11 @@ def test_once_then_over(tmp_path: Path) -> None:
     assert heard.take() == [("overdue", (STALE.text, "more: archiver job status home"))]
     say(tmp_path, [heard], STALE)
     (over,) = heard.take()
-    assert over[0] == "recovery" and over[1][0].startswith(f"over: {FULL.text} (since 2023-11-1")
-    say(tmp_path, [heard], ABSENT, STALE)
-    assert heard.take()[0][1][0] == ABSENT.text
-    say(tmp_path, [heard], FULL, STALE)  # another reason is another problem, but nothing is over
-    assert heard.take() == [("failure", (FULL.text, "more: archiver job status home"))]
+    assert over[0] == "recovery" and over[1][0].startswith(f"over: {FULL.text} (since 2023-07-2")
+    say(tmp_path, [heard], CRASH, STALE)
+    assert heard.take() == [("failure", (CRASH.text, "more: archiver job status home"))]
+    say(tmp_path, [heard], FULL, STALE)
+    assert [line.partition(" (")[0] for line in heard.take()[0][1]][:2] == [FULL.text, f"over: {CRASH.text}"]
     say(tmp_path, [heard])
     assert [line.partition(" (")[0] for line in heard.take()[0][1]] == [f"over: {FULL.text}", f"over: {STALE.text}"]
     assert say(tmp_path, [heard]).items == ()
@@ -118,13 +117,7 @@ def test_one_message_tells_all(tmp_path: Path) -> None:
     heard = Heard()
     say(tmp_path, [heard], STALE, HELD, FULL)
     assert [message.subject for message in heard.messages] == [f"archiver: home on {os.uname().nodename} failed"]
-    assert [line.partition(":")[0] for line in heard.take()[0][1]] == [
-        "backup",
-        "prune and gc wait",
-        "  changed",
-        "verify",
-        "more",
-    ]
+    assert heard.take()[0][1] == (FULL.text, HELD.text, STALE.text, "more: archiver job status home")
 
 
 def test_channel_that_fails_is_reported_and_told_later(tmp_path: Path) -> None:
@@ -192,46 +185,33 @@ def test_memory_that_cannot_be_written(tmp_path: Path) -> None:
     assert len(heard.take()) == 1 and "may be told again" in str(events)
 
 
-def test_nothing_of_an_encrypted_backup(tmp_path: Path) -> None:
-    heard = Heard()
-    say(tmp_path, [heard], HELD, encrypted=True)
-    assert "diary" not in json.dumps([message.as_json() for message in heard.messages])
-    assert b"diary" not in (tmp_path / SAID).read_bytes()
-    other = Heard("other")
-    say(tmp_path, [other], HELD)
-    assert "diary" in other.messages[0].body
-
-
-KNOWN = [FULL, ABSENT, STALE, HELD]
+KNOWN = [FULL, CRASH, STALE, HELD]
 NIGHTS = some.lists(some.tuples(some.sets(some.sampled_from(KNOWN)), some.booleans(), some.booleans()), max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
 @given(nights=NIGHTS)
 def test_each_channel_tells_every_problem_once(
-    nights: list[tuple[set[Problem], bool, bool]], tmp_path_factory: pytest.TempPathFactory
+    nights: list[tuple[set[Trouble], bool, bool]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Whatever comes and goes, and whichever channel fails: between two news of a topic it has changed."""
     directory = tmp_path_factory.mktemp("said")
     channels = [Heard("one"), Heard("two")]
-    believed: list[dict[str, str]] = [{}, {}]
-    for problems, *works in nights:
-        held = {problem.topic: problem for problem in problems}
+    believed: list[set[Trouble]] = [set(), set()]
+    for troubles, *works in nights:
         for channel, does in zip(channels, works, strict=True):
             channel.works = does
-        say(directory, channels, *held.values())
+        say(directory, channels, *troubles)
         for channel, belief in zip(channels, believed, strict=True):
             lines = [line for _, message in channel.take() for line in message]
-            new = {topic: each.code for topic, each in held.items() if belief.get(topic) != each.code}
-            over = belief.keys() - held.keys()
             if not channel.works:
                 assert lines == []
                 continue
-            assert sum(line.startswith("over: ") for line in lines) == len(over)
-            said = [line for line in lines if not line.startswith(("over: ", "more: ", "  "))]
-            assert sorted(said) == sorted(held[topic].text for topic in new)
+            assert sum(line.startswith("over: ") for line in lines) == len(belief - troubles)
+            said = [line for line in lines if not line.startswith(("over: ", "more: "))]
+            assert sorted(said) == sorted(trouble.text for trouble in troubles - belief)
             belief.clear()
-            belief.update({topic: each.code for topic, each in held.items()})
+            belief.update(troubles)
 
 
 def test_only_what_a_channel_is_for(tmp_path: Path) -> None:
@@ -254,7 +234,7 @@ def test_only_what_a_channel_is_for(tmp_path: Path) -> None:
 
 def test_said_survives_the_process(tmp_path: Path) -> None:
     memory = Memory()
-    memory.said("one", [FULL], 7)
+    memory.said("one", [FULL])
     memory.write(str(tmp_path / "below" / SAID), Disk())
     assert Memory.read(str(tmp_path / "below" / SAID), ignore) == memory
     assert (tmp_path / "below" / SAID).stat().st_mode & 0o777 == 0o600
@@ -531,6 +511,6 @@ def test_try_out(tmp_path: Path) -> None:
 def test_imports_little() -> None:
     """A run that has nothing to tell does not pay for the web or mail."""
     heavy = "[n for n in ('urllib.request', 'email', 'ssl') if n in sys.modules]"
-    code = f"import sys, archiver.jobs.notify.tell; print({heavy})"
+    code = f"import sys, archiver.jobs.notify.deliver; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archiver.jobs.notify.channels import Channel, Command, Desktop, Mail, Webhook
-from archiver.jobs.notify.tell import Subscription
+from archiver.jobs.notify.deliver import Subscription
 from archiver.jobs.profile import Profile
 
 

@@ -1,7 +1,7 @@
 """What was said: one small durable file per job, so that nothing is said twice and what could not be said still is.
 
-``{"schema": 1, "channels": {NAME: {TOPIC: {"code", "text", "since"}}}}``: what whoever listens to a channel believes to
-hold. News are the difference to what does. Nothing in it names a file of a backup: ``Problem.detail`` is not kept.
+``{"schema": 1, "channels": {NAME: {KEY: {"text", "since"}}}}``: the troubles that whoever listens to a channel believes
+there are. News are the difference to those that there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from archiver.core.disk import Disk, explained
 from archiver.core.events import Listener, Notice
 from archiver.errors import ArchiverError
-from archiver.jobs.notify.message import Over, Problem
+from archiver.jobs.notify.message import Over
+from archiver.jobs.standing import Trouble
 from archiver.store.snapshots import read_small
 
 _SCHEMA = 1
@@ -23,18 +24,9 @@ _MODE = 0o600
 _DIRECTORY_MODE = 0o700
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A problem as it was told."""
-
-    code: str
-    text: str
-    since: int
-
-
 @dataclass(slots=True)
 class Memory:
-    channels: dict[str, dict[str, Said]] = field(default_factory=dict)
+    channels: dict[str, dict[str, Over]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str, listener: Listener) -> Memory:
@@ -43,11 +35,8 @@ class Memory:
             channels = json.loads(read_small(path, _LARGEST))["channels"]
             return cls(
                 {
-                    name: {
-                        topic: Said(str(item["code"]), str(item["text"]), int(item["since"]))
-                        for topic, item in topics.items()
-                    }
-                    for name, topics in channels.items()
+                    name: {key: Over(str(item["text"]), int(item["since"])) for key, item in told.items()}
+                    for name, told in channels.items()
                 }
             )
         except (FileNotFoundError, NotADirectoryError):
@@ -59,8 +48,8 @@ class Memory:
     def write(self, path: str, disk: Disk) -> None:
         """Durable. Raises ArchiverError."""
         channels = {
-            name: {topic: {"code": said.code, "text": said.text, "since": said.since} for topic, said in topics.items()}
-            for name, topics in self.channels.items()
+            name: {key: {"text": each.text, "since": each.since} for key, each in told.items()}
+            for name, told in self.channels.items()
         }
         text = json.dumps({"schema": _SCHEMA, "channels": channels}, indent=1)
         with explained("write", path):
@@ -69,21 +58,17 @@ class Memory:
 
     def keep_only(self, channels: Collection[str]) -> None:
         """Channels that there are no more know nothing when they come back."""
-        self.channels = {name: topics for name, topics in self.channels.items() if name in channels}
+        self.channels = {name: told for name, told in self.channels.items() if name in channels}
 
-    def news(self, channel: str, problems: Sequence[Problem]) -> tuple[list[Problem], list[Over]]:
-        """What ``channel`` has not said yet: problems that hold, and that those hold no more that it told of."""
-        topics = self.channels.get(channel, {})
-        held = {problem.topic for problem in problems}
-        new = [each for each in problems if each.topic not in topics or topics[each.topic].code != each.code]
-        return new, [Over(said.text, said.since) for topic, said in topics.items() if topic not in held]
+    def news(self, channel: str, troubles: Sequence[Trouble]) -> tuple[list[Trouble], list[Over]]:
+        """What ``channel`` has not said yet: troubles that there are, and that others are over that it told of."""
+        told, keys = self.channels.get(channel, {}), {trouble.key for trouble in troubles}
+        new = [trouble for trouble in troubles if trouble.key not in told]
+        return new, [each for key, each in told.items() if key not in keys]
 
-    def said(self, channel: str, problems: Sequence[Problem], now: int) -> None:
-        """``channel`` has told all news: these problems hold."""
-        topics = self.channels.get(channel, {})
+    def said(self, channel: str, troubles: Sequence[Trouble]) -> None:
+        """``channel`` has told all news: these are the troubles that there are."""
+        told = self.channels.get(channel, {})
         self.channels[channel] = {
-            each.topic: before
-            if (before := topics.get(each.topic)) is not None and before.code == each.code
-            else Said(each.code, each.text, now)
-            for each in problems
+            trouble.key: told.get(trouble.key, Over(trouble.text, trouble.since)) for trouble in troubles
         }

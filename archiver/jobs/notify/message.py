@@ -1,7 +1,7 @@
-"""What a person is told: problems that hold, and that some are over.
+"""What a person is told: troubles that there are, and that some are over.
 
-Promise P6: a message goes through mail servers and lock screens. ``Problem.text`` names jobs, steps, stores and ages,
-never a file of a backup; what an error said may name one, so it is ``detail`` and left out where the job encrypts.
+Promise P6: a message goes through mail servers and lock screens. All text in it is that of troubles, which are made of
+the records of runs, and these name jobs, steps, stores and numbers, never a file of a backup.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["failure", "held", "overdue"]
-KINDS: tuple[Kind, ...] = ("failure", "held", "overdue")
+from archiver.jobs.standing import Trouble
+
 EventName = Literal["failure", "held", "overdue", "recovery", "success", "test"]
 
+_WORST_FIRST: dict[str, EventName] = {"crash": "failure", "failure": "failure", "held": "held", "overdue": "overdue"}
 _IN_SUBJECT: dict[EventName, str] = {
     "failure": "failed",
     "held": "waits for you",
@@ -26,23 +27,8 @@ _IN_SUBJECT: dict[EventName, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """Something that a person should know as long as it lasts.
-
-    Of each ``topic`` ("run", "overdue verify") there is one at a time; with another ``code`` it is another problem and
-    told anew. ``text`` is one sentence.
-    """
-
-    topic: str
-    kind: Kind
-    code: str
-    text: str
-    detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Over:
-    """A problem that was told and is over."""
+    """A trouble that was told and is over."""
 
     text: str
     since: int
@@ -68,7 +54,7 @@ class Message:
 
     @property
     def is_urgent(self) -> bool:
-        return self.event in KINDS
+        return self.event in _WORST_FIRST.values()
 
     def as_json(self) -> dict[str, Any]:
         """``text`` is what chat services show of a webhook's document."""
@@ -85,31 +71,18 @@ class Message:
 
 
 def compose(
-    job: str,
-    host: str,
-    now: int,
-    problems: Sequence[Problem],
-    over: Sequence[Over],
-    done: str | None,
-    *,
-    encrypted: bool,
+    job: str, host: str, now: int, troubles: Sequence[Trouble], over: Sequence[Over], done: str | None
 ) -> Message:
-    """One message about all of them. It is about the worst of what is new. ``done``: that a run went well."""
-    lines: list[str] = []
-    for kind in KINDS:
-        for problem in problems:
-            if problem.kind == kind:
-                lines.append(one_line(problem.text))
-                if problem.detail is not None and not encrypted:
-                    lines.append("  " + one_line(problem.detail))
+    """One message about all of them; it is about the worst. ``done``: that a run went well."""
+    kinds = {trouble.kind for trouble in troubles}
+    event = next((event for kind, event in _WORST_FIRST.items() if kind in kinds), "recovery" if over else "success")
+    lines = [one_line(trouble.text) for kind in _WORST_FIRST for trouble in troubles if trouble.kind == kind]
     for each in over:
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.since))
         lines.append(f"over: {one_line(each.text)} (since {since})")
-    kinds = {problem.kind for problem in problems}
-    event: EventName = next((kind for kind in KINDS if kind in kinds), "recovery" if over else "success")
     if done is not None:
         lines.append(one_line(done))
-    if problems:
+    if troubles:
         lines.append(f"more: archiver job status {job}")
     return Message(job, host, now, event, tuple(lines))
 

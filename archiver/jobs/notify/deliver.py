@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from archiver.core.clock import Clock
 from archiver.core.disk import Disk
@@ -13,21 +13,22 @@ from archiver.core.events import Listener, Notice
 from archiver.errors import ArchiverError
 from archiver.jobs.notify.channels import Channel
 from archiver.jobs.notify.memory import Memory
-from archiver.jobs.notify.message import Kind, Message, Problem, compose
+from archiver.jobs.notify.message import Message, compose
 from archiver.jobs.notify.web import host_of, ping
+from archiver.jobs.standing import Trouble
 
 SAID = "said.json"  # in the job's directory of state
 
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A channel and what it is told of: failure (what a guard held back, too), overdue, recovery, success."""
+    """A channel and what it is told of: failure (also a crash, and what a guard holds), overdue, recovery, success."""
 
     channel: Channel
     on: frozenset[str]
 
-    def hears(self, event: Kind | Literal["recovery", "success"]) -> bool:
-        return ("failure" if event == "held" else event) in self.on
+    def hears(self, event: str) -> bool:
+        return ("failure" if event in ("held", "crash") else event) in self.on
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +55,21 @@ class Told:
         return {"schema": 1, "items": [item.as_json() for item in self.items]}
 
 
-def tell(
+def deliver(
     job: str,
-    problems: Sequence[Problem],
+    troubles: Sequence[Trouble],
     listeners: Sequence[Subscription],
     directory: str,
     *,
     done: str | None = None,
-    encrypted: bool,
     clock: Clock,
     listener: Listener,
     disk: Disk | None = None,
 ) -> Told:
-    """Tell what is new since the last time. ``problems``: all that hold now; others that were told are over.
+    """Tell what is new since the last time. ``troubles``: all that there are; others that were told are over.
 
-    A channel that fails is tried again the next time. ``directory``: where the job keeps its state; whoever calls has
-    the job's lock. ``done``: one sentence about a run that went well. ``encrypted``: the job makes encrypted backups,
-    of whose files nothing may be told.
+    A channel that fails is tried again the next time. ``directory``: where the job keeps its state. ``done``: one
+    sentence about a run that went well.
     """
     path, disk = os.path.join(directory, SAID), disk or Disk()
     memory, now = Memory.read(path, listener), clock.now()
@@ -78,24 +77,26 @@ def tell(
     items: list[Delivery] = []
     for each in listeners:
         name = each.channel.name
-        heard = [problem for problem in problems if each.hears(problem.kind)]
+        heard = [trouble for trouble in troubles if each.hears(trouble.kind)]
         new, over = memory.news(name, heard)
         gone = over if each.hears("recovery") else []
         good = done if each.hears("success") else None
         if new or gone or good is not None:
-            message = compose(job, _host(), now, new, gone, good, encrypted=encrypted)
+            message = compose(job, os.uname().nodename, now, new, gone, good)
             items.append(_send(each.channel, message, listener))
             if items[-1].reason is not None:
                 continue
         if new or over:
-            memory.said(name, heard, now)
+            memory.said(name, heard)
             _remember(memory, path, disk, listener)
     return Told(tuple(items))
 
 
 def try_out(job: str, listeners: Sequence[Subscription], *, clock: Clock, listener: Listener) -> Told:
     """A message on every channel, so that somebody sees that it comes."""
-    message = Message(job, _host(), clock.now(), "test", ("This is a test: problems of this job are told this way.",))
+    message = Message(
+        job, os.uname().nodename, clock.now(), "test", ("This is a test: problems of this job are told this way.",)
+    )
     return Told(tuple(_send(each.channel, message, listener) for each in listeners))
 
 
@@ -126,7 +127,3 @@ def _remember(memory: Memory, path: str, disk: Disk, listener: Listener) -> None
         memory.write(path, disk)
     except ArchiverError as error:
         listener(Notice(f"{error}; what was told may be told again", "warning"))
-
-
-def _host() -> str:
-    return os.uname().nodename
