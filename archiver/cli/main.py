@@ -47,6 +47,8 @@ COMMANDS = {
     "status": ("store", "status"),
     "du": ("du", "du"),
     "ns": ("ns", "ns"),
+    "job": ("job", "job"),
+    "drill": ("drill", "drill"),
     "db": ("db", "db"),
     "key": ("key", "key"),
     "debug": ("debug", "debug"),

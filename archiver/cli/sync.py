@@ -8,15 +8,13 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import Output, size_text
-from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError
+from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError, worst_of
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
     from archiver.sync.plan import SyncOptions, SyncPlan
     from archiver.sync.room import Estimate
     from archiver.sync.run import SyncResult
-
-_FIRST = (1, 10, 11, 12, 13, 14, 40, 50, 20, 30, 31)  # exit codes: the first one of these that applies
 
 
 @click.command()
@@ -176,7 +174,7 @@ def _tell(
     dry_run: bool,
     guess: Estimate | None,
 ) -> None:
-    error: ArchiverError | None = held or (None if dry_run else _worst(result))
+    error: ArchiverError | None = held or (None if dry_run else worst_of(result.errors))
     if output.as_json:
         document: dict[str, Any] = {
             "schema": 1,
@@ -221,13 +219,3 @@ def _show(output: Output, plan: SyncPlan) -> None:
     rows += [(str(item.ref), "keep" if item.keep else "remove", item.reason, "") for item in plan.removal.items]
     if rows:
         output.table(("snapshot", "action", "reason", ">contents"), rows)
-
-
-def _worst(result: SyncResult) -> ArchiverError | None:
-    """The error that the exit code tells (DESIGN.md 5)."""
-    errors = result.errors
-    if not errors:
-        return None
-    first = min(errors, key=lambda error: _FIRST.index(error.exit_code) if error.exit_code in _FIRST else 0)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return type(first)(f"{first}{more}", hint=first.hint)

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -90,8 +91,8 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run. ``ended`` and ``exit_code`` are None while it runs, or when it crashed. ``text``: what a policy says that
-    kept it from being done; ``due``: until when it should have been."""
+    """One run. ``ended`` and ``exit_code`` are None while it runs, or when it crashed. ``text``: what kept it from
+    being done; ``due``: until when it should have been."""
 
     job: str
     number: int
@@ -176,11 +177,9 @@ class History:
 
     def settled(self) -> list[Run]:
         """The same, and a run that ended without a word is told as crashed."""
-        runs = self.runs()
-        if not any(run.state == "running" for run in runs) or self.is_running():
-            newest = runs[0].number if runs and runs[0].state == "running" else None
-            return [run if run.number == newest or run.state != "running" else crashed(run) for run in runs]
-        return [crashed(run) if run.state == "running" else run for run in runs]
+        runs, is_running = self.runs(), self.is_running()
+        newest = runs[0].number if runs and is_running else None
+        return [crashed(run) if run.state == "running" and run.number != newest else run for run in runs]
 
     def is_running(self) -> bool:
         if self._lock is not None:
@@ -211,7 +210,9 @@ class History:
         try:
             self._lock = DirectoryLock(self.directory, wait_seconds=_PATIENCE)
         except BlockingIOError as error:
-            raise Locked(f"the job {self.job} is running already", hint=f"see: archiver job status {self.job}") from error
+            raise Locked(
+                f"the job {self.job} is running already", hint=f"see: archiver job status {self.job}"
+            ) from error
         except OSError as error:
             raise ArchiverError(f"cannot lock {self.directory}: {(error.strerror or str(error)).lower()}") from error
 
@@ -221,17 +222,16 @@ class History:
             self._lock = None
 
     def begin(self) -> Run:
-        """The record of a new run; those that crashed are told to have. Call ``lock`` first."""
+        """A new run, which is not recorded yet; those that crashed are told to have. Call ``lock`` first."""
         numbers = self.numbers()
         for number in numbers[:_KEPT]:
             run = self.run(number)
             if run is not None and run.state == "running":
-                self.put(crashed(run))
+                with suppress(ArchiverError):
+                    self.put(crashed(run))
         for number in numbers[_KEPT - 1 :]:
             self._disk.remove_file(self._path(number))
-        run = Run(self.job, (numbers[0] if numbers else 0) + 1, self.clock.now())
-        self.put(run)
-        return run
+        return Run(self.job, (numbers[0] if numbers else 0) + 1, self.clock.now())
 
     def put(self, run: Run) -> None:
         """Durable. Raises ArchiverError."""

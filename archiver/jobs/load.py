@@ -1,7 +1,7 @@
 """Reading a job's profile: one TOML file in the user's configuration directory or the system's (README has all keys).
 
-That looks at nothing but the file: a source or a drive that is not there now is no mistake in it. Every mistake is found
-in one reading.
+That looks at nothing but the file: a source or a drive that is not there now is no mistake in it. Every mistake is
+found in one reading.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """``at``: (hour, minute) in local time; ``days``: names, empty for every day; ``delay``: up to so many seconds later,
-    at random. ``on_plug``: also when a drive with a store or a target of the job is plugged in."""
+    """``at``: (hour, minute) in local time; ``days``: names, empty for every day; ``delay``: up to so many seconds
+    later, at random. ``on_plug``: also when a drive with a store or a target of the job is plugged in."""
 
     at: tuple[tuple[int, int], ...]
     days: tuple[str, ...]

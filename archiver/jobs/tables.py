@@ -1,4 +1,4 @@
-"""Reading values out of a TOML file: every problem is told with its line and what is allowed, not the first one alone."""
+"""Reading values out of a TOML file: every problem is told with its line and what is allowed, not the first alone."""
 
 from __future__ import annotations
 
@@ -176,9 +176,13 @@ class Table:
 
     def age(self, key: str, default: str) -> int | None:
         """Seconds; None for "never"."""
-        return self._value(key, span_of(default), _age, Origin(default, "default"))
+        made: int | None = span_of(default)
+        found: int | None = self._value(key, made, _age, Origin(default, "default"))
+        return found
 
-    def parsed(self, key: str, parse: Callable[[str], T], default: T | None = None, shown_default: Any = None) -> T | None:
+    def parsed(
+        self, key: str, parse: Callable[[str], T], default: T | None = None, shown_default: Any = None
+    ) -> T | None:
         """What ``parse`` makes of a text; it raises UsageError, FormatError or ValueError."""
         return self._value(key, default, lambda value: parse(_text(value)), Origin(shown_default, "default"))
 
@@ -207,7 +211,9 @@ class Table:
         except (ArchiverError, FormatError, ValueError) as error:
             self.file.problems.append(Problem(self.file.path, self.file.lines.get(path), _sentence(name, value, error)))
 
-    def _value(self, key: str, default: T | None, check: Callable[[Any], T], origin: Origin | None = None) -> T | None:
+    def _value(
+        self, key: str, default: T | None, check: Callable[[Any], T | None], origin: Origin | None = None
+    ) -> T | None:
         self._known.append(key)
         if key not in self._values:
             self._note(key, origin if origin is not None else Origin(default, "default"))

@@ -1,7 +1,7 @@
 """In which line of a TOML document each of its values stands: ``tomllib`` does not tell.
 
-Only for documents that ``tomllib`` has accepted: what is not a key, a string, a bracket or a comment is passed over, and
-nothing is checked again.
+Only for documents that ``tomllib`` has accepted: what is not a key, a string, a bracket or a comment is passed over,
+and nothing is checked again.
 """
 
 from __future__ import annotations
