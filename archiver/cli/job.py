@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options, prompt
+from archiver.cli.job_report import report
 from archiver.cli.job_units import install, notify, uninstall
 from archiver.cli.output import Output
 from archiver.errors import EXIT_INTERRUPTED, ArchiverError, NotFound, UsageError, worst
@@ -375,5 +376,5 @@ def _when(seconds: int | None) -> str:
     return format_time(max(seconds, 1)) if seconds is not None else ""
 
 
-for command in (install, uninstall, notify):
+for command in (install, uninstall, notify, report):
     job.add_command(command)

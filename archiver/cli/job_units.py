@@ -88,7 +88,8 @@ def notify(ctx: click.Context, context: Context, name: str) -> None:
     told = Told((*told.items, *(beat(url, output.hear) for url in heartbeats(profile))))
     if not told.items:
         raise UsageError(
-            f"the job {name} tells nobody of its problems", hint=f'write into {profile.path}: [[notify]] kind = "desktop"'
+            f"the job {name} tells nobody of its problems",
+            hint=f'write into {profile.path} for example: [[notify]] and below it kind = "desktop"',
         )
     if output.as_json:
         output.document(told.as_json())
