@@ -24,7 +24,7 @@ def cron_lines(job: str, program: Sequence[str], environment: Mapping[str, str],
     minute = int.from_bytes(sha256(f"{host} {job}".encode()).digest()[:4]) % 60
     variables = [f"{name}={shlex.quote(text)}" for name, text in kept_variables(environment).items()]
     words = ["nice", "-n", "19", "ionice", "-c", "3", *program, "job", "run", job, "--if-due", "--quiet"]
-    command = " ".join([*variables, *map(shlex.quote, words)])
+    command = " ".join([*variables, *map(shlex.quote, words), ">/dev/null"])  # cron mails what is printed
     if "\n" in command:
         raise ArchiverError("a crontab has no line breaks, but a path that the job needs has")
     return [_BEFORE.format(job=job), f"{minute} * * * * {command.replace('%', chr(92) + '%')}"]
