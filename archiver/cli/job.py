@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, global_options, prompt
+from archiver.cli.job_report import report
+from archiver.cli.job_units import install, notify, uninstall
 from archiver.cli.output import Output
-from archiver.errors import EXIT_INTERRUPTED, ArchiverError, NotFound, UsageError, worst
+from archiver.errors import EXIT_INTERRUPTED, ArchiverError, Locked, NotFound, Skipped, UsageError, worst
 
 if TYPE_CHECKING:
     from archiver.jobs.history import History, Run
     from archiver.jobs.load import Loaded
+    from archiver.jobs.profile import Profile
     from archiver.jobs.standing import Standing
     from archiver.jobs.surroundings import Surroundings, TapeCommand
     from archiver.jobs.tables import Origin
 
 STALE = 31
+_NOT_DONE = (Skipped.exit_code, EXIT_INTERRUPTED)
 _STEPS = ("backup", "guard", "prune", "gc", "verify", "sync", "tape", "drill")
 
 
@@ -145,10 +149,19 @@ def _origin_json(origin: Origin, loaded: Loaded) -> dict[str, Any]:
 @click.argument("name")
 @click.option("--only", multiple=True, type=click.Choice(_STEPS), help="This step, due or not (repeatable).")
 @click.option("--any-power", is_flag=True, help="Also on battery and on a metered network.")
+@click.option("--if-due", is_flag=True, help="Only when none was since the [schedule] wanted one last: for cron.")
 @click.option("--dry-run", is_flag=True, help="Only show which steps are due.")
 @global_options
 @click.pass_context
-def run(ctx: click.Context, context: Context, name: str, only: tuple[str, ...], any_power: bool, dry_run: bool) -> None:
+def run(
+    ctx: click.Context,
+    context: Context,
+    name: str,
+    only: tuple[str, ...],
+    any_power: bool,
+    if_due: bool,
+    dry_run: bool,
+) -> None:
     """Run a job: backup, prune, gc when due, verify within its budget, copies to where a target is there.
 
     A step that fails does not keep the others from being done; the exit code is the worst one. Exit code 13: a target
@@ -171,9 +184,45 @@ def run(ctx: click.Context, context: Context, name: str, only: tuple[str, ...], 
         rows = [(step.name, step.target, "yes" if step.is_due else "no", step.reason) for step in chosen]
         output.table(("step", "target", "due", "reason"), rows)
         return
+    if if_due and not _is_due(profile, history):
+        if output.as_json:
+            output.document({"schema": 1, "job": name, "dry_run": False, "items": []})
+        output.summary("no run is due")
+        return
+    if any(run.state == "crashed" for run in history.settled()[:1]):  # the run that begins now would hide it
+        _notify(profile, history, None, output)
     done = run_job(profile, history, around, only=only, whatever_the_power=any_power)
+    _notify(profile, history, done, output)
     tell_run(output, done)
     ctx.exit(done.exit_code or 0)
+
+
+def _is_due(profile: Profile, history: History) -> bool:
+    """A run that was skipped does not count: perhaps it need not be now."""
+    from archiver.jobs.schedule import last_due
+
+    if profile.schedule is None:
+        raise UsageError(f"the job {profile.name} has no [schedule] that says when it is due")
+    due = last_due(profile.schedule, history.clock.now())
+    codes = [run.exit_code for run in history.settled() if due is not None and run.began >= due]
+    return not any(code is not None and code not in _NOT_DONE for code in codes)
+
+
+def _notify(profile: Profile, history: History, run: Run | None, output: Output) -> None:
+    """Tell people what is new: what went wrong or is too old, and what is over. While a run is going on nothing is
+    told: it does so itself."""
+    from archiver.jobs.notify.after import tell
+    from archiver.jobs.standing import standing
+
+    if not profile.channels:
+        return
+    found = standing(profile, history, history.clock.now())
+    with suppress(Locked):
+        history.lock()
+        try:
+            tell(profile, found, run, history.directory, output.hear, history.clock)
+        finally:
+            history.close()
 
 
 def tell_run(output: Output, run: Run) -> None:
@@ -214,9 +263,14 @@ def ack(context: Context, name: str) -> None:
 @global_options
 @click.pass_context
 def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None:
-    """How jobs stand (default: all): exit code 31 when anything is older than a profile allows."""
+    """How jobs stand (default: all): exit code 31 when anything is older than a profile allows.
+
+    Whoever is to be told of problems, as the profiles say, is told what is new.
+    """
     output = context.output
     chosen = {name: _find(name) for name in names} if names else _profiles()
+    for name, path in chosen.items():
+        _tell_of(name, path, output)
     items, code = standings(chosen)
     if output.as_json:
         output.document({"schema": 1, "items": items})
@@ -225,6 +279,13 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
         if not items:
             output.summary("there are no jobs")
     ctx.exit(code)
+
+
+def _tell_of(name: str, path: str, output: Output) -> None:
+    from archiver.jobs.load import load
+
+    with suppress(ArchiverError):  # what is wrong with the profile is shown
+        _notify(load(name, path), _history(name), None, output)
 
 
 def standings(chosen: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
@@ -372,3 +433,7 @@ def _when(seconds: int | None) -> str:
     from formats.naming import format_time
 
     return format_time(max(seconds, 1)) if seconds is not None else ""
+
+
+for command in (install, uninstall, notify, report):
+    job.add_command(command)
