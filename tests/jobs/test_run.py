@@ -129,6 +129,7 @@ def test_the_output_of_commands(tmp_path: Path) -> None:
     finally:
         del os.environ["CODE"]
     assert states(run)["backup"] == "failed" and run.exit_code == 1
+    assert the_step(run, "backup").text == "the command ended with exit code 3, so nothing is saved: b.img"
     assert len(job.snapshots()) == 1
 
 
