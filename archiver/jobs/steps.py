@@ -283,8 +283,8 @@ class Steps:
         return Done(f"{len(result.done)} snapshots, {result.copied.chunks} chunks copied", figures)
 
     def _missing(self, ours: Store, theirs: Store, sync: Sync) -> ArchiverError | None:
-        """A sync copies what is newer than the newest there. Where a clock was wrong once that may be nothing for years:
-        who asked only whether it failed would have no copy, and not know it."""
+        """A sync copies what is newer than the newest there. Where a clock was wrong once that may be nothing for
+        years: who asked only whether it failed would have no copy, and not know it."""
         group = self._profile.group
         newest = ours.newest(group)
         if newest is None or sync.verified_only or not chosen(group, sync.filters):
