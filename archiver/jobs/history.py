@@ -67,7 +67,7 @@ class StepResult:
             "exit_code": self.exit_code,
             "text": self.text,
             "began": self.began,
-            "duration_s": round(self.seconds, 3),
+            "duration_s": self.seconds,
             "figures": dict(self.figures),
         }
 

@@ -15,7 +15,7 @@ from typing import cast
 
 from archiver.backup.specification import ArchiveSpec, check_names, form_of
 from archiver.browse.verify_result import Budget
-from archiver.core.disk import explain
+from archiver.core.disk import explain, read_at
 from archiver.errors import ArchiverError, NotFound, UsageError
 from archiver.jobs.profile import (
     CHANNELS,
@@ -150,11 +150,13 @@ def _contents(path: str) -> tuple[bytes, Problem | None]:
     """Also what is wrong with who may write it: a profile has commands in it that are run."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb") as opened:
-            status = os.fstat(opened.fileno())
+        try:
+            status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise UsageError(f"{path} is not a regular file")
-            data = opened.read(_LARGEST + 1)
+            data = read_at(fd, _LARGEST + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise explain(error, "read", path) from error
     if len(data) > _LARGEST:
@@ -429,7 +431,7 @@ def _channel(table: Table) -> Channel:
     table.demand("kind", " or ".join(CHANNELS))
     to = table.text("to")
     if kind == "desktop" and to is not None:
-        table.tell("to", "the desktop needs no address; without it is allowed")
+        table.tell("to", f"{table.name('to')} is for other kinds: the desktop needs no address")
     if kind in _TO:
         table.demand("to", _TO[kind])
     if kind in ("webhook", "heartbeat") and to is not None and not to.startswith(("http://", "https://")):

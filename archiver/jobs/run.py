@@ -127,7 +127,7 @@ class _JobRun:
                 self._do(step)
             else:
                 self._note(step.name, step.target, Done("a hook that is required has failed", {}, "skipped"))
-        failed = any(step.state == "failed" for step in self._record.steps)
+        failed = any(step.state == "failed" and self._counts(step) for step in self._record.steps)
         self._hooks("on-failure" if failed else "after")
 
     def _do(self, step: PlannedStep) -> None:
@@ -258,11 +258,11 @@ class _JobRun:
             self._step(step, work)
 
     def _accepted(self, name: str, target: str) -> bool:
-        """Whether the last time this was held, and a person has accepted it since."""
+        """Whether the last one was held, by its own doubts or by the guard, and a person has accepted that since."""
         for run in self._before:
             for each in run.steps_named(name, target):
                 if each.state != "deferred":
-                    return each.state == "held" and run.number <= self._history.acknowledged
+                    return each.exit_code == Held.exit_code and run.number <= self._history.acknowledged
         return False
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class _JobRun:
 
     def _note(self, name: str, target: str, done: Done, began: int | None = None, seconds: float = 0.0) -> None:
         began = self._around.clock.now() if began is None else began
-        result = StepResult(name, target, done.state, done.exit_code, done.text, began, seconds, done.figures)
+        result = StepResult(name, target, done.state, done.exit_code, done.text, began, round(seconds, 3), done.figures)
         self._record = replace(self._record, steps=(*self._record.steps, result))
         self._save()
         level = "info" if result.is_good else "warning"
