@@ -13,8 +13,9 @@ import pytest
 from archiver.cli import job_units
 from archiver.jobs import install
 from tests.cli.command import ROOT, ask, call
+from tests.test_readme import documented, inner_members
 
-PLAN = {"schema", "job", "way", "scope", "dry_run", "items", "commands", "mounts"}
+PLAN = documented()["job install"].keys() | {"schema"}
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def unit(place: Path, name: str) -> Path:
 def test_documents(place: Path) -> None:
     planned = ask("job", "install", "home", *USER, "--dry-run")
     assert planned.keys() == PLAN and planned["dry_run"] and not unit(place, "").exists()
-    assert all(item.keys() == {"path", "action", "text"} for item in planned["items"])
+    assert inner_members(planned["items"]) == documented()["job install"]["items"] == {"path", "action", "text"}
     assert (planned["way"], planned["scope"], planned["mounts"]) == ("systemd", "user", [])
     done = ask("job", "install", "home", *USER)
     assert done == planned | {"dry_run": False} and unit(place, "archiver-job-home.timer").exists()
@@ -169,7 +170,8 @@ def test_notify(place: Path) -> None:
     done = call("job", "notify", "home", "--json")
     assert done.code == 1 and "This is a test" in (place / "told").read_text()
     items = done.document["items"]
-    assert all(item.keys() == {"channel", "event", "reason"} for item in items)
+    assert done.document.keys() - {"schema"} == documented()["job notify"].keys()
+    assert inner_members(items) == documented()["job notify"]["items"]
     assert [item["reason"] for item in items] == [None, "the command ended with exit code 1"]
     words = call("job", "notify", "home")
     assert (

@@ -392,7 +392,7 @@ def test_desktop_by_busctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def wait_for(true: Any) -> None:
-    for _ in range(400):
+    for _ in range(2400):
         if true():
             return
         time.sleep(0.025)

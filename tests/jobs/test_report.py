@@ -23,6 +23,7 @@ from archiver.jobs.report.text import age_text, bytes_text
 from archiver.jobs.standing import Age, Standing, Trouble
 from archiver.store.coverage import Coverage
 from tests.cli.command import ask, call
+from tests.test_readme import documented, inner_members
 
 NOW = 1_790_000_000
 DAY = 86400
@@ -237,6 +238,16 @@ def test_documents(job: Path) -> None:
     assert one["run"]["run"] == 2 and one["items"][0]["items"][0]["path"] == "/deep/down"
     assert ask("job", "report", "home", "--run", "1")["items"] == []  # nothing before it to compare with
     assert "Run 2 of the job home" in Checked((job / "page.html").read_text()).text
+
+
+def test_readme_tells_the_members(job: Path) -> None:
+    table = documented()
+    for name, arguments in {"job report": (), "job report --run": ("last",)}.items():
+        document = ask("job", "report", "home", *name.split()[2:], *arguments)
+        assert document.keys() - {"schema"} == table[name].keys()
+        for member, inner in table[name].items():
+            if inner:
+                assert inner_members(document[member]) == inner, (name, member)
 
 
 def test_pages(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
