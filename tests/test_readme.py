@@ -120,7 +120,8 @@ MEMBER = re.compile(r"(\w+)(?: [\[{]([^]}]*)[]}](?: or null)?)?(?:, |$)")
 def documented() -> dict[str, dict[str, set[str]]]:
     """Of each command the members of its document, and the members of these where they are told."""
     found: dict[str, dict[str, set[str]]] = {}
-    for commands, text in re.findall(r"^\| (`.*`) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+    section = (ROOT / "README.md").read_text().split("### JSON\n")[1]
+    for commands, text in re.findall(r"^\| (`.*`) \| (.*) \|$", section, re.MULTILINE):
         members = dict(found["key show"]) if text.startswith("the same, ") else {}
         for name, inner in MEMBER.findall(text.removeprefix("the same, ")):
             members[name] = set(inner.split(", ")) - {""}
