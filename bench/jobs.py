@@ -1,6 +1,7 @@
 """What ``job run`` adds to its steps: ``python -m bench.jobs``.
 
-A tree, a store and a copy of it; a profile with every step, which are all due. The command runs in a process of its own.
+A tree, a store and a copy of it; a profile with every step, which are all due. The command runs in a process of its
+own.
 Told is its time, less the sum of its steps, less what every command pays: the start of a process that loads what the
 steps need and ends. Of both the least of some runs counts, as other work on the machine only adds to them.
 """
