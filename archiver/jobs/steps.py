@@ -146,10 +146,17 @@ class Steps:
     # -- guard -------------------------------------------------------------------------------------------------------
 
     def judge(
-        self, path: str, figures: Mapping[str, Any], before: Mapping[str, Any], past: Sequence[Mapping[str, Any]]
+        self,
+        path: str,
+        figures: Mapping[str, Any],
+        before: Mapping[str, Any],
+        past: Sequence[Mapping[str, Any]],
+        *,
+        only_counted: bool,
     ) -> Done:
-        """``figures`` and ``before``: of this backup and the newest one before it that is still there."""
-        if figures["mode"] != "legacy" and guard.is_open(figures, before):
+        """``figures`` and ``before``: of this backup and the one it is compared with; ``only_counted``: the counters
+        tell what has changed since."""
+        if figures["mode"] != "legacy" and (not only_counted or guard.is_open(figures, before)):
             with self._open(path) as store, ExitStack() as held:
                 old, new = (self._snapshot(store, str(each["snapshot"]), held) for each in (before, figures))
                 change = guard.compared(old, new, figures, before)
@@ -186,7 +193,7 @@ class Steps:
     def prune(self, path: str, *, accepted: bool) -> Done:
         """``accepted``: a person has seen why the last one was held."""
         with self._open(path) as store:
-            plan = plan_prune(store, [store.find_group(str(self._profile.group))], self._profile.retention)
+            plan = plan_prune(store, [self._profile.group], self._profile.retention)
             if plan.holds and not accepted:
                 reasons = "; ".join(f"{hold.group}: {hold.reason}" for hold in plan.holds)
                 raise Held(f"nothing is removed: {reasons}", hint=_ACK.format(self._profile.name))
