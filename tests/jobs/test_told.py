@@ -122,3 +122,13 @@ def test_if_due(place: Path, since: tuple[str, ...]) -> None:
     assert len(list(runs.iterdir())) == (1 if since else 2)
     if since:
         assert document == {"schema": 1, "job": "home", "dry_run": False, "items": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [("mail", "-oQ/tmp"), ("mail", "me\\nBcc: you"), ("webhook", "https://u:secret@h/"), ("heartbeat", "http://h:0/")],
+)
+def test_addresses_that_are_none(place: Path, kind: str, to: str) -> None:
+    write(place, f'[[notify]]\nkind = "{kind}"\nto = "{to}"\n')
+    done = call("job", "run", "home", "--json")
+    assert done.code == 2 and "notify[1].to: " in done.error["message"] and "secret" not in done.error["message"]
