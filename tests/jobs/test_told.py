@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from archiver.jobs.history import History, state_directory
-from tests.cli.command import BUG, ask, call
+from tests.cli.command import BUG, ROOT, ask, call, start
 from tests.golden_store import write_key
 
 SECRET = "private-diary"
@@ -78,6 +79,28 @@ def test_crash_is_told_by_the_next_run(place: Path) -> None:
     events = [event for event, _ in told(place)]
     assert events == ["failure", "recovery"]
     assert call("job", "run", "home").code == 0 and told(place) == []
+
+
+def test_killed_run_is_told_at_once(place: Path) -> None:
+    """systemd starts job status when the service failed."""
+    (place / "wait").touch()
+    write(place, f'[[hook]]\nwhen = "before"\ncommand = "while [ -e {place}/wait ]; do sleep 0.1; done"\n')
+    running = start("job", "run", "home", cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        for _ in range(2400):
+            if list((place / ".xdg/state/archiver/jobs/home").rglob("00000001.json")):
+                break
+            time.sleep(0.025)
+    finally:
+        running.kill()
+        (place / "wait").unlink()
+        running.communicate()
+    for count in (1, 0):
+        call("job", "status", "home")
+        assert [event for event, _ in told(place)] == ["failure"] * count
+    write(place)
+    assert call("job", "run", "home").code == 0
+    assert [event for event, _ in told(place)] == ["recovery"]
 
 
 def test_nobody_can_be_told(place: Path) -> None:
