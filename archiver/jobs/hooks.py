@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 
+from archiver.core.environment import without_secrets
 from archiver.errors import ArchiverError
 from archiver.jobs.profile import Hook
 
-_SECRETS = ("ARCHIVER_PASSWORD", "ARCHIVER_NEW_PASSWORD", "ARCHIVER_MASTER_PASSWORD")
 _STDERR = 2
 _GRACE = 5.0  # seconds from the polite signal to the other one
 
@@ -19,8 +19,7 @@ _GRACE = 5.0  # seconds from the polite signal to the other one
 def run_hook(hook: Hook, environment: Mapping[str, str], facts: Mapping[str, str]) -> None:
     """Run it in a shell, with ``facts`` as ARCHIVER_* variables. What it prints goes to stderr: our stdout may be a
     JSON document. It and all it has started end with its time. Raises ArchiverError unless it exits with 0."""
-    told = {name: value for name, value in environment.items() if name not in _SECRETS}
-    told |= {f"ARCHIVER_{name}": value for name, value in facts.items()}
+    told = without_secrets(environment) | {f"ARCHIVER_{name}": value for name, value in facts.items()}
     try:
         process = subprocess.Popen(
             hook.command,

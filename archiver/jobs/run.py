@@ -208,18 +208,20 @@ class _JobRun:
     def _guard(self, step: PlannedStep) -> None:
         made = next((each for each in self._record.steps_named("backup", step.target) if each.is_good), None)
         open_hold = self._open_hold(step.target)
-        before = self._figures_before(step.target)
         if open_hold is not None:
             text = f"held since run {open_hold[0]}: {open_hold[1].text}"
             held = Done(text, open_hold[1].figures, "held", Held.exit_code)
             self._step(step, lambda: held)
         elif made is None:
             return
-        elif before is None:
-            self._step(step, lambda: Done("there is no earlier run to compare with"))
         else:
-            past = self._past(step.target)
-            self._step(step, lambda: self._steps.judge(step.target, made.figures, before, past))
+            self._step(step, lambda: self._judged(step.target, made.figures))
+
+    def _judged(self, target: str, figures: Mapping[str, Any]) -> Done:
+        before = self._figures_before(target)
+        if before is None:
+            return Done("there is no earlier run to compare with")
+        return self._steps.judge(target, figures, before, self._past(target))
 
     def _open_hold(self, target: str) -> tuple[int, StepResult] | None:
         """The run whose mass change nobody has accepted yet."""
@@ -235,7 +237,7 @@ class _JobRun:
     def _figures_before(self, target: str) -> Mapping[str, Any] | None:
         for run in self._before:
             for each in run.steps_named("backup", target):
-                if each.is_good and "snapshot" in each.figures:
+                if each.is_good and "snapshot" in each.figures and self._steps.still_there(target, each.figures):
                     return each.figures
         return None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from archiver.backup.run import BackupOptions, backup
+from archiver.backup.run import BackupOptions, BackupResult, backup
 from archiver.backup.specification import ArchiveSpec, check_source
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify import VerifyOptions, any_made_with_key, verify
@@ -22,6 +22,7 @@ from archiver.errors import (
     EXIT_DIFFERENT,
     EXIT_PARTIAL,
     ArchiverError,
+    Damaged,
     Held,
     KeyProblem,
     UsageError,
@@ -39,6 +40,7 @@ from archiver.store.layout import SnapshotRef, parse_reference
 from archiver.store.removal import remove, shortfall
 from archiver.store.retention import plan_prune
 from archiver.store.store import Store
+from archiver.sync.filters import chosen
 from archiver.sync.partners import open_target, remember
 from archiver.sync.plan import SyncOptions, make_plan
 from archiver.sync.run import carry_out
@@ -71,7 +73,7 @@ class Steps:
     def backup(self, path: str) -> Done:
         with self._open(path) as store:
             options = self._options()
-            result = backup(store, self._sources(), options, self._around.listener)
+            result = self._backed_up(store, options)
             identity = str(store.uuid)
         counters = [archive.counters for archive in result.archives]
         files = result.files
@@ -96,6 +98,18 @@ class Steps:
             )
             return Done(text, figures, "partial", EXIT_PARTIAL)
         return Done(str(result.snapshot), figures)
+
+    def _backed_up(self, store: Store, options: BackupOptions) -> BackupResult:
+        """An error goes into records and mails: it does not tell the commands, which may have passwords in them."""
+        try:
+            return backup(store, self._sources(), options, self._around.listener)
+        except ArchiverError as error:
+            text = str(error)
+            for spec in self._profile.sources.specs:
+                text = text.replace(spec.command, spec.archive) if spec.command is not None else text
+            if text == str(error):
+                raise
+            raise type(error)(text, hint=error.hint) from error
 
     def _options(self) -> BackupOptions:
         profile, key = self._profile, self._key.unlocked()
@@ -134,7 +148,7 @@ class Steps:
     def judge(
         self, path: str, figures: Mapping[str, Any], before: Mapping[str, Any], past: Sequence[Mapping[str, Any]]
     ) -> Done:
-        """``figures`` and ``before``: of this backup and the one before it. Raises Held."""
+        """``figures`` and ``before``: of this backup and the newest one before it that is still there."""
         if figures["mode"] != "legacy" and guard.is_open(figures, before):
             with self._open(path) as store, ExitStack() as held:
                 old, new = (self._snapshot(store, str(each["snapshot"]), held) for each in (before, figures))
@@ -150,6 +164,12 @@ class Steps:
         if change.ending is not None:
             self._around.listener(Notice(f"many of the new files are called *{change.ending}", "warning"))
         return Done(verdict.reason, verdict.figures(), "held", Held.exit_code)
+
+    def still_there(self, path: str, figures: Mapping[str, Any]) -> bool:
+        """Whether the snapshot of a backup is."""
+        with self._open(path) as store:
+            ref = parse_reference(str(figures["snapshot"]))
+            return isinstance(ref, SnapshotRef) and store.is_finished(ref)
 
     def _snapshot(self, store: Store, text: str, held: ExitStack) -> Snapshot:
         ref = parse_reference(text)
@@ -251,7 +271,7 @@ class Steps:
                 reasons = "; ".join(f"{hold.group}: {hold.reason}" for hold in plan.removal.holds)
                 raise Held(f"nothing is copied or removed: {reasons}", hint=_ACK.format(profile.name))
             result = carry_out(ours, theirs, plan, options, listener, rate=sync.rate)
-        error = worst_of(result.errors)
+            error = worst_of(result.errors) or self._missing(ours, theirs, sync)
         if error is not None:
             raise error
         figures = {
@@ -261,6 +281,22 @@ class Steps:
             "removed": len(result.removal.removed),
         }
         return Done(f"{len(result.done)} snapshots, {result.copied.chunks} chunks copied", figures)
+
+    def _missing(self, ours: Store, theirs: Store, sync: Sync) -> ArchiverError | None:
+        """A sync copies what is newer than the newest there. Where a clock was wrong once that may be nothing for
+        years: who asked only whether it failed would have no copy, and not know it."""
+        group = self._profile.group
+        newest = ours.newest(group)
+        if newest is None or sync.verified_only or not chosen(group, sync.filters):
+            return None
+        copy = SnapshotRef(replace(group, namespace=sync.to_namespace), newest.time)
+        if theirs.is_finished(copy):
+            return None
+        there = theirs.newest(copy.group)
+        return ArchiverError(
+            f"the newest snapshot is not in the copy, which has a later one: {there}",
+            hint=f"if that is of a clock that was wrong: archiver --store {sync.target} forget {there}",
+        )
 
     def tape(self, path: str, tape: Tape) -> Done:
         """Through the command, whose room is another one of this rank."""
@@ -283,7 +319,12 @@ class Steps:
         options = DrillOptions(wanted.files, wanted.size, turn, wanted.scratch, sources)
         with self._open(path) as store, ExitStack() as held:
             newest = store.find(str(self._profile.group))
-            result = drill(self._snapshot(store, str(newest), held), options, self._around.listener)
+            try:
+                result = drill(self._snapshot(store, str(newest), held), options, self._around.listener)
+            except Damaged as error:  # which names files, and the record must not
+                self._around.listener(Notice(str(error), "warning"))
+                text = f"files of {newest} did not come back as they were saved"
+                raise Damaged(text, hint=f"see: archiver drill {newest} --turn {turn}") from error
         figures = {key: value for key, value in result.as_json().items() if key != "schema"}
         text = f"{result.files} files restored, {result.compared} compared with live ones"
         if result.different:

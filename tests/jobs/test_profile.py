@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from archiver.errors import NotFound, UsageError
 from archiver.jobs.load import ProfileProblem, find, load, profiles, read
 from archiver.jobs.profile import Channel, Schedule
 from archiver.jobs.tables import Origin
-from tests.cli.command import ask, call
+from tests.cli.command import ROOT, ask, call
 from tests.jobs.jobs import Job
 
 GOOD = 'store = "/mnt/backup"\nsources = ["/home", "etc.pxar:/etc"]\n'
@@ -223,3 +224,111 @@ def test_tape_where_there_is_no_tape_command(tmp_path: Path, monkeypatch: pytest
     assert done.code == 2 and f"{job.path}:4: tape[0]: this version of archiver has no tape command" in done.out
     assert call("job", "run", "nightly").code == 2
     assert job.snapshots() == []
+
+
+FULL = """
+store = "/s"
+sources = ["/home"]
+exclude = ["x"]
+exclude-caches = true
+all-file-systems = false
+include-dev = ["/mnt"]
+mode = "data"
+audit = 1
+namespace = "a"
+type = "host"
+id = "laptop"
+owner = "me@pam"
+note = "n"
+[stdin-from-command]
+"db.img" = "dump"
+[key]
+file = "/k"
+crypt = "encrypt"
+passphrase-file = "/p"
+master-public = "/m"
+[keep]
+last = 1
+hourly = 1
+daily = 1
+weekly = 1
+monthly = 1
+yearly = 1
+within = "1d"
+[gc]
+every = "1d"
+enabled = true
+[verify]
+every = "1d"
+budget = "1h"
+enabled = true
+[[sync]]
+target = "/t"
+every = "1d"
+max-age = "never"
+to-namespace = "b"
+groups = ["type:host"]
+transfer-last = 1
+verified-only = true
+remove-vanished = true
+rate = "1M"
+[[tape]]
+pool = "p"
+drive = "d"
+every = "1d"
+max-age = "1d"
+[drill]
+every = "1d"
+files = 1
+mebibytes = 1
+scratch = "/x"
+[[hook]]
+when = "before"
+command = "true"
+required = true
+timeout = "1m"
+[max-age]
+snapshot = "1d"
+verify = "1d"
+drill = "1d"
+[power]
+on-battery = "run"
+min-charge = 1
+metered = "skip"
+[schedule]
+at = "02:00"
+days = "mon"
+delay = "1m"
+on-plug = true
+[guard]
+enabled = true
+share = 1
+[[notify]]
+kind = "mail"
+to = "me"
+on = "failure"
+"""
+
+
+def test_readme_has_every_key(tmp_path: Path) -> None:
+    """And every one that it has can be written."""
+    path = tmp_path / "x.toml"
+    path.write_text(FULL)
+    loaded = read("x", str(path))
+    assert loaded.profile is not None, loaded.problems
+    keys = {key.replace("[0]", "") for key in loaded.origins}
+    assert {key for key, origin in loaded.origins.items() if origin.place != "file"} == {
+        "stores",
+        "key.passphrase-command",
+    }
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index("| Key | Value |") :]
+    found: set[str] = set()
+    for first, second in re.findall(r"^\| (`.*?) \| (.*) \|$", section[: section.index("\n\n")], re.MULTILINE):
+        names = re.findall(r"`([^`]*)`", first)
+        if names[0].startswith("["):
+            table = names[0].strip("[]")
+            found |= {f"{table}.{name}" for name in re.findall(r"`([a-z-]+)`", second) if name != "prune"}
+        else:
+            found |= set(names)
+    assert found == keys - {"stdin-from-command.db.img"}

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from archiver.store.store import Store
 from tests.cli.command import ROOT, ask, call
 from tests.jobs.jobs import DAY, NIGHT, Job, states, the_step
 from tests.stores import chunk_files
+from tests.test_readme import documented, inner_members
 
 KEEP = "[keep]\nlast = 2\n"
 
@@ -129,6 +131,7 @@ def test_the_output_of_commands(tmp_path: Path) -> None:
     finally:
         del os.environ["CODE"]
     assert states(run)["backup"] == "failed" and run.exit_code == 1
+    assert the_step(run, "backup").text == "the command ended with exit code 3, so nothing is saved: b.img"
     assert len(job.snapshots()) == 1
 
 
@@ -370,19 +373,31 @@ def test_a_job_that_never_ran_is_as_old_as_its_profile(tmp_path: Path) -> None:
 
 
 def test_documents(tmp_path: Path) -> None:
-    job = Job(tmp_path, KEEP)
-    planned = ask("job", "run", "nightly", "--dry-run")
-    assert planned.keys() == {"schema", "job", "dry_run", "items"} and job.snapshots() == []
-    assert planned["items"][0].keys() == {"step", "target", "due", "reason"}
-    done = ask("job", "run", "nightly", "--any-power")
-    assert done.keys() == {"schema", "job", "run", "state", "began", "ended", "exit_code", "text", "due", "items"}
-    members = {"name", "target", "state", "exit_code", "text", "began", "duration_s", "figures"}
-    assert all(item.keys() == members for item in done["items"])
-    (item,) = ask("job", "status")["items"]
-    assert item.keys() == {"job", "state", "running", "stale", "due", "last_run", "ages", "troubles"}
-    assert item["ages"][0].keys() == {"step", "target", "newest", "age_s", "max_age_s", "due", "stale"}
+    """Each has the members that README's table names, and no others."""
+    job = Job(tmp_path, KEEP + "[[sync]]\ntarget = '/absent'\n")
+    table = documented()
+
+    def told(name: str, *more: str | Path, code: int = 0) -> dict[str, Any]:
+        done = call(*name.split(), *more, "--json")
+        assert done.code == code, done.err
+        document = done.document
+        assert document.keys() - {"schema"} == table[name].keys()
+        for member, inner in table[name].items():
+            if inner:
+                assert inner_members(document[member]) == inner, (name, member)
+        return document
+
+    told("job run --dry-run", "nightly")
+    assert job.snapshots() == []
+    told("job run", "nightly", "--any-power", code=13)
+    (item,) = told("job status")["items"]
     assert item["state"] == "good"
-    assert ask("job", "ack", "nightly").keys() == {"schema", "job", "run", "items"}
+    assert item["ages"][0].keys() == {"step", "target", "newest", "age_s", "max_age_s", "due", "stale"}
+    for name in ("job list", "job check"):
+        told(name)
+    told("job show", "nightly")
+    told("drill", "--store", job.store)
+    assert ask("job", "ack", "nightly")["items"] == []
     found = ask("--store", job.store, "status")
     assert [each["job"] for each in found["jobs"]] == ["nightly"] and found["snapshots"] == 1
     assert [each["job"] for each in ask("status")["jobs"]] == ["nightly"]  # there is no store in the default place
