@@ -237,7 +237,7 @@ def test_only_what_a_channel_is_for(tmp_path: Path) -> None:
 
 def test_said_survives_the_process(tmp_path: Path) -> None:
     memory = Memory()
-    memory.said("one", [FULL])
+    memory.said("one", [FULL], is_all=True)
     memory.write(str(tmp_path / "below" / SAID), Disk())
     assert Memory.read(str(tmp_path / "below" / SAID), ignore) == memory
     assert (tmp_path / "below" / SAID).stat().st_mode & 0o777 == 0o600

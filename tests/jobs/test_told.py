@@ -103,6 +103,40 @@ def test_killed_run_is_told_at_once(place: Path) -> None:
     assert [event for event, _ in told(place)] == ["recovery"]
 
 
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_profile_that_is_wrong_or_gone(place: Path, command: str) -> None:
+    """The last good one said who is to be told."""
+    profile = place / ".xdg/config/archiver/home.toml"
+    profile.write_text("store = 5\n")
+    assert call("job", command, "home").code == 2 and told(place) == []  # there was none yet
+    write(place)
+    assert call("job", "run", "home").code == 0
+    (place / "files").rename(place / "away")
+    assert call("job", "run", "home").code == 1
+    (place / "away").rename(place / "files")
+    assert [event for event, _ in told(place)] == ["failure"]
+    good = profile.read_text()
+    profile.write_text(good + f"exclude = 5 # {SECRET}\n")
+    for lines in (["the job cannot be run, its profile is wrong or gone: archiver job check home"], []):
+        assert call("job", command, "home").code == 2
+        assert told(place) == [("failure", line) for line in lines]
+    profile.unlink()
+    assert call("job", command, "home").code == 10 and told(place) == []
+    write(place)
+    assert call("job", "run", "home").code == 0
+    assert [event for event, _ in told(place)] == ["recovery"]
+    assert (place / ".xdg/state/archiver/jobs/home/channels.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_channels_that_were_taken_away_are_not_told(place: Path) -> None:
+    assert call("job", "run", "home").code == 0
+    profile = place / ".xdg/config/archiver/home.toml"
+    profile.write_text(profile.read_text().partition("[[notify]]")[0])
+    assert call("job", "run", "home").code == 0
+    profile.write_text("store = 5\n")
+    assert call("job", "run", "home").code == 2 and told(place) == []
+
+
 def test_nobody_can_be_told(place: Path) -> None:
     """That is no failure of the run, and it is said."""
     write(place, '[[notify]]\nkind = "command"\nto = "exit 3"\non = ["success"]\n')
