@@ -167,13 +167,19 @@ def run(
     A step that fails does not keep the others from being done; the exit code is the worst one. Exit code 13: a target
     is absent, and its copy deferred; 14: skipped, as the profile's power policy says; 30: held back, until job ack.
     """
+    from archiver.jobs.load import check_name
     from archiver.jobs.plan import plan_run
     from archiver.jobs.run import run_job
 
     output = context.output
     _refuse_global(context)
     around = surroundings(output)
-    profile = _loaded(name, around)
+    check_name(name)
+    try:
+        profile = _loaded(name, around)
+    except ArchiverError:
+        _tell_of_profile(name, output)
+        raise
     history = _history(name)
     if dry_run:
         planned = plan_run(profile, history.settled(), around.clock.now())
@@ -214,8 +220,6 @@ def _notify(profile: Profile, history: History, run: Run | None, output: Output)
     from archiver.jobs.notify.after import tell
     from archiver.jobs.standing import standing
 
-    if not profile.channels:
-        return
     found = standing(profile, history, history.clock.now())
     with suppress(Locked):
         history.lock()
@@ -267,8 +271,17 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
 
     Whoever is to be told of problems, as the profiles say, is told what is new.
     """
+    from archiver.jobs.load import check_name
+
     output = context.output
-    chosen = {name: _find(name) for name in names} if names else _profiles()
+    for name in names:
+        check_name(name)
+    try:
+        chosen = {name: _find(name) for name in names} if names else _profiles()
+    except NotFound:
+        for name in set(names) - _profiles().keys():
+            _tell_of_profile(name, output)
+        raise
     for name, path in chosen.items():
         _tell_of(name, path, output)
     items, code = standings(chosen)
@@ -284,8 +297,28 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
 def _tell_of(name: str, path: str, output: Output) -> None:
     from archiver.jobs.load import load
 
-    with suppress(ArchiverError):  # what is wrong with the profile is shown
-        _notify(load(name, path), _history(name), None, output)
+    try:
+        profile = load(name, path)
+    except ArchiverError:  # what is wrong with it is shown
+        _tell_of_profile(name, output)
+        return
+    with suppress(ArchiverError):
+        _notify(profile, _history(name), None, output)
+
+
+def _tell_of_profile(name: str, output: Output) -> None:
+    """Whoever the last good profile wants to be told hears that there is none now: a job that cannot begin must not be
+    silent."""
+    from archiver.jobs.notify.fallback import tell_of_profile
+
+    history = _history(name)
+    if os.path.isdir(history.directory):
+        with suppress(ArchiverError):
+            history.lock()
+            try:
+                tell_of_profile(name, history.directory, history.clock, output.hear)
+            finally:
+                history.close()
 
 
 def standings(chosen: dict[str, str]) -> tuple[list[dict[str, Any]], int]:

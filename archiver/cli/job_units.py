@@ -84,8 +84,8 @@ def notify(ctx: click.Context, context: Context, name: str) -> None:
     from archiver.jobs.notify.deliver import Told, beat, try_out
 
     output, profile = context.output, _profile(name)
-    told = try_out(name, subscriptions(profile), clock=Clock(), listener=output.hear)
-    told = Told((*told.items, *(beat(url, output.hear) for url in heartbeats(profile))))
+    told = try_out(name, subscriptions(profile.channels), clock=Clock(), listener=output.hear)
+    told = Told((*told.items, *(beat(url, output.hear) for url in heartbeats(profile.channels))))
     if not told.items:
         raise UsageError(
             f"the job {name} tells nobody of its problems",

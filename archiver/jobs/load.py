@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +17,8 @@ from archiver.backup.specification import ArchiveSpec, check_names, form_of
 from archiver.browse.verify_result import Budget
 from archiver.core.disk import explain, read_at
 from archiver.errors import ArchiverError, NotFound, UsageError
+from archiver.jobs.notify.channels import check_address
+from archiver.jobs.notify.web import check_url
 from archiver.jobs.profile import (
     CHANNELS,
     COPY,
@@ -434,11 +436,23 @@ def _channel(table: Table) -> Channel:
         table.tell("to", f"{table.name('to')} is for other kinds: the desktop needs no address")
     if kind in _TO:
         table.demand("to", _TO[kind])
-    if kind in ("webhook", "heartbeat") and to is not None and not to.startswith(("http://", "https://")):
-        table.tell("to", f"{table.name('to')} is no URL: one with https:// or http:// is allowed")
+    if kind in ("webhook", "heartbeat") and to is not None:
+        if to.startswith(("http://", "https://")):
+            _check_to(table, check_url, to)
+        else:
+            table.tell("to", f"{table.name('to')} is no URL: one with https:// or http:// is allowed")
+    elif kind == "mail" and to is not None:
+        _check_to(table, check_address, to)
     on = table.texts("on", _occasion) or OCCASIONS[:3]
     table.end()
     return Channel(kind or "desktop", to, on)
+
+
+def _check_to(table: Table, check: Callable[[str], str], to: str) -> None:
+    try:
+        check(to)
+    except UsageError as error:
+        table.tell("to", f"{table.name('to')}: {error}; {error.hint}")
 
 
 def _occasion(text: str) -> str:

@@ -184,6 +184,18 @@ def test_disaster(home: Home, encrypted: bool) -> None:
         assert list((home.place / "rescued").rglob("important.txt"))
 
 
+@pytest.mark.skipif("tape" not in COMMANDS, reason="there is no tape command")
+def test_tape(home: Home) -> None:
+    nightly(home, encrypted=False)
+    home.run("archiver job run home")
+    for text in blocks("tape.md"):
+        if "recovered" in text:
+            subprocess.run(["rm", "-rf", home.place / "home/.local/state/archiver/tape"], check=True)
+        home.run(text)
+    assert (home.place / "files-from-tape/letter.txt").read_text() == "Dear reader\n"
+    assert "Documents" in home.run("archiver snapshots --store ./recovered")
+
+
 COMMAND = re.compile(r"archiver ((?:--?[a-z-]+ )*)([a-z-]+)((?: [a-z-]+)?)")
 
 

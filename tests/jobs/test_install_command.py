@@ -68,6 +68,12 @@ def test_documents(place: Path) -> None:
     assert ask("job", "uninstall", "home", "--scope", "user")["items"] == []
 
 
+def test_of_the_system(place: Path) -> None:
+    planned = ask("job", "install", "home", "--scope", "system", "--with", "systemd", "--dry-run")
+    assert {os.path.dirname(item["path"]) for item in planned["items"]} == {"/etc/systemd/system"}
+    assert planned["commands"][0][:2] == ["systemctl", "enable"] and not (place / "called").exists()
+
+
 def test_in_words(place: Path) -> None:
     text = call("job", "install", "home", *USER, "--dry-run").out
     assert f"would write {unit(place, 'archiver-job-home.service')}" in text and "    Persistent=true" in text

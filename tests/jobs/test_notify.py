@@ -24,16 +24,19 @@ from archiver.core.clock import Clock
 from archiver.core.disk import Disk
 from archiver.core.events import Event, Listener, ignore
 from archiver.errors import ArchiverError, UsageError
+from archiver.jobs.history import Run
+from archiver.jobs.load import load
 from archiver.jobs.notify import channels as channels_module
 from archiver.jobs.notify import desktop as desktop_module
 from archiver.jobs.notify import web
+from archiver.jobs.notify.after import tell
 from archiver.jobs.notify.channels import Channel, Command, Desktop, Mail, Webhook, check_address
 from archiver.jobs.notify.deliver import SAID, Subscription, Told, beat, deliver, try_out
 from archiver.jobs.notify.memory import Memory
 from archiver.jobs.notify.message import Message
 from archiver.jobs.notify.program import run_program
 from archiver.jobs.notify.web import check_url
-from archiver.jobs.standing import Trouble
+from archiver.jobs.standing import Standing, Trouble
 
 FULL = Trouble("failure backup /s", "failure", "backup of /s: the disk is full", 1_690_000_000)
 CRASH = Trouble("crash 7", "crash", "the run did not end", 1_690_000_000)
@@ -234,7 +237,7 @@ def test_only_what_a_channel_is_for(tmp_path: Path) -> None:
 
 def test_said_survives_the_process(tmp_path: Path) -> None:
     memory = Memory()
-    memory.said("one", [FULL])
+    memory.said("one", [FULL], is_all=True)
     memory.write(str(tmp_path / "below" / SAID), Disk())
     assert Memory.read(str(tmp_path / "below" / SAID), ignore) == memory
     assert (tmp_path / "below" / SAID).stat().st_mode & 0o777 == 0o600
@@ -453,6 +456,31 @@ def test_heartbeat(server: Server) -> None:
     failed = beat(f"{server.url}/refuse?token=secret", events.append)
     assert failed.reason == "127.0.0.1: answered 403" and len(events) == 1
     assert "secret" not in str(failed) + str(events)
+
+
+def test_after_a_run(server: Server, tmp_path: Path) -> None:
+    """The heartbeat is asked for after runs as long as nothing is wrong; the good end is told to who wants it."""
+    path = tmp_path / "home.toml"
+    path.write_text(
+        f'store = "/s"\nsources = ["/x"]\n[[notify]]\nkind = "heartbeat"\nto = "{server.url}/beat"\n'
+        f'[[notify]]\nkind = "webhook"\nto = "{server.url}/hook"\non = ["failure", "success"]\n'
+    )
+    profile = load("home", str(path))
+    good, absent = (Run("home", 1, 0, "done", 9, code) for code in (0, 13))
+
+    def asked(run: Run | None, *troubles: Trouble) -> list[tuple[str, str]]:
+        server.requests.clear()
+        standing = Standing("home", run, False, (), troubles)
+        told = tell(profile, standing, run, str(tmp_path), ignore, Fixed())
+        assert not told.failed
+        return [(path, json.loads(data)["event"] if data else "") for _, path, data in server.requests]
+
+    assert asked(good) == [("/hook", "success"), ("/beat", "")]
+    assert asked(absent) == [("/beat", "")]  # deferred is no failure
+    assert asked(None) == []
+    assert asked(good, FULL) == [("/hook", "failure")]
+    assert asked(good, FULL) == asked(None, STALE) == []
+    assert asked(good) == [("/hook", "success"), ("/beat", "")]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from archiver.jobs.history import History, state_directory
-from tests.cli.command import BUG, ask, call
+from tests.cli.command import BUG, ROOT, ask, call, start
 from tests.golden_store import write_key
 
 SECRET = "private-diary"
@@ -80,6 +81,62 @@ def test_crash_is_told_by_the_next_run(place: Path) -> None:
     assert call("job", "run", "home").code == 0 and told(place) == []
 
 
+def test_killed_run_is_told_at_once(place: Path) -> None:
+    """systemd starts job status when the service failed."""
+    (place / "wait").touch()
+    write(place, f'[[hook]]\nwhen = "before"\ncommand = "while [ -e {place}/wait ]; do sleep 0.1; done"\n')
+    running = start("job", "run", "home", cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        for _ in range(2400):
+            if list((place / ".xdg/state/archiver/jobs/home").rglob("00000001.json")):
+                break
+            time.sleep(0.025)
+    finally:
+        running.kill()
+        (place / "wait").unlink()
+        running.communicate()
+    for count in (1, 0):
+        call("job", "status", "home")
+        assert [event for event, _ in told(place)] == ["failure"] * count
+    write(place)
+    assert call("job", "run", "home").code == 0
+    assert [event for event, _ in told(place)] == ["recovery"]
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_profile_that_is_wrong_or_gone(place: Path, command: str) -> None:
+    """The last good one said who is to be told."""
+    profile = place / ".xdg/config/archiver/home.toml"
+    profile.write_text("store = 5\n")
+    assert call("job", command, "home").code == 2 and told(place) == []  # there was none yet
+    write(place)
+    assert call("job", "run", "home").code == 0
+    (place / "files").rename(place / "away")
+    assert call("job", "run", "home").code == 1
+    (place / "away").rename(place / "files")
+    assert [event for event, _ in told(place)] == ["failure"]
+    good = profile.read_text()
+    profile.write_text(good + f"exclude = 5 # {SECRET}\n")
+    for lines in (["the job cannot be run, its profile is wrong or gone: archiver job check home"], []):
+        assert call("job", command, "home").code == 2
+        assert told(place) == [("failure", line) for line in lines]
+    profile.unlink()
+    assert call("job", command, "home").code == 10 and told(place) == []
+    write(place)
+    assert call("job", "run", "home").code == 0
+    assert [event for event, _ in told(place)] == ["recovery"]
+    assert (place / ".xdg/state/archiver/jobs/home/channels.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_channels_that_were_taken_away_are_not_told(place: Path) -> None:
+    assert call("job", "run", "home").code == 0
+    profile = place / ".xdg/config/archiver/home.toml"
+    profile.write_text(profile.read_text().partition("[[notify]]")[0])
+    assert call("job", "run", "home").code == 0
+    profile.write_text("store = 5\n")
+    assert call("job", "run", "home").code == 2 and told(place) == []
+
+
 def test_nobody_can_be_told(place: Path) -> None:
     """That is no failure of the run, and it is said."""
     write(place, '[[notify]]\nkind = "command"\nto = "exit 3"\non = ["success"]\n')
@@ -122,3 +179,13 @@ def test_if_due(place: Path, since: tuple[str, ...]) -> None:
     assert len(list(runs.iterdir())) == (1 if since else 2)
     if since:
         assert document == {"schema": 1, "job": "home", "dry_run": False, "items": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [("mail", "-oQ/tmp"), ("mail", "me\\nBcc: you"), ("webhook", "https://u:secret@h/"), ("heartbeat", "http://h:0/")],
+)
+def test_addresses_that_are_none(place: Path, kind: str, to: str) -> None:
+    write(place, f'[[notify]]\nkind = "{kind}"\nto = "{to}"\n')
+    done = call("job", "run", "home", "--json")
+    assert done.code == 2 and "notify[1].to: " in done.error["message"] and "secret" not in done.error["message"]

@@ -7,6 +7,7 @@ from archiver.core.events import Listener
 from archiver.jobs.history import Run
 from archiver.jobs.notify.chosen import heartbeats, subscriptions
 from archiver.jobs.notify.deliver import Told, beat, deliver
+from archiver.jobs.notify.fallback import remember
 from archiver.jobs.profile import Profile
 from archiver.jobs.standing import Standing
 
@@ -26,13 +27,14 @@ def tell(
     Nothing is raised when nobody can be told. The heartbeat is asked for when all is well: also when a run was put off
     as the drive is not there, as long as nothing is overdue.
     """
+    remember(profile.channels, directory, listener)
     done = None
     if run is not None and run.exit_code in _GOOD and not standing.troubles:
         done = f"the run ended well, {len(run.steps)} steps"
     told = deliver(
         profile.name,
         standing.troubles,
-        subscriptions(profile),
+        subscriptions(profile.channels),
         directory,
         done=done,
         clock=clock or Clock(),
@@ -40,4 +42,4 @@ def tell(
     )
     if run is None or standing.troubles:
         return told
-    return Told((*told.items, *(beat(url, listener) for url in heartbeats(profile))))
+    return Told((*told.items, *(beat(url, listener) for url in heartbeats(profile.channels))))

@@ -62,11 +62,13 @@ def deliver(
     directory: str,
     *,
     done: str | None = None,
+    is_all: bool = True,
     clock: Clock,
     listener: Listener,
     disk: Disk | None = None,
 ) -> Told:
-    """Tell what is new since the last time. ``troubles``: all that there are; others that were told are over.
+    """Tell what is new since the last time. ``troubles``: all that there are, so that others that were told are over;
+    without ``is_all`` nothing is known of others.
 
     A channel that fails is tried again the next time. ``directory``: where the job keeps its state. ``done``: one
     sentence about a run that went well.
@@ -79,6 +81,7 @@ def deliver(
         name = each.channel.name
         heard = [trouble for trouble in troubles if each.hears(trouble.kind)]
         new, over = memory.news(name, heard)
+        over = over if is_all else []
         gone = over if each.hears("recovery") else []
         good = done if each.hears("success") else None
         if new or gone or good is not None:
@@ -87,7 +90,7 @@ def deliver(
             if items[-1].reason is not None:
                 continue
         if new or over:
-            memory.said(name, heard)
+            memory.said(name, heard, is_all=is_all)
             _remember(memory, path, disk, listener)
     return Told(tuple(items))
 

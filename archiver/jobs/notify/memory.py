@@ -66,9 +66,10 @@ class Memory:
         new = [trouble for trouble in troubles if trouble.key not in told]
         return new, [each for key, each in told.items() if key not in keys]
 
-    def said(self, channel: str, troubles: Sequence[Trouble]) -> None:
-        """``channel`` has told all news: these are the troubles that there are."""
+    def said(self, channel: str, troubles: Sequence[Trouble], *, is_all: bool) -> None:
+        """``channel`` has told all news: these are the troubles that there are, or some of them."""
         told = self.channels.get(channel, {})
-        self.channels[channel] = {
+        kept = {} if is_all else told
+        self.channels[channel] = kept | {
             trouble.key: told.get(trouble.key, Over(trouble.text, trouble.since)) for trouble in troubles
         }
