@@ -185,6 +185,7 @@ def import_file(
 def _options(context: Context, **named: Unpack[_Named]) -> BackupOptions:
     """What the options say that are not about sources."""
     from archiver.backup.run import BackupOptions, default_backup_id
+    from archiver.keys.ring import wrapped_for_backup
     from archiver.store.layout import GroupRef
 
     backup_id, crypt_mode = named["backup_id"], named["crypt_mode"]
@@ -197,7 +198,7 @@ def _options(context: Context, **named: Unpack[_Named]) -> BackupOptions:
         time=_time(named["backup_time"]),
         crypt_mode=crypt_mode or ("encrypt" if crypt is not None else "none"),
         crypt=crypt,
-        wrapped_key=_wrapped_key(key, named["master_pubkey_file"]),
+        wrapped_key=wrapped_for_backup(key, named["master_pubkey_file"], os.environ),
         chunk_size=int(named["chunk_size"]) << 10,
         owner=named["owner"],
         note=named["note"],
@@ -240,22 +241,6 @@ def _key(context: Context, crypt_mode: str | None) -> UnlockedKey | None:
     if key is None and crypt_mode is not None:
         raise UsageError(f"--crypt {crypt_mode} needs a key", hint="name one with --keyfile")
     return key
-
-
-def _wrapped_key(key: UnlockedKey | None, path: str | None) -> bytes | None:
-    """The key for the owner of the master key that was named, or of the imported one."""
-    from archiver.keys.ring import default_public
-
-    if key is None:
-        if path is not None:
-            raise UsageError("--master-pubkey-file is of no use without a key", hint="name one with --keyfile")
-        return None
-    default = default_public(os.environ)
-    if path is None and not os.path.lexists(default):
-        return None
-    from archiver.keys.master import wrap_for
-
-    return wrap_for(default if path is None else path, key)
 
 
 def _crypt_text(options: BackupOptions) -> str:

@@ -22,7 +22,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fcntl import ioctl
 
 FS_IOC_GETFLAGS = 0x80086601
@@ -248,16 +248,25 @@ def device_size(fd: int) -> int:
 def mount_points(device: int) -> list[str]:
     """Where the file system on the block device with this number (st_rdev) is mounted, as this process sees it."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    found = []
+    return [place for of_device, place in _mounts() if of_device == number]
+
+
+def all_mount_points() -> list[str]:
+    """Where anything is mounted, as this process sees it."""
+    return [place for _, place in _mounts()]
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """Device number and mount point of each; none without /proc, where nothing is known."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             for line in file:
                 fields = line.split()
-                if len(fields) > 4 and fields[2].decode() == number:
-                    found.append(os.fsdecode(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])))
+                if len(fields) > 4:
+                    place = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])
+                    yield fields[2].decode(), os.fsdecode(place)
     except OSError:
-        pass  # no /proc: nothing is known
-    return found
+        return
 
 
 def archive_flags(chattr: int, fat: int = 0) -> int:
