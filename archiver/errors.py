@@ -134,5 +134,8 @@ def worst_of(errors: Sequence[ArchiverError]) -> ArchiverError | None:
         return None
     code = worst(error.exit_code for error in errors)
     first = next(error for error in errors if error.exit_code == code)
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return type(first)(f"{first}{more}", hint=first.hint)
+    if len(errors) == 1:
+        return first
+    found = ArchiverError(f"{first} (and {len(errors) - 1} more)", hint=first.hint)
+    found.code, found.exit_code = first.code, first.exit_code
+    return found

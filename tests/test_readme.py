@@ -114,13 +114,26 @@ def test_keys(checkout: Path) -> None:
     assert (checkout / "home/.config/archiver/encryption-key.json").exists()
 
 
+def test_tape(checkout: Path) -> None:
+    (checkout / "source").mkdir()
+    (checkout / "source/file").write_bytes(b"contents")
+    run(".venv/bin/archiver --store ./store init && .venv/bin/archiver --store ./store backup ./source", checkout)
+    output = run(f". .venv/bin/activate\nexport ARCHIVER_STORE=./store\n{block('tape pool create offline')}", checkout)
+    assert "onto MONDAY" in output and "onto TUESDAY" in output and "restored 1 snapshots" in output
+    assert [line.split()[0] for line in output.splitlines() if " offline " in line].count("MONDAY") == 1
+    listed = run(".venv/bin/archiver --store ./again snapshots", checkout)
+    assert listed.count("host/") == 1
+    assert not any("MONDAY" in file.name for file in (checkout / "disk").iterdir())
+
+
 MEMBER = re.compile(r"(\w+)(?: [\[{]([^]}]*)[]}](?: or null)?)?(?:, |$)")
 
 
 def documented() -> dict[str, dict[str, set[str]]]:
     """Of each command the members of its document, and the members of these where they are told."""
     found: dict[str, dict[str, set[str]]] = {}
-    for commands, text in re.findall(r"^\| (`.*`) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE):
+    section = (ROOT / "README.md").read_text().split("### JSON\n")[1]
+    for commands, text in re.findall(r"^\| (`.*`) \| (.*) \|$", section, re.MULTILINE):
         members = dict(found["key show"]) if text.startswith("the same, ") else {}
         for name, inner in MEMBER.findall(text.removeprefix("the same, ")):
             members[name] = set(inner.split(", ")) - {""}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from archiver.jobs.load import Loaded
     from archiver.jobs.profile import Profile
     from archiver.jobs.standing import Standing
-    from archiver.jobs.surroundings import Surroundings, TapeCommand
+    from archiver.jobs.surroundings import Surroundings
     from archiver.jobs.tables import Origin
 
 STALE = 31
@@ -176,7 +175,7 @@ def run(
     around = surroundings(output)
     check_name(name)
     try:
-        profile = _loaded(name, around)
+        profile = _loaded(name)
     except ArchiverError:
         _tell_of_profile(name, output)
         raise
@@ -378,25 +377,7 @@ def show_standings(output: Output, items: Sequence[dict[str, Any]]) -> None:
 def surroundings(output: Output) -> Surroundings:
     from archiver.jobs.surroundings import Surroundings
 
-    return Surroundings(os.environ, listener=output.hear, prompt=prompt, tape=tape_command())
-
-
-def tape_command() -> TapeCommand | None:
-    """``archiver tape`` in this process; None in a version that has none."""
-    from archiver.cli.main import COMMANDS
-    from archiver.cli.main import run as run_command
-
-    if "tape" not in COMMANDS:
-        return None
-
-    def tape(arguments: Sequence[str]) -> int:
-        with redirect_stdout(sys.stderr):  # our own stdout may be a JSON document
-            code = run_command(list(arguments), False)
-        if code == EXIT_INTERRUPTED:
-            raise KeyboardInterrupt
-        return code
-
-    return tape
+    return Surroundings(os.environ, listener=output.hear, prompt=prompt)
 
 
 def _refuse_global(context: Context) -> None:
@@ -443,15 +424,11 @@ def _checked(name: str, path: str, output: Output) -> Loaded:
     return check_all(read(name, path), surroundings(output))
 
 
-def _loaded(name: str, around: Surroundings) -> Any:
-    """The profile; raises ProfileProblem, also for what only this version cannot do."""
-    from archiver.jobs.check import check as check_all
-    from archiver.jobs.load import ProfileProblem, read
+def _loaded(name: str) -> Profile:
+    """Raises NotFound, ProfileProblem."""
+    from archiver.jobs.load import load
 
-    loaded = check_all(read(name, _find(name)), around)
-    if loaded.profile is None:
-        raise ProfileProblem(loaded)
-    return loaded.profile
+    return load(name, _find(name))
 
 
 def _standing(name: str, path: str) -> Standing:

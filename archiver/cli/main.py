@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import click
 
 from archiver import __version__
 from archiver.cli.context import global_options
+from archiver.cli.lazy import Commands
 from archiver.cli.output import printable, told
 from archiver.errors import EXIT_OK, ArchiverError, Interrupted, NoSpace, UsageError
 
@@ -51,6 +51,7 @@ COMMANDS = {
     "drill": ("drill", "drill"),
     "db": ("db", "db"),
     "key": ("key", "key"),
+    "tape": ("tape.group", "tape"),
     "debug": ("debug", "debug"),
     "rescue-script": ("rescue", "rescue_script"),
     "manpages": ("manual", "manpages"),
@@ -60,22 +61,9 @@ COMPLETE = "_ARCHIVER_COMPLETE"  # what the shells' completion asks with
 _EXIT_BUG = 70
 
 
-class Commands(click.Group):
-    """Loads a command's module when it is needed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = COMMANDS.get(cmd_name)
-        if place is None:
-            return None
-        command = getattr(importlib.import_module(f"archiver.cli.{place[0]}"), place[1])
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="archiver")
 @global_options
 def cli() -> None:

@@ -87,7 +87,7 @@ def sync(
         verified_only,
         encrypted_only,
         resync_corrupt,
-        _owner(owner or DEFAULT_OWNER),
+        checked_owner(owner or DEFAULT_OWNER),
     )
     limit = None if rate is None else parse_rate(rate)
     for name, path in (("SOURCE", source), ("TARGET", target)):
@@ -126,7 +126,7 @@ def _namespace(text: str) -> str:
     return namespace
 
 
-def _owner(text: str) -> str:
+def checked_owner(text: str) -> str:
     from formats.errors import FormatError
     from formats.naming import check_owner
 

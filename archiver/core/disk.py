@@ -94,7 +94,7 @@ class Disk:
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             try:
-                os.fchmod(fd, mode)
+                _set_mode(fd, mode)
                 if like is not None:
                     with suppress(PermissionError):
                         os.fchown(fd, like.st_uid, like.st_gid)
@@ -132,8 +132,25 @@ class Disk:
     def create(self, path: str, mode: int) -> NewFile:
         """A new file to be written piece by piece; made durable by a :class:`Barrier`."""
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        os.fchmod(fd, mode)
+        _set_mode(fd, mode)
         return NewFile(fd)
+
+    def append(self, path: str, parts: Buffers, size: int) -> None:
+        """Write ``parts`` behind the first ``size`` bytes of a file that is there, durably; what was behind them is
+        dropped. Raises OSError; then nothing is behind them, or what a reader can see to be cut."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.ftruncate(fd, size)
+            os.lseek(fd, size, os.SEEK_SET)
+            try:
+                write_all(fd, parts)
+                os.fdatasync(fd)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
 
     def allocate(self, path: str, size: int, mode: int) -> None:
         """Have a file at ``path`` that takes ``size`` bytes of the disk; what was in one that is there is lost. Nothing
@@ -186,6 +203,16 @@ class Disk:
         os.rename(source, target)
         self.sync_directory(os.path.dirname(target))
         self.sync_directory(os.path.dirname(source))
+
+    def link_file(self, source: str, target: str) -> bool:
+        """Give a file another name; False where the file system cannot. Nothing is made durable."""
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
 
     def replace_file(self, source: str, target: str) -> None:
         """Durable rename of a file whose contents are durable; whatever file is at ``target`` is gone then."""
@@ -267,8 +294,21 @@ class NewFile:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray | memoryview) -> None:
         write_all(self._fd, [data])
+
+    def cut(self, size: int) -> None:
+        """Drop what is behind the first ``size`` bytes; what is appended next follows them."""
+        os.ftruncate(self._fd, size)
+        os.lseek(self._fd, size, os.SEEK_SET)
+
+    def write_back(self) -> None:
+        """Have the kernel write what was appended, so that a later ``sync`` has less to wait for."""
+        start_write_back(self._fd)
+
+    def sync(self) -> None:
+        """Make the contents durable, not the name. After an OSError what was written is lost."""
+        os.fsync(self._fd)
 
     def patch(self, data: bytes, offset: int) -> None:
         """Overwrite ``data`` at ``offset``."""
@@ -346,6 +386,12 @@ class Barrier:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1  # closed even when that fails
             os.close(fd)
+
+
+def _set_mode(fd: int, mode: int) -> None:
+    """Of a file that was made just now. File systems without modes (FAT) refuse: there it stays what mounting said."""
+    with suppress(PermissionError):
+        os.fchmod(fd, mode)
 
 
 def write_all(fd: int, parts: Iterable[bytes | bytearray | memoryview]) -> int:

@@ -1,7 +1,8 @@
 """Kernel locks: they vanish with the process (promise P8), there is nothing to unlock by hand.
 
 Two kinds: byte ranges of a file as open-file-description locks (two holders in one process exclude each other like
-two processes, and they meet the POSIX record locks of a Proxmox Backup Server), and flock on directories.
+two processes, and they meet the POSIX record locks of a Proxmox Backup Server), and flock on directories and on files
+that are there for that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Self
 
 _FLOCK = struct.Struct("hhqqi")  # native struct flock: type, whence, start, length, pid
 _POLL_SECONDS = 0.05
@@ -66,23 +68,57 @@ def lock_directory(fd: int) -> bool:
         return True
 
 
-class DirectoryLock:
+class _Flock:
+    """flock on an open file or directory; released by ``close`` or the end of the process."""
+
+    def __init__(self, fd: int, *, exclusive: bool, wait_seconds: float) -> None:
+        """Takes ``fd`` over. Raises BlockingIOError when it is still held by another after ``wait_seconds``."""
+        self.fd = fd
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        deadline = time.monotonic() + wait_seconds
+        try:
+            while not _try_flock(fd, kind):
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError(errno.EAGAIN, "locked by another process")
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1  # closed even when that fails
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class FileLock(_Flock):
+    """flock on a regular file that is there for nothing else; it stays."""
+
+    def __init__(self, path: str, mode: int, *, exclusive: bool = True, wait_seconds: float = 0.0) -> None:
+        """The file is made where it is missing. Raises BlockingIOError when another still holds it after
+        ``wait_seconds``, OSError otherwise."""
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            fd = os.open(path, os.O_RDONLY | flags)
+        except FileNotFoundError:
+            fd = os.open(path, os.O_RDONLY | os.O_CREAT | flags, mode)
+        super().__init__(fd, exclusive=exclusive, wait_seconds=wait_seconds)
+
+
+class DirectoryLock(_Flock):
     """flock on a directory; released by ``close`` or the end of the process."""
 
     def __init__(self, path: str, *, exclusive: bool = True, wait_seconds: float = 0.0, follow: bool = True) -> None:
         """Raises BlockingIOError when it is still held by another after ``wait_seconds``, OSError otherwise, for a
         symlink too unless ``follow``."""
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        deadline = time.monotonic() + wait_seconds
-        try:
-            while not _try_flock(self.fd, kind):
-                if time.monotonic() >= deadline:
-                    raise BlockingIOError(errno.EAGAIN, "locked by another process")
-                time.sleep(_POLL_SECONDS)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+        super().__init__(fd, exclusive=exclusive, wait_seconds=wait_seconds)
 
     def is_at(self, path: str) -> bool:
         """Whether the locked directory is (still) the one at ``path``: it may have been renamed or removed before the
@@ -93,17 +129,6 @@ class DirectoryLock:
             return False
         ours = os.fstat(self.fd)
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1  # closed even when that fails
-            os.close(fd)
-
-    def __enter__(self) -> DirectoryLock:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
 
 @contextmanager

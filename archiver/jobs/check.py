@@ -1,4 +1,4 @@
-"""What is wrong with a profile beyond its own words: what it names is not there, or this program cannot do it."""
+"""What a profile names that is not there at the moment."""
 
 from __future__ import annotations
 
@@ -13,22 +13,17 @@ from archiver.jobs.load import Loaded
 from archiver.jobs.profile import Profile
 from archiver.jobs.surroundings import Surroundings
 from archiver.jobs.tables import Problem
+from archiver.tape.state.place import TapePlace
+from archiver.tape.state.pools import Pools
 
 
 def check(loaded: Loaded, around: Surroundings) -> Loaded:
-    """The same with these problems too. A source, drive or key that is not there is none: it may be, tonight."""
+    """The same with notes about that. It is no mistake: it may be there tonight."""
     if loaded.profile is None:
         return loaded
-    found = (*loaded.problems, *_errors(loaded, loaded.profile, around), *_notes(loaded, loaded.profile, around))
+    found = (*loaded.problems, *_notes(loaded, loaded.profile, around))
     problems = tuple(sorted(found, key=lambda problem: problem.line or 0))
-    wrong = any(problem.is_error for problem in problems)
-    return replace(loaded, problems=problems, profile=None if wrong else loaded.profile)
-
-
-def _errors(loaded: Loaded, profile: Profile, around: Surroundings) -> Iterator[Problem]:
-    if profile.tapes and around.tape is None:
-        text = "tape[0]: this version of archiver has no tape command; only stores are allowed, with [[sync]]"
-        yield _problem(loaded, "tape[0].pool", text, is_error=True)
+    return replace(loaded, problems=problems)
 
 
 def _notes(loaded: Loaded, profile: Profile, around: Surroundings) -> Iterator[Problem]:
@@ -46,6 +41,11 @@ def _notes(loaded: Loaded, profile: Profile, around: Surroundings) -> Iterator[P
         if not os.path.isdir(os.path.join(sync.target, ".chunks")):
             text = f"there is no store in {sync.target} now: this is deferred until its drive is there"
             yield _problem(loaded, f"sync[{number}].target", text)
+    for number, tape in enumerate(profile.tapes):
+        try:
+            Pools(TapePlace.default(around.environment)).get(tape.pool)
+        except ArchiverError as error:
+            yield _problem(loaded, f"tape[{number}].pool", str(error))
     path = JobKey(profile.key, around.environment, around.prompt).path
     if path is not None and not os.path.lexists(path):
         yield _problem(loaded, "key.file", f"there is no key file {path} now")
@@ -53,6 +53,6 @@ def _notes(loaded: Loaded, profile: Profile, around: Surroundings) -> Iterator[P
         yield _problem(loaded, "key.crypt", f'crypt is "{profile.key.crypt}", and there is no key now')
 
 
-def _problem(loaded: Loaded, key: str, text: str, *, is_error: bool = False) -> Problem:
+def _problem(loaded: Loaded, key: str, text: str) -> Problem:
     origin = loaded.origins.get(key)
-    return Problem(loaded.path, None if origin is None else origin.line, text, is_error)
+    return Problem(loaded.path, None if origin is None else origin.line, text, is_error=False)

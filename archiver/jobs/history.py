@@ -148,6 +148,7 @@ class History:
         self.clock = clock if clock is not None else Clock()
         self._disk = disk if disk is not None else Disk()
         self._lock: DirectoryLock | None = None
+        self._known: dict[int, Run] = {}  # those that are over: nobody writes them again
 
     @property
     def job(self) -> str:
@@ -169,9 +170,14 @@ class History:
         return [run for run in found if run is not None]
 
     def run(self, number: int) -> Run | None:
+        if number in self._known:
+            return self._known[number]
         try:
             with open(self._path(number), "rb") as file:
-                return Run.of(json.loads(file.read(_LARGEST)))
+                run = Run.of(json.loads(file.read(_LARGEST)))
+            if run.state != "running":
+                self._known[number] = run
+            return run
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
@@ -236,6 +242,7 @@ class History:
     def put(self, run: Run) -> None:
         """Durable. Raises ArchiverError."""
         path = self._path(run.number)
+        self._known.pop(run.number, None)
         with explained("write", path):
             self._disk.put(path, [json.dumps(run.as_json()).encode() + b"\n"], 0o600, sync=True)
 

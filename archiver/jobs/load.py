@@ -44,10 +44,10 @@ from archiver.jobs.profile import (
 from archiver.jobs.tables import File, Origin, Problem, Table, full_path
 from archiver.keys.ring import configuration
 from archiver.source.image import STANDARD_INPUT
+from archiver.store.filters import GroupFilter
 from archiver.store.layout import DEFAULT_OWNER
 from archiver.store.prune import Keep
 from archiver.store.retention import Duration, Retention
-from archiver.sync.filters import GroupFilter
 from archiver.sync.rate import parse_rate
 from formats.naming import check_backup_id, check_namespace, check_owner
 from formats.patterns import parse_exclude_option

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from archiver.errors import UsageError
 from archiver.jobs.history import Run, newest_good
 from archiver.jobs.profile import Profile
 
@@ -25,6 +26,20 @@ class PlannedStep:
 
     def as_json(self) -> dict[str, Any]:
         return {"step": self.name, "target": self.target, "due": self.is_due, "reason": self.reason}
+
+
+def check_steps(profile: Profile, names: Sequence[str]) -> None:
+    """Raises UsageError for one that the profile says nothing of, and that cannot be done so."""
+    parts = {
+        "guard": profile.guard.enabled,
+        "verify": profile.verify is not None,
+        "sync": bool(profile.syncs),
+        "tape": bool(profile.tapes),
+        "drill": profile.drill is not None,
+    }
+    for name in names:
+        if not parts.get(name, True):
+            raise UsageError(f"there is no {name} in the profile of {profile.name}", hint=f"see: {profile.path}")
 
 
 def plan_run(profile: Profile, runs: Sequence[Run], now: int) -> tuple[PlannedStep, ...]:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from archiver.backup.specification import ArchiveSpec
 from archiver.browse.verify_result import Budget
+from archiver.store.filters import GroupFilter
 from archiver.store.layout import GroupRef
 from archiver.store.retention import Retention
-from archiver.sync.filters import GroupFilter
 from formats.patterns import Pattern
 
 Mode = Literal["metadata", "data", "legacy"]

@@ -29,7 +29,7 @@ from archiver.errors import (
 )
 from archiver.jobs.history import History, Run, StepResult
 from archiver.jobs.hooks import run_hook
-from archiver.jobs.plan import PlannedStep, plan_run
+from archiver.jobs.plan import PlannedStep, check_steps, plan_run
 from archiver.jobs.power import awake, refusal
 from archiver.jobs.profile import Hook, Profile
 from archiver.jobs.standing import all_ages
@@ -57,9 +57,10 @@ def run_job(
 ) -> Run:
     """``only``: the names of steps, which are done whether or not they are due.
 
-    Raises Locked when it is running already, ArchiverError when there can be no record; KeyboardInterrupt, and what is
-    a bug of ours, once that is recorded.
+    Raises UsageError for a step that the profile does not have, Locked when it is running already, ArchiverError when
+    there can be no record; KeyboardInterrupt, and what is a bug of ours, once that is recorded.
     """
+    check_steps(profile, only)
     history.lock()
     try:
         return _JobRun(profile, history, around, only).run(whatever_the_power)
@@ -218,10 +219,14 @@ class _JobRun:
             self._step(step, lambda: self._judged(step.target, made.figures))
 
     def _judged(self, target: str, figures: Mapping[str, Any]) -> Done:
-        before = self._figures_before(target)
-        if before is None:
+        """Compared is with the newest backup that was judged. If that is not the last one, as after a crash or a run of
+        the backup alone, the counters do not tell what has changed since."""
+        found = self._backups(target)
+        if not found:
             return Done("there is no earlier run to compare with")
-        return self._steps.judge(target, figures, before, self._past(target))
+        run, before = next(((run, each) for run, each in found if _is_judged(run, target)), found[0])
+        is_last = run.number == self._before[0].number
+        return self._steps.judge(target, figures, before, self._past(target), only_counted=is_last)
 
     def _open_hold(self, target: str) -> tuple[int, StepResult] | None:
         """The run whose mass change nobody has accepted yet."""
@@ -234,12 +239,16 @@ class _JobRun:
                     found = (run.number, each)
         return found
 
-    def _figures_before(self, target: str) -> Mapping[str, Any] | None:
+    def _backups(self, target: str) -> list[tuple[Run, Mapping[str, Any]]]:
+        """The figures of those whose snapshots are still there, up to the newest that was judged."""
+        found = []
         for run in self._before:
             for each in run.steps_named("backup", target):
                 if each.is_good and "snapshot" in each.figures and self._steps.still_there(target, each.figures):
-                    return each.figures
-        return None
+                    found.append((run, each.figures))
+            if found and _is_judged(found[-1][0], target):
+                break
+        return found
 
     def _past(self, target: str) -> list[Mapping[str, Any]]:
         """What was recorded of nights that were right, or that a person has called so."""
@@ -303,8 +312,8 @@ class _JobRun:
         result = StepResult(name, target, done.state, done.exit_code, done.text, began, round(seconds, 3), done.figures)
         self._record = replace(self._record, steps=(*self._record.steps, result))
         self._save()
-        level = "info" if result.is_good else "warning"
-        self._around.listener(Notice(f"{name} of {target}: {done.text}", "info" if level == "info" else "warning"))
+        text = f"{name} of {target}: {done.text}"
+        self._around.listener(Notice(text) if result.is_good else Notice(text, "warning"))
 
     def _save(self) -> None:
         """A disk that is full must not keep prune and gc from making room: the run goes on."""
@@ -312,6 +321,10 @@ class _JobRun:
             self._history.put(self._record)
         except ArchiverError as error:
             self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+
+
+def _is_judged(run: Run, target: str) -> bool:
+    return any(each.state in ("ok", "held") for each in run.steps_named("guard", target))
 
 
 def _failed(error: ArchiverError) -> Done:

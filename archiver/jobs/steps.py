@@ -35,12 +35,12 @@ from archiver.jobs.keys import JobKey
 from archiver.jobs.profile import COPY, Drill, Profile, Sync, Tape, Verify
 from archiver.jobs.surroundings import Surroundings
 from archiver.source.walk import WalkOptions
+from archiver.store.filters import GroupFilter, chosen
 from archiver.store.gc.collect import collect
 from archiver.store.layout import SnapshotRef, parse_reference
 from archiver.store.removal import remove, shortfall
 from archiver.store.retention import plan_prune
 from archiver.store.store import Store
-from archiver.sync.filters import chosen
 from archiver.sync.partners import open_target, remember
 from archiver.sync.plan import SyncOptions, make_plan
 from archiver.sync.run import carry_out
@@ -146,10 +146,17 @@ class Steps:
     # -- guard -------------------------------------------------------------------------------------------------------
 
     def judge(
-        self, path: str, figures: Mapping[str, Any], before: Mapping[str, Any], past: Sequence[Mapping[str, Any]]
+        self,
+        path: str,
+        figures: Mapping[str, Any],
+        before: Mapping[str, Any],
+        past: Sequence[Mapping[str, Any]],
+        *,
+        only_counted: bool,
     ) -> Done:
-        """``figures`` and ``before``: of this backup and the newest one before it that is still there."""
-        if figures["mode"] != "legacy" and guard.is_open(figures, before):
+        """``figures`` and ``before``: of this backup and the one it is compared with; ``only_counted``: the counters
+        tell what has changed since."""
+        if figures["mode"] != "legacy" and (not only_counted or guard.is_open(figures, before)):
             with self._open(path) as store, ExitStack() as held:
                 old, new = (self._snapshot(store, str(each["snapshot"]), held) for each in (before, figures))
                 change = guard.compared(old, new, figures, before)
@@ -186,7 +193,7 @@ class Steps:
     def prune(self, path: str, *, accepted: bool) -> Done:
         """``accepted``: a person has seen why the last one was held."""
         with self._open(path) as store:
-            plan = plan_prune(store, [store.find_group(str(self._profile.group))], self._profile.retention)
+            plan = plan_prune(store, [self._profile.group], self._profile.retention)
             if plan.holds and not accepted:
                 reasons = "; ".join(f"{hold.group}: {hold.reason}" for hold in plan.holds)
                 raise Held(f"nothing is removed: {reasons}", hint=_ACK.format(self._profile.name))
@@ -299,18 +306,27 @@ class Steps:
         )
 
     def tape(self, path: str, tape: Tape) -> Done:
-        """Through the command, whose room is another one of this rank."""
-        run = self._around.tape
-        if run is None:
-            raise ArchiverError("this version of archiver has no tape command", hint="remove [[tape]] from the profile")
-        drive = ["--drive", tape.drive] if tape.drive is not None else []
-        group = ["--group", str(self._profile.group)]
-        code = run(["tape", "backup", "--store", path, *drive, *group, tape.pool])
-        if code:
-            error = ArchiverError(f"archiver tape backup ended with exit code {code}")
-            error.exit_code = code
+        """Nobody is there to put another medium in: what is not in the drive or its changer now is not waited for."""
+        from archiver.tape.access import open_access
+        from archiver.tape.keys import TapeKeys
+        from archiver.tape.state.place import TapePlace
+        from archiver.tape.state.pools import Pools
+        from archiver.tape.write.job import JobOptions, back_up
+        from archiver.tape.write.plan import WriteOptions
+
+        profile, environment = self._profile, self._around.environment
+        place = TapePlace.default(environment)
+        pool = Pools(place).get(tape.pool)
+        drive = tape.drive or environment.get("ARCHIVER_TAPE_DRIVE") or None
+        group = GroupFilter.parse(f"group:{profile.backup_type}/{profile.backup_id}")
+        options = JobOptions(WriteOptions(profile.namespace, 0, [group], require_encryption=pool.require_encryption))
+        with self._open(path) as store, open_access(place, drive) as access:
+            _, result = back_up(access, store, pool, options, TapeKeys.default(environment), self._around.listener)
+        error = worst_of(result.errors)
+        if error is not None:
             raise error
-        return Done(f"copied to the pool {tape.pool}")
+        figures = {"snapshots": len(result.written), "chunks": result.chunks, "bytes": result.bytes}
+        return Done(f"{len(result.written)} snapshots, {result.chunks} chunks written", figures)
 
     # -- drill -------------------------------------------------------------------------------------------------------
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from archiver.core.clock import Clock
 from archiver.core.events import Listener, ignore
 from archiver.jobs.power import SUPPLIES, is_metered
-
-TapeCommand = Callable[[Sequence[str]], int]
-"""``archiver tape`` with these arguments, run in this process; its exit code."""
 
 
 def nobody(question: str) -> bytes | None:
@@ -21,13 +18,12 @@ def nobody(question: str) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """``tape`` None: there is no tape command. ``supplies``: the kernel's directory of power supplies."""
+    """``supplies``: the kernel's directory of power supplies."""
 
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     clock: Clock = field(default_factory=Clock)
     listener: Listener = ignore
     prompt: Callable[[str], bytes | None] = nobody
-    tape: TapeCommand | None = None
     supplies: str = SUPPLIES
     metered: Callable[[], bool] = is_metered
     keep_awake: bool = True

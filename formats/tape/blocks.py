@@ -88,12 +88,12 @@ class BlockReader:
     def read(self, length: int) -> bytes:
         """``length`` bytes, fewer only at the end of the stream. Raises FormatError; a stream without its end marker
         ends like any other, see ``has_end_marker``."""
-        pieces: list[memoryview] = []
+        pieces: list[bytes] = []
         while length > 0 and (self._piece or self._advance()):
-            piece, self._piece = self._piece[:length], self._piece[length:]
-            pieces.append(piece)
+            piece, self._piece = bytes(self._piece[:length]), self._piece[length:]
+            pieces.append(piece)  # a copy: the next block may take the place of this one
             length -= len(piece)
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def skip(self, length: int) -> int:
         """Pass over ``length`` bytes; how many there were."""

@@ -224,9 +224,9 @@ class Recorder:
             self.commit()
             return result
 
-        def beginning(environment: Environment, directory: str) -> None:
+        def beginning(environment: Environment, directory: str, *tables: Any) -> None:
             self._check_alive()
-            begin(environment, directory)
+            begin(environment, directory, *tables)
             self.commit()  # the tables may be new
 
         patched.setattr(Environment, "write", committing)

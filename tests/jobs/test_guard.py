@@ -192,3 +192,28 @@ def test_an_accident_that_was_accepted_counts_as_usual(tmp_path: Path) -> None:
     rewrite_half(job)
     os.utime(job.source / "diary.txt")
     assert states(job.run()) == FREE
+
+
+def kill_before_the_guard(*_: object, **__: object) -> None:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("how", ["crash after the backup", "crash in the backup", "the backup alone"])
+def test_an_accident_that_the_guard_could_not_see_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The next run has nothing new in it, and holds what it must."""
+    job = Job(tmp_path, KEEP, files=FILES)
+    nights(job, 2)
+    rewrite_half(job)
+    if how == "the backup alone":
+        job.run("backup")
+    else:
+        victim = "archiver.jobs.run._JobRun._guard" if "after" in how else "archiver.store.sessions.Session.publish"
+        with monkeypatch.context() as patched:
+            patched.setattr("archiver.jobs.run._JobRun._end", kill_before_the_guard)
+            patched.setattr(victim, kill_before_the_guard)
+            with pytest.raises(SystemExit):
+                job.run()
+    job.clock.time += DAY
+    assert states(job.run()) == HELD

@@ -214,18 +214,6 @@ def test_check_show_and_list(tmp_path: Path) -> None:
     assert call("job", "check", "../x").code == 2
 
 
-def test_tape_where_there_is_no_tape_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile that wants what this version cannot do is wrong, not silently done without."""
-    from archiver.cli import main
-
-    job = Job(tmp_path, "[[tape]]\npool = 'offsite'\n")
-    monkeypatch.setattr(main, "COMMANDS", {name: place for name, place in main.COMMANDS.items() if name != "tape"})
-    done = call("job", "check", "nightly")
-    assert done.code == 2 and f"{job.path}:4: tape[0]: this version of archiver has no tape command" in done.out
-    assert call("job", "run", "nightly").code == 2
-    assert job.snapshots() == []
-
-
 FULL = """
 store = "/s"
 sources = ["/home"]

@@ -336,7 +336,8 @@ def test_history(tmp_path: Path) -> None:
     for text in ("", "{}", "[]", '{"schema": 9}', "[" * 100000):
         (tmp_path / "jobs" / "x" / "runs" / "00000002.json").write_text(text)
         (tmp_path / "jobs" / "x" / "ack.json").write_text(text)
-        assert [run.number for run in history.runs()] == [3, 1] and history.acknowledged == 0
+        again = History(history.directory)
+        assert [run.number for run in again.runs()] == [3, 1] and again.acknowledged == 0
     history.close()
 
 
@@ -403,5 +404,6 @@ def test_documents(tmp_path: Path) -> None:
     assert [each["job"] for each in ask("status")["jobs"]] == ["nightly"]  # there is no store in the default place
     Store.create(str(tmp_path / "other"))
     assert ask("--store", tmp_path / "other", "status")["jobs"] == []
+    assert call("job", "run", "nightly", "--only", "drill").code == 2  # the profile has none
     for wrong in (("--store", "/x"), ("--ns", "a"), ("--keyfile", "/x"), ("--read-only",)):
         assert call(*wrong, "job", "run", "nightly").code == 2

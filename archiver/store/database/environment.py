@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -54,7 +54,7 @@ def _was_interrupted(error: lmdb.Error) -> bool:
 class Environment:
     """An open LMDB file. Get one from :func:`attach`, give it back with :func:`release`."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, tables: Sequence[bytes] = records.TABLES) -> None:
         """Raises DatabaseDamaged when the file that is there cannot be used; NoSpace, OSError, lmdb.Error otherwise."""
         self.directory = directory
         self.users = 0
@@ -84,7 +84,7 @@ class Environment:
             self.map_size, self.env = _open(directory, data)
             opened.callback(self.env.close)
             # Here, where no other thread has the environment: LMDB cannot open tables in two threads at once.
-            self._tables = {name: self._open_table(name) for name in records.TABLES}
+            self._tables = {name: self._open_table(name) for name in tables}
             self.env.reader_check()
             lock_range(self._use_fd, 0, 1, exclusive=False)
             opened.pop_all()
@@ -95,7 +95,7 @@ class Environment:
             raise
 
     def table(self, name: bytes) -> Any:
-        """Handle of one of the tables of ``records``."""
+        """Handle of one of the tables that it was opened with."""
         return self._tables[name]
 
     def _open_table(self, name: bytes) -> Any:
@@ -295,14 +295,15 @@ _registry = threading.Lock()
 os.register_at_fork(after_in_child=_environments.clear)
 
 
-def attach(directory: str) -> Environment:
-    """The environment in ``directory``, shared by all users in this process (LMDB allows one per file and process)."""
+def attach(directory: str, tables: Sequence[bytes] = records.TABLES) -> Environment:
+    """The environment in ``directory``, with these ``tables``, shared by all users in this process (LMDB allows one per
+    file and process)."""
     with _registry:
         status = os.stat(directory)
         key = (status.st_dev, status.st_ino)
         environment = _environments.get(key)
         if environment is None:
-            environment = Environment(directory)
+            environment = Environment(directory, tables)
             _environments[key] = environment
         environment.users += 1
         return environment

@@ -97,6 +97,12 @@ class Drive(Protocol):
     def name(self) -> str: ...
 
     @property
+    def largest_file(self) -> int | None:
+        """Bytes of the largest file that the medium can hold, whole blocks (FAT: just under 4 GiB); None where nothing
+        but its capacity limits it. A writer closes an archive before."""
+        ...
+
+    @property
     def can_encrypt(self) -> bool:
         """Whether ``set_key`` works: the hardware encrypts."""
         ...

@@ -293,6 +293,23 @@ def test_end_markers() -> None:
     assert len(cut.read(1 << 20)) == PAYLOAD_SIZE and not cut.has_end_marker
 
 
+def test_blocks_in_one_buffer() -> None:
+    """A block is valid until the next one is asked for: drives have one buffer."""
+    data = random.Random(5).randbytes(3 * PAYLOAD_SIZE)
+    file = written(lambda writer: writer.write(data))
+    buffer, starts = bytearray(BLOCK_SIZE), iter(range(0, len(file), BLOCK_SIZE))
+
+    def read_block() -> memoryview | None:
+        start = next(starts, None)
+        if start is None:
+            return None
+        buffer[:] = file[start : start + BLOCK_SIZE]
+        return memoryview(buffer)
+
+    stream = BlockReader(read_block)
+    assert stream.read(100) + stream.read(1 << 30) == data
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

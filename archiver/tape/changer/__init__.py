@@ -1,0 +1,1 @@
+"""Changers: who brings media into a drive (spec tape.md 5)."""

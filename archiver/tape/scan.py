@@ -1,0 +1,72 @@
+"""What is on a medium, file by file, whatever it is (spec tape.md 12, ``scan``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archiver.tape.drive.interface import Drive, EndOfData, MediumError
+from formats.errors import FormatError
+from formats.tape.blocks import BLOCK_SIZE, BlockReader
+from formats.tape.content import Content, read_content
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedFile:
+    """``content`` None where it cannot be read; ``warnings`` say what is wrong."""
+
+    number: int
+    content: Content | None
+    blocks: int
+    warnings: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return self.blocks * BLOCK_SIZE
+
+
+def scan(drive: Drive) -> Iterator[ScannedFile]:
+    """Every file of the medium in the drive, read to its end."""
+    number = 0
+    while True:
+        try:
+            drive.locate(number)
+            with drive.open_file() as file:
+                found = _scan(number, BlockReader(file.read_block))
+        except EndOfData:
+            return
+        except MediumError as error:
+            found = ScannedFile(number, None, 0, (str(error),))
+        yield found
+        number += 1
+
+
+def _scan(number: int, stream: BlockReader) -> ScannedFile:
+    content = None
+    warnings = []
+    try:
+        start = stream.read(1)
+        if not start and not stream.blocks:
+            return ScannedFile(number, None, 0, ("there is nothing in it",))
+        pending = [start]
+        content = read_content(lambda length: _joined(pending, stream, length))
+        while stream.skip(_PIECE):
+            pass
+    except FormatError as error:
+        warnings.append(str(error))
+    except MediumError as error:
+        warnings.append(str(error))
+    except EndOfData:
+        warnings.append("the data end without a file mark")
+    if stream.incomplete:
+        warnings.append("it is marked as incomplete")
+    elif not warnings and not stream.has_end_marker:
+        warnings.append("it has no end marker: its writing was interrupted")
+    return ScannedFile(number, content, stream.blocks, tuple(warnings))
+
+
+def _joined(pending: list[bytes], stream: BlockReader, length: int) -> bytes:
+    before = pending.pop() if pending else b""
+    return before + stream.read(length - len(before))
