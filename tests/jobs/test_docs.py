@@ -118,6 +118,14 @@ def test_nightly(home: Home, encrypted: bool) -> None:
     home.run("archiver job uninstall home --scope user")
 
 
+def test_tour_of_the_readme(home: Home) -> None:
+    nightly(home, encrypted=False)
+    found = re.findall(r"(?:^    archiver job .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (tour,) = ["\n".join(line[4:] for line in text.splitlines()) for text in found if "job install" in text]
+    assert tour.count("\n") == 5 and "job home: good" in home.run(tour)
+    assert "all is well" in (home.place / "home.html").read_text()
+
+
 def test_drive(home: Home) -> None:
     nightly(home, encrypted=False)
     for text in blocks("drive.md")[:2]:
