@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from archiver.tape.drive.st import StDrive
 from formats.tape.blocks import BLOCK_SIZE
 from tests.cli.command import ask, call
 from tests.tape.simulator import EMULATED, GENERIC, NODE, Medium, SimulatedKernel
-from tests.tape.test_commands import documented
+from tests.tape.test_commands import README, documented
 from tests.tape.test_mtx import SimulatedLibrary
 
 SLOTS = {1: "AAAA01", 2: "AAAA02", 3: "AAAA03", 4: "CLN001", 5: None, 6: None}
@@ -191,3 +192,11 @@ def test_a_backup_goes_over_media_and_comes_back(robot: Machine, tmp_path: Path)
     ask("init", tmp_path / "third")
     missing = call("--store", tmp_path / "third", "tape", "restore", "daily", "--json")
     assert missing.code == 13 and "AAAA01" in missing.document["error"]["message"]
+
+
+def test_the_lines_of_the_readme_set_up_a_library(machine: Machine) -> None:
+    ask("tape", "pool", "create", "offline")
+    (lines,) = re.findall(r"(?:^    archiver tape .*\n)+(?=\nWithout a changer)", README.read_text(), re.MULTILINE)
+    for line in lines.splitlines():
+        ask(*line.split()[1:])
+    assert {item["pool"] for item in ask("tape", "media", "list")["items"]} == {"offline"}
