@@ -13,8 +13,10 @@ from archiver.cli.verify import check_choice, chosen, fitting_key
 from archiver.errors import EXIT_DAMAGED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
+    from archiver.heal.candidates import Candidates
     from archiver.heal.damage import Damage, HealResult, Place
     from archiver.heal.plan import HealPlan
+    from formats.crypt import CryptConfig
 
 _FILES_SHOWN = 20
 _PLACES_SHOWN = 20
@@ -24,6 +26,13 @@ _PLACES_SHOWN = 20
 @click.argument("snapshot", required=False)
 @click.option("--group", metavar="TYPE/ID", help="All snapshots of this group.")
 @click.option("--from", "copies", metavar="STORE", multiple=True, help="Another store that may have the same; several.")
+@click.option(
+    "--from-tape",
+    "media_set",
+    metavar="MEDIA-SET",
+    help="Media that may have lost chunks, named as for tape restore: only files that hold some are read.",
+)
+@click.option("--drive", metavar="NAME", help="The tape drive. Default: ARCHIVER_TAPE_DRIVE, else the only one.")
 @click.option(
     "--source",
     "sources",
@@ -47,6 +56,8 @@ def heal(
     snapshot: str | None,
     group: str | None,
     copies: tuple[str, ...],
+    media_set: str | None,
+    drive: str | None,
     sources: tuple[str, ...],
     read_all: bool,
     dry_run: bool,
@@ -54,9 +65,9 @@ def heal(
 ) -> None:
     """Put back what is damaged or missing: in the whole store, a group, or one SNAPSHOT.
 
-    Chunks come from copies that were set aside, from other stores (--from), and from the live files (--source) where
-    these still have the same contents; manifests, indexes and blobs from other stores that have the same snapshot.
-    Whatever comes is checked. Without the key, encrypted chunks come from stores only.
+    Chunks come from copies that were set aside, from other stores (--from), from media (--from-tape), and from the live
+    files (--source) where these still have the same contents; manifests, indexes and blobs from other stores that have
+    the same snapshot. Whatever comes is checked. Without the key, encrypted chunks come from stores and media only.
 
     The exit code is 20 when damage remains, also in a dry run that finds any.
     """
@@ -85,10 +96,19 @@ def heal(
         refs = chosen(store, context.namespace, snapshot, group)
         crypt = None if without_key else fitting_key(context, store, refs)
         others = [opened.enter_context(Store.open(path, listener=output.hear)) for path in copies]
-        options = HealOptions([OtherStore(store, other, crypt) for other in others], live, read_all)
+        places: list[Candidates] = [OtherStore(store, other, crypt) for other in others]
+        if media_set is not None:
+            places.append(_media(opened, output, media_set, drive, crypt))
+        options = HealOptions(places, live, read_all)
         plan = make_plan(store, refs, crypt, options, output.hear)
         result = None if dry_run else carry_out(store, plan, crypt, output.hear)
         _tell(ctx, output, plan, result, identity)
+
+
+def _media(opened: ExitStack, output: Output, name: str, drive: str | None, crypt: CryptConfig | None) -> Candidates:
+    from archiver.cli.tape.healing import MediaSetChunks
+
+    return MediaSetChunks(opened, output, name, drive, crypt)
 
 
 def _tell(
