@@ -15,7 +15,8 @@ from bench.tape_rig.packages import RigError
 
 def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Name -> mode and data, of a cpio archive."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         assert archive[at : at + 6] == b"070701" and at % 4 == 0
         fields = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
