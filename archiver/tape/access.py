@@ -13,7 +13,8 @@ from archiver.tape.changer.person import PersonChanger
 from archiver.tape.changer.virtual import VirtualChanger
 from archiver.tape.drive.interface import Changer, Drive
 from archiver.tape.drive.st import StDrive
-from archiver.tape.drive.virtual import VirtualDrive, check_there, labels_in
+from archiver.tape.drive.virtual import VirtualDrive
+from archiver.tape.drive.virtual_place import check_there, labels_in
 from archiver.tape.state.drives import Configuration, DriveConfig, Drives
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace

@@ -203,18 +203,18 @@ def erase(access: Access, *, fast: bool, label_text: str | None, force: bool) ->
     known = InventoryFile(place).load().media.get(found.label.uuid)
     if known is not None:
         forget(place, known, force=True)
+        CatalogLogs(place).remove(known.uuid)
     return known
 
 
 def forget(place: TapePlace, medium: Medium, *, force: bool) -> None:
-    """Take a medium out of the inventory, its catalog too. Raises Held for one in a media set, unless ``force``."""
+    """Take a medium out of the inventory; its catalog stays. Raises Held for one in a media set, unless ``force``."""
     if medium.in_set is not None and not force:
         raise Held(
             f"the medium {medium.name} is in the media set {encode_uuid(medium.in_set.uuid)}",
             hint="restores will not find what is on it; --force forgets it",
         )
     InventoryFile(place).change(lambda inventory: inventory.media.pop(medium.uuid, None))
-    CatalogLogs(place).remove(medium.uuid)
 
 
 def change_medium(place: TapePlace, text: str, change: Callable[[Medium], Medium]) -> Medium:

@@ -1,7 +1,7 @@
 """The machine's root file system: a cpio archive (newc) that the kernel unpacks into memory.
 
-    header of an entry: "070701", then 13 fields of 8 hex digits: inode, mode, uid, gid, links, mtime, size of the data,
-    4 device numbers, size of the name with its NUL, 0; name and data are each padded to 4 bytes
+header of an entry: "070701", then 13 fields of 8 hex digits: inode, mode, uid, gid, links, mtime, size of the data,
+4 device numbers, size of the name with its NUL, 0; name and data are each padded to 4 bytes
 """
 
 from __future__ import annotations

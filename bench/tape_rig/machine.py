@@ -15,7 +15,7 @@ _POLL = 0.5
 _MEMORY = "1536"
 
 
-def run(kernel: Path, image: Path, work: Path, *, arguments: str, seconds: float) -> Iterator[dict[str, Any]]:
+def run(kernel: Path, image: Path, work: Path, *, seconds: float) -> Iterator[dict[str, Any]]:
     """The reports, as they come. The console is kept in ``work``/console. Raises RigError."""
     reports, console = work / "reports", work / "console"
     for path in (reports, console):
@@ -23,7 +23,7 @@ def run(kernel: Path, image: Path, work: Path, *, arguments: str, seconds: float
     command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", _MEMORY, "-nographic", "-no-reboot"]
     command += ["-nodefaults", "-kernel", str(kernel), "-initrd", str(image)]
     command += ["-serial", f"file:{console}", "-serial", f"file:{reports}"]
-    command += ["-append", f"console=ttyS0 quiet panic=-1 {arguments}".strip()]
+    command += ["-append", "console=ttyS0 quiet panic=-1"]
     end = time.monotonic() + seconds
     try:
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -40,7 +40,8 @@ def run(kernel: Path, image: Path, work: Path, *, arguments: str, seconds: float
                         if not line.endswith(b"\n"):
                             break
                         at += len(line)
-                        yield json.loads(line)
+                        if line.startswith(b"{"):  # what else comes was printed by some program
+                            yield json.loads(line)
             if is_over:
                 return
             if time.monotonic() > end:

@@ -30,7 +30,8 @@ class Traits:
     position: Literal["real", "none", "zeros"] = "real"
     warning: Literal["alternates", "written-in-spite"] = "alternates"
     end_of_data: Literal["nothing", "rubbish"] = "nothing"
-    blank: Literal["end-of-data", "error", "zeros"] = "end-of-data"
+    blank: Literal["end-of-data", "error", "zeros"] = "end-of-data"  # zeros: also behind data without a mark
+    passes_empty: bool = False  # moving forward from a mark, it does not count that one
     full: Literal["no-space", "error"] = "no-space"
     erases: bool = True
     marks_at_once: bool = True
@@ -40,6 +41,7 @@ class Traits:
 
 REAL = Traits()
 EMULATED = Traits(counts=False, position="none", end_of_data="rubbish", blank="zeros", erases=False)
+MISCOUNTS = replace(EMULATED, passes_empty=True)
 ALL = {
     "real": REAL,
     "emulated": EMULATED,
@@ -161,7 +163,7 @@ class SimulatedKernel(Kernel):
         if not medium.items and self.traits.blank == "error":
             self._block = -1
             raise _error(errno.EIO)
-        if not medium.items and self.traits.blank == "zeros":
+        if (not medium.items or medium.items[-1] is not None) and self.traits.blank == "zeros":
             self._met = "medium-end"
         elif self._met == "data-end" and self.traits.end_of_data == "nothing":
             raise _error(errno.EIO)
@@ -253,6 +255,8 @@ class SimulatedKernel(Kernel):
     def _forward(self, medium: Medium, count: int) -> None:
         self._met = ""
         start = self._file
+        if self.traits.passes_empty and medium.items[self._at : self._at + 1] == [None]:
+            self._at += 1
         for _ in range(count):
             try:
                 self._at = medium.items.index(None, self._at) + 1

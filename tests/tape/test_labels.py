@@ -38,6 +38,7 @@ from tests.tape.sets import medium, new_place, uuid_of
 @pytest.fixture
 def place(tmp_path: Path) -> TapePlace:
     place = new_place(tmp_path)
+    VirtualDrive("usb", str(tmp_path / "tapes"), new=True).close()
     Drives(place).add_drive(DriveConfig("usb", "virtual", str(tmp_path / "tapes")))
     Pools(place).create(Pool.make("pool"))
     return place
@@ -45,7 +46,7 @@ def place(tmp_path: Path) -> TapePlace:
 
 @pytest.fixture
 def access(place: TapePlace) -> Access:
-    return open_access(place, None, new=True)
+    return open_access(place, None)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -23,7 +23,18 @@ from archiver.tape.drive.interface import (
 from archiver.tape.drive.mtio import Kernel, ScsiAnswer
 from archiver.tape.drive.st import StDrive
 from formats.tape.blocks import BLOCK_SIZE
-from tests.tape.simulator import ALL, EMULATED, GENERIC, NODE, REAL, Medium, SimulatedKernel, Traits, with_traits
+from tests.tape.simulator import (
+    ALL,
+    EMULATED,
+    GENERIC,
+    MISCOUNTS,
+    NODE,
+    REAL,
+    Medium,
+    SimulatedKernel,
+    Traits,
+    with_traits,
+)
 
 each_kind = pytest.mark.parametrize("traits", ALL.values(), ids=ALL.keys())
 _BLOCKS = [bytes((number,)) * BLOCK_SIZE for number in range(1, 33)]
@@ -459,6 +470,26 @@ def test_format_leaves_nothing_to_read(traits: Traits, fast: bool) -> None:
         drive.rewind()
         write(drive, [5])
         assert read_all(drive) == [[5]]
+
+
+@pytest.mark.parametrize(
+    "files", [[[]], [[], [1]], [[], [], [1, 2]], [[0], [], [1], [], [], [2]], [[0], [], [1, 2], []]]
+)
+def test_an_emulator_that_passes_over_empty_files_has_nothing_overwritten(files: list[list[int]]) -> None:
+    for cut in (False, True):
+        kernel = SimulatedKernel(MISCOUNTS, Medium())
+        drive = drive_of(kernel)
+        for file in files:
+            write(drive, file)
+        if cut:
+            drive.create_file().write(_BLOCKS[9])
+            kernel.power_cut()
+            drive = drive_of(kernel)
+        assert drive.locate_end() == len(files) + cut
+        assert kernel.medium is not None
+        assert [[_BLOCKS.index(block) for block in file] for file in kernel.medium.files] == [*files, [9]][
+            : len(files) + cut
+        ]
 
 
 def test_going_to_the_end_without_counting() -> None:

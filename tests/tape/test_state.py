@@ -303,6 +303,8 @@ def test_log(place: TapePlace) -> None:
     assert catalog is not None and (catalog.media_set, catalog.seq_nr, catalog.last_file) == (uuid_of("set"), 1, 6)
     assert [(each.file, each.store, len(each.digests)) for each in catalog.archives] == [(3, "s", 5), (6, "other", 2)]
     assert [each.path for each in catalog.snapshots] == ["host/a/2023-11-14T22:13:20Z"]
+    assert found.is_of(TWO.uuid, uuid_of("set"), 1) and not found.is_of(TWO.uuid, uuid_of("set"), 0)
+    assert not found.is_of(ONE.uuid, uuid_of("set"), 0) and not found.is_of(TWO.uuid, uuid_of("other"), 1)
     assert found.media() == [TWO.uuid] and found.load(ONE.uuid) is None
     log = found.open(TWO.uuid, uuid_of("set"), 1)
     for number in (6, 5, 0):

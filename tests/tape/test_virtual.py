@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.core import linux
 from archiver.errors import ArchiverError, Locked, NotFound, TargetAbsent, UsageError
 from archiver.tape.changer.virtual import VirtualChanger
 from archiver.tape.drive.interface import (
@@ -22,6 +23,7 @@ from archiver.tape.drive.interface import (
 )
 from archiver.tape.drive.virtual import VirtualDrive
 from formats.tape.blocks import BLOCK_SIZE, PAYLOAD_SIZE
+from tests.cli.command import ask, call
 from tests.formats.tape.media import files
 from tests.mounts import fill, read_only_view, small_file_system, temporary_file_system, weak_file_system
 from tests.tape.media import contents, golden_media, put_blocks, put_stream, standing, take_stream
@@ -155,8 +157,7 @@ def test_capacity(place: Path) -> None:
 
 def test_full_file_system(tmp_path: Path) -> None:
     """It warns before it is full; full after all, the block is refused and no half of it stays."""
-    with temporary_file_system(tmp_path / "small", 8 << 20) as small:
-        drive = new_drive(small)
+    with temporary_file_system(tmp_path / "small", 8 << 20) as small, new_drive(small) as drive:
         put_stream(drive, b"kept")
         with drive.create_file() as file:
             count = 0
@@ -175,7 +176,6 @@ def test_full_file_system(tmp_path: Path) -> None:
         drive.locate_end()
         with pytest.raises(MediumFull):
             put_stream(drive, b"more")
-        drive.close()
 
 
 # -- what may not be written -------------------------------------------------------------------------------------------
@@ -272,8 +272,7 @@ def test_cut_file(place: Path) -> None:
 
 
 def test_fat(tmp_path: Path) -> None:
-    with weak_file_system(tmp_path, "vfat") as fat:
-        drive = new_drive(fat / "tapes")
+    with weak_file_system(tmp_path, "vfat") as fat, new_drive(fat / "tapes") as drive:
         assert drive.largest_file == (4 << 30) - BLOCK_SIZE
         put_stream(drive, b"on fat")
         drive.flush()
@@ -285,7 +284,6 @@ def test_fat(tmp_path: Path) -> None:
         drive.locate_end()
         with pytest.raises(MediumFull):
             put_stream(drive, bytes(9 << 20))
-        drive.close()
 
 
 def test_no_limit_of_a_file(place: Path, tmp_path: Path) -> None:
@@ -293,3 +291,40 @@ def test_no_limit_of_a_file(place: Path, tmp_path: Path) -> None:
         assert drive.largest_file is None
     with small_file_system(tmp_path, 8 << 20) as small, new_drive(small / "tapes") as drive:
         assert drive.status().capacity is not None
+
+
+def test_fat_by_its_number(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel has no FAT to mount: what the drive says when it is one."""
+    monkeypatch.setattr(linux, "filesystem_type", lambda fd: linux.MSDOS)
+    with new_drive(place) as drive:
+        assert drive.largest_file == (4 << 30) - BLOCK_SIZE < (4 << 30) - 1
+
+
+def test_file_system_without_modes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAT refuses modes."""
+
+    def refuse(fd: int, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with new_drive(place) as drive:
+        put_stream(drive, b"kept")
+        drive.flush()
+        drive.rewind()
+        assert take_stream(drive) == b"kept"
+
+
+def test_another_disk_at_the_same_place(tmp_path: Path) -> None:
+    """With no disk there nothing is written; another one is used when a medium is made on it."""
+    mnt = tmp_path / "mnt"
+    with temporary_file_system(mnt, 4 << 20):
+        ask("tape", "drive", "add", "usb", "--path", mnt / "tapes")
+        ask("tape", "label", "--label-text", "ONE")
+    assert call("tape", "label", "--label-text", "TWO").code == call("tape", "inventory").code == 13
+    assert list(mnt.iterdir()) == []
+    mnt.rmdir()
+    with temporary_file_system(mnt, 4 << 20):
+        assert call("tape", "inventory").code == 13 and list(mnt.iterdir()) == []
+        assert ask("tape", "label", "--label-text", "TWO")["location"] == "online-usb"
+        places = {item["label-text"]: item["location"] for item in ask("tape", "media", "list")["items"]}
+        assert places == {"ONE": "offline", "TWO": "online-usb"}

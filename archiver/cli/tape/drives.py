@@ -86,7 +86,7 @@ def _described(config: DriveConfig) -> dict[str, Any]:
 def list_(context: Context) -> None:
     """List the drives that are set up, and whether they are there."""
     from archiver.errors import ArchiverError
-    from archiver.tape.drive.virtual import check_there
+    from archiver.tape.drive.virtual_place import check_there
     from archiver.tape.state.drives import Drives
 
     items = []

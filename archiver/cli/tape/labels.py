@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.entries import time_text
 from archiver.cli.tape.group import described, drive_option, listed, opened, told
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ def read_label(context: Context, inventorize: bool, drive: str | None) -> None:
         if inventorize:
             enter(access.place, found)
             access.update_online()
-    described(context.output, _described(found))
+    output, document = context.output, _described(found)
+    if not output.as_json:
+        for name in ("ctime", "media-set-ctime"):
+            document[name] = None if document[name] is None else time_text(document[name])
+    described(output, document)
 
 
 def _described(found: Labels) -> dict[str, Any]:

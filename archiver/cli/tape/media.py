@@ -53,7 +53,7 @@ def list_(context: Context, pool: str | None, update_status: bool) -> None:
                 "seq-nr": None if where is None else where.seq_nr,
                 "status": rules.shown_status(inventory, medium, pools, now),
                 "location": str(medium.location),
-                "catalog": where is None or logs.stamp(medium.uuid) is not None,
+                "catalog": where is None or logs.is_of(medium.uuid, where.uuid, where.seq_nr),
                 "uuid": encode_uuid(medium.uuid),
                 "media-set-uuid": None if where is None else encode_uuid(where.uuid),
                 "ctime": medium.label.time,
@@ -218,7 +218,7 @@ def set_status(context: Context, medium: str, status: str) -> None:
 @click.option("--force", is_flag=True, help="Also one that is in a media set: restores will not find what is on it.")
 @global_options
 def destroy(context: Context, medium: str, force: bool) -> None:
-    """Forget MEDIUM (label or uuid) and its catalog. What is on it is not touched."""
+    """Forget MEDIUM (label or uuid). What is on it is not touched, and its catalog stays, should it be met again."""
     from archiver.tape.labelling import forget
     from archiver.tape.state.inventory import InventoryFile
     from formats.tape.content import encode_uuid

@@ -98,16 +98,16 @@ class StMedium:
             self.mark()
             files += 1
             if not self._is_at(files):
-                self.rewind()
-                if not self._move(0, files):
-                    raise MediumError(f"drive {self.drive} does not find the end of the data again")
-        self.file = files
+                return self._find_end()[0]
+            self.file = files
         return files
 
     def _find_end(self) -> tuple[int, bool]:
         """How many file marks there are, and whether there is data behind the last one. If not, the position is there.
 
-        What is behind it is read, since not every drive can go back by one record and say whether it met a mark.
+        What is behind it is read, since not every drive can go back by one record and say whether it met a mark. A
+        drive that does not tell how far it went (emulated ones) has the whole medium read: nor does it pass over marks
+        as it should.
         """
         self.file = None
         refused: OSError | None = None
@@ -116,18 +116,24 @@ class StMedium:
         except OSError as error:  # a blank medium may refuse; what is found below decides
             refused = error
         files = self.state().file
-        if files is None or files >= _FAR or (files > 0 and not self._move(files, files)):
+        counts = files is None or files < _FAR
+        if files is None or (0 < files < _FAR and not self._move(files, files)):
             files = self._count_marks()
-        if files == 0:
+        elif files == 0 or files >= _FAR:
+            files = 0
             self.rewind()
+        buffer, is_cut = memoryview(bytearray(BLOCK_SIZE)), False
         try:
-            if self.read(memoryview(bytearray(BLOCK_SIZE)), files, first=True) is None:
-                raise MediumError(f"drive {self.drive} does not find the end of the data")
+            while not (is_cut and counts):
+                if self.read(buffer, files, first=not is_cut) is None:
+                    files, is_cut = files + 1, False
+                else:
+                    is_cut = True
         except EndOfData:
-            return files, False
+            return files, is_cut
         if refused is not None:
             raise self.failed(refused, "find the end of the data")
-        return files, True
+        return files, is_cut
 
     def _move(self, here: int, file: int) -> bool:
         """From a known file to the start of another, or of the same; False when the medium came out elsewhere."""
@@ -201,7 +207,7 @@ class StMedium:
                 self.file = file + 1
                 return None
             raise self._no_more(file, first)
-        if first and file == 0 and state.has(mtio.AT_MEDIUM_END) and not any(buffer[:length]):
+        if state.has(mtio.AT_MEDIUM_END) and buffer[:length] == bytes(length):  # nor is this, after no file mark
             raise self._no_more(file, first)
         return length
 

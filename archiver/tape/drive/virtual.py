@@ -12,20 +12,16 @@ loading it. A medium whose own file was lost or emptied by a power cut (FAT) has
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from archiver.core import linux
-from archiver.core.disk import Disk, NewFile, available, explain, explained, is_full
+from archiver.core.disk import Disk, NewFile, available, explained, is_full
 from archiver.core.locks import DirectoryLock, FileLock
-from archiver.errors import ArchiverError, Locked, NotFound, TargetAbsent, UsageError
+from archiver.errors import ArchiverError, NotFound, TargetAbsent, UsageError
 from archiver.tape.drive.interface import (
     DriveStatus,
     EndOfData,
@@ -36,23 +32,25 @@ from archiver.tape.drive.interface import (
     NoMedium,
     WriteProtected,
 )
+from archiver.tape.drive.virtual_file import RESERVE_BLOCKS, FileOnDisk, NewFileOnDisk
+from archiver.tape.drive.virtual_place import (
+    FILE,
+    FILE_MODE,
+    STATUS,
+    check_there,
+    encoded,
+    labels_in,
+    lock_drive,
+    read_object,
+)
 from formats.naming import check_media_name
 from formats.tape.blocks import BLOCK_SIZE
-from formats.wire import Buffer
 
-LOCK = ".drive.lck"
-_STATUS = "drive-status.json"
-_TAPE = re.compile(r"tape-([A-Za-z0-9_][A-Za-z0-9._-]{1,31})\.json")
-_FILE = re.compile(r"tapefile-(0|[1-9][0-9]{0,8})-([A-Za-z0-9_][A-Za-z0-9._-]{1,31})\.json")
-_FILE_MODE = 0o644
 _DIRECTORY_MODE = 0o755
 _WAIT_SECONDS = 10.0  # for another who has the drive
-_LARGEST_STATUS = 64 << 10
 _LEAST_BLOCKS = 2  # of a file, on however full a medium
-_RESERVE_BLOCKS = 2  # behind the early warning
 _LARGEST_RESERVE = 64 << 20  # bytes that are left free of a file system, for what follows the early warning
 _FAT_FILE = ((4 << 30) - 1) // BLOCK_SIZE * BLOCK_SIZE
-_WRITE_BACK_BLOCKS = 32
 _UNSYNCED_AT_MOST = 64  # files
 
 
@@ -97,7 +95,7 @@ class VirtualDrive:
     def _take(self, *, new: bool = False) -> None:
         """Have the directory alone. Raises TargetAbsent, Locked, ArchiverError."""
         check_there(self.path, self._mount, new=new)
-        lock = _locked(self._name, self.path, self._wait_seconds)
+        lock = lock_drive(self._name, self.path, self._wait_seconds)
         try:
             with explained("look into", self.path):
                 self._is_fat = linux.filesystem_type(lock.fd) == linux.MSDOS
@@ -170,12 +168,12 @@ class VirtualDrive:
         if self.write_protected:
             return  # then only this process knows
         current = None if label is None else {"name": label, "pos": position}
-        path = os.path.join(self.path, _STATUS)
+        path = os.path.join(self.path, STATUS)
         with suppress(OSError):  # a full disk; it is where the drive stood, no fact of a medium
-            self._disk.put(path, [_encoded({"current_tape": current})], _FILE_MODE, sync=False)
+            self._disk.put(path, [encoded({"current_tape": current})], FILE_MODE, sync=False)
 
     def _loaded(self) -> tuple[str | None, int]:
-        document = _read_object(os.path.join(self.path, _STATUS))
+        document = read_object(os.path.join(self.path, STATUS))
         current = None if document is None else document.get("current_tape")
         if not isinstance(current, dict):
             return None, 0
@@ -187,14 +185,14 @@ class VirtualDrive:
     def _numbers(self) -> set[int]:
         """Of the files of the loaded medium that are there, whether they belong to it or were left over."""
         with explained("read", self.path):
-            matches = (_FILE.fullmatch(name) for name in os.listdir(self.path))
+            matches = (FILE.fullmatch(name) for name in os.listdir(self.path))
             return {int(match[1]) for match in matches if match is not None and match[2] == self._label}
 
     def _count(self) -> int:
         """How many files the loaded medium has."""
         if self._label is None:
             raise NoMedium(f"there is no medium in the drive {self._name}", hint="see: archiver tape inventory")
-        document = _read_object(self._tape_path(self._label))
+        document = read_object(self._tape_path(self._label))
         count = None if document is None else document.get("files")
         if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**9:
             return count
@@ -203,7 +201,7 @@ class VirtualDrive:
 
     def _put_files(self, label: str, count: int) -> None:
         """Durable: on a file system without a journal an emptied file would be a medium without contents."""
-        self._disk.put(self._tape_path(label), [_encoded({"files": count})], _FILE_MODE, sync=True)
+        self._disk.put(self._tape_path(label), [encoded({"files": count})], FILE_MODE, sync=True)
 
     def _sizes(self, below: int) -> int:
         total = 0
@@ -269,7 +267,7 @@ class VirtualDrive:
         if self._position >= count:
             raise EndOfData(f"medium {self._label} has no file {self._position}, its data ends behind {count} files")
         number = self._position
-        reader = _Reader(self._file_path(number), f"file {number} of medium {self._label}")
+        reader = FileOnDisk(self._file_path(number), f"file {number} of medium {self._label}")
         self._set(self._label, number + 1)
         return reader
 
@@ -285,7 +283,7 @@ class VirtualDrive:
             with explained("write", path):
                 self._drop_files(label, number, count)
                 limit = self._limit(number)
-                file = self._disk.create(path, _FILE_MODE)
+                file = self._disk.create(path, FILE_MODE)
         except ArchiverError as error:
             if is_full(error):
                 raise MediumFull(f"there is no room for file {number} on medium {label}") from error
@@ -299,7 +297,7 @@ class VirtualDrive:
                 raise MediumFull(f"there is no room for file {number} on medium {label}") from error
             raise
         self._set(label, number + 1)
-        return _Writer(file, self.path, f"file {number} of medium {label}", limit, self._reserve())
+        return NewFileOnDisk(file, self.path, f"file {number} of medium {label}", limit, self._reserve())
 
     def _drop_files(self, label: str, number: int, count: int) -> None:
         """Remove the files from ``number`` on; the medium says first that it has fewer."""
@@ -322,7 +320,7 @@ class VirtualDrive:
     def _reserve(self) -> int:
         space = os.statvfs(self.path)
         share = min(_LARGEST_RESERVE, space.f_blocks * space.f_frsize // 100)
-        return max(share, 2 * _RESERVE_BLOCKS * BLOCK_SIZE)
+        return max(share, 2 * RESERVE_BLOCKS * BLOCK_SIZE)
 
     def _remember(self, file: NewFile, path: str) -> None:
         self._changed = True
@@ -384,163 +382,3 @@ class VirtualDrive:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Reader:
-    def __init__(self, path: str, what: str) -> None:
-        self._what = what
-        self._buffer = bytearray(BLOCK_SIZE)
-        self._view = memoryview(self._buffer)
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                os.close(self._fd)
-                raise OSError(errno.ELOOP, "not a regular file")
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> MediumError:
-        return MediumError(f"{self._what} cannot be read: {(error.strerror or str(error)).lower()}")
-
-    def read_block(self) -> Buffer | None:
-        filled = 0
-        try:
-            while filled < BLOCK_SIZE:
-                read = os.readv(self._fd, [self._view[filled:]])
-                if not read:
-                    break
-                filled += read
-        except OSError as error:
-            raise self._failed(error) from error
-        return self._view[:filled] if filled else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-
-class _Writer:
-    """``limit``: blocks before the early warning; ``reserve``: bytes that are to stay free in the file system."""
-
-    def __init__(self, file: NewFile, directory: str, what: str, limit: int | None, reserve: int) -> None:
-        self._file = file
-        self._directory = directory
-        self._what = what
-        self._limit = limit
-        self._reserve = reserve
-        self._blocks = 0
-        self._open = True
-
-    def write(self, block: Buffer) -> bool:
-        if len(block) != BLOCK_SIZE or not self._open:
-            raise ValueError("one block of a file that is open")
-        limit = self._limit
-        if limit is not None and self._blocks >= limit + _RESERVE_BLOCKS:
-            raise MediumFull(f"the medium is full: {self._what} does not fit")
-        try:
-            self._file.append(block)
-            self._blocks += 1
-            if self._blocks % _WRITE_BACK_BLOCKS == 0:
-                self._file.write_back()
-            return (limit is not None and self._blocks > limit) or available(self._directory) < self._reserve
-        except OSError as error:
-            with suppress(OSError):
-                self._file.cut(self._blocks * BLOCK_SIZE)
-            if is_full(error):
-                raise MediumFull(f"the file system of {self._directory} is full: {self._what} does not fit") from error
-            raise MediumError(f"{self._what} cannot be written: {(error.strerror or str(error)).lower()}") from error
-
-    def finish(self) -> None:
-        self._open = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open = False
-
-
-def labels_in(path: str) -> list[str]:
-    """The media in a directory, sorted."""
-    found = set()
-    with explained("read", path):
-        for name in os.listdir(path):
-            match = _TAPE.fullmatch(name)
-            if match is not None:
-                found.add(match[1])
-                continue
-            match = _FILE.fullmatch(name)
-            if match is not None and match[1] == "0":
-                found.add(match[2])
-    return sorted(found)
-
-
-def check_there(path: str, mount: str | None, *, new: bool = False) -> None:
-    """Raises TargetAbsent unless the directory of a drive is there; with ``new``, unless it may be made."""
-    hint = "plug in and mount the disk that holds it"
-    if mount is not None and not os.path.ismount(mount):
-        raise TargetAbsent(f"{mount} is not mounted: the tapes in {path} are not there", hint=hint)
-    if new:
-        if not os.path.isdir(os.path.dirname(path)):
-            raise TargetAbsent(f"there is no directory {os.path.dirname(path)}", hint=hint)
-        return
-    try:
-        names = os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise TargetAbsent(f"there is no directory {path}", hint=hint) from error
-    except OSError as error:
-        raise explain(error, "read", path) from error
-    if not any(name in (LOCK, _STATUS) or _TAPE.fullmatch(name) or _FILE.fullmatch(name) for name in names):
-        raise TargetAbsent(f"there is nothing of a virtual tape drive in {path}", hint=hint)
-
-
-def _locked(name: str, path: str, wait_seconds: float) -> FileLock | DirectoryLock:
-    """The lock of the drive; on a read-only file system without a lock file that of the directory."""
-    try:
-        try:
-            return FileLock(os.path.join(path, LOCK), _FILE_MODE, wait_seconds=wait_seconds)
-        except BlockingIOError:
-            raise
-        except OSError:
-            return DirectoryLock(path, wait_seconds=wait_seconds)
-    except BlockingIOError as error:
-        raise Locked(f"the drive {name} ({path}) is in use by another process", hint="wait for it to end") from error
-    except OSError as error:
-        raise explain(error, "lock", path) from error
-
-
-def _encoded(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, ensure_ascii=False).encode()
-
-
-def _read_object(path: str) -> dict[str, Any] | None:
-    """A small JSON object; None where there is none, or something else."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-        raise explain(error, "read", path) from error
-    try:
-        with explained("read", path):
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            data = os.read(fd, _LARGEST_STATUS)
-    finally:
-        os.close(fd)
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

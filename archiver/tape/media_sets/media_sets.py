@@ -8,29 +8,25 @@ database the logs are searched themselves: slower, and with the same answers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import lmdb
 import numpy as np
 
 from archiver.core.disk import read_at
-from archiver.core.events import Listener, Notice
+from archiver.core.events import Listener
 from archiver.core.locks import FileLock
-from archiver.errors import NoSpace
-from archiver.store.database import bulk, environment
-from archiver.store.database.environment import DatabaseDamaged, Environment
+from archiver.store.database import bulk
 from archiver.tape.media_sets import records, search
+from archiver.tape.media_sets.database import Tables, Unusable
 from archiver.tape.media_sets.records import MemberRow
 from archiver.tape.media_sets.search import Places
 from archiver.tape.state.catalog_log import CatalogLogs, Stamp
 from archiver.tape.state.inventory import MediaSet
 from archiver.tape.state.place import TapePlace
 from formats.tape.catalog import ChunkFile, Digests, MediaCatalog, SnapshotEntry, decode_catalog, encode_labels
-
-T = TypeVar("T")
 
 _BATCH = 1 << 17  # chunks in a transaction
 _DELETE = 1 << 14  # rows in a transaction
@@ -46,25 +42,16 @@ class SnapshotPlace(NamedTuple):
     file: int
 
 
-class _Unusable(Exception):
-    """There is no database, or not any more."""
-
-
 class MediaSets:
     """The catalogs of all media sets of a place. Close it."""
 
     def __init__(self, place: TapePlace, listener: Listener, environment_variables: Mapping[str, str] = os.environ):
-        self._place = place
         self._logs = CatalogLogs(place)
-        self._listener = listener
         self._known: dict[bytes, MediaSet] = {}
-        self._directory = _directory(environment_variables)
-        self._env = self._open()
+        self._tables = Tables(place.path, listener, environment_variables)
 
     def close(self) -> None:
-        if self._env is not None:
-            environment.release(self._env)
-            self._env = None
+        self._tables.close()
 
     def __enter__(self) -> MediaSets:
         return self
@@ -90,7 +77,7 @@ class MediaSets:
         try:
             with self._alone():
                 missing += self._refresh(media_set, members)
-        except _Unusable:
+        except Unusable:
             missing += self._without_database(media_set, members)
         return missing
 
@@ -98,9 +85,9 @@ class MediaSets:
     def _alone(self) -> Iterator[None]:
         """No other process takes over logs meanwhile."""
         try:
-            lock = FileLock(os.path.join(self._directory, "refresh.lck"), 0o600, wait_seconds=_WAIT_SECONDS)
+            lock = FileLock(os.path.join(self._tables.directory, "refresh.lck"), 0o600, wait_seconds=_WAIT_SECONDS)
         except OSError as error:
-            raise _Unusable from error
+            raise Unusable from error
         with lock:
             yield
 
@@ -109,8 +96,8 @@ class MediaSets:
         return [media_set.members[position].uuid for position in members if position not in known]
 
     def _refresh(self, media_set: MediaSet, members: Mapping[int, Stamp]) -> list[bytes]:
-        number = self._ask(lambda txn: self._set_number(txn, media_set.uuid))
-        rows = {} if number is None else self._ask(lambda txn: self._rows(txn, number))
+        number = self._tables.ask(lambda txn: self._set_number(txn, media_set.uuid))
+        rows = {} if number is None else self._tables.ask(lambda txn: self._rows(txn, number))
         is_other = any(
             not row.last_file or position not in members or media_set.members[position].uuid != row.medium
             for position, row in rows.items()
@@ -127,14 +114,14 @@ class MediaSets:
                 catalog = self._logs.load(media_set.members[position].uuid)
                 if catalog is not None and (catalog.media_set, catalog.seq_nr) == (media_set.uuid, position):
                     self._add(number, position, catalog, catalog.end, stamp)
-        have = self._ask(lambda txn: self._rows(txn, number))
+        have = self._tables.ask(lambda txn: self._rows(txn, number))
         return [media_set.members[position].uuid for position in sorted(members) if position not in have]
 
     def _load(self, media_set: MediaSet, members: Mapping[int, Stamp]) -> list[bytes]:
         """Read all logs of the set anew. Until that is done, what was known of it stays."""
 
         def begin(txn: Any) -> tuple[int | None, int]:
-            meta = self._table(records.META)
+            meta = self._tables.table(records.META)
             left = txn.get(b"loading", db=meta)
             number = self._next(txn, b"sets")
             txn.put(b"loading", records.U32.pack(number), db=meta)
@@ -142,11 +129,11 @@ class MediaSets:
 
         def end(txn: Any) -> int | None:
             before = self._set_number(txn, media_set.uuid)
-            txn.put(media_set.uuid, records.U32.pack(number), db=self._table(records.SET))
-            txn.delete(b"loading", db=self._table(records.META))
+            txn.put(media_set.uuid, records.U32.pack(number), db=self._tables.table(records.SET))
+            txn.delete(b"loading", db=self._tables.table(records.META))
             return before
 
-        left, number = self._change(begin)
+        left, number = self._tables.change(begin)
         if left is not None:
             self._drop(left)
         missing = []
@@ -157,7 +144,7 @@ class MediaSets:
                 missing.append(medium)
                 continue
             self._add(number, position, catalog, catalog.end, stamp)
-        before = self._change(end)
+        before = self._tables.change(end)
         if before is not None:
             self._drop(before)
         return missing
@@ -194,13 +181,13 @@ class MediaSets:
         if not last_file:  # what an interruption leaves is seen
             self._put_member(number, position, MemberRow(catalog.media, stamp, 0, 0, bytes(records.TAIL)))
         names = {entry.store for entry in catalog.archives} | {entry.store for entry in catalog.snapshots}
-        stores = {name: self._change(partial(self._store_number, name=name)) for name in names}
+        stores = {name: self._tables.change(partial(self._store_number, name=name)) for name in names}
         for store, batch in _batches(catalog.archives):
             keys, values = _chunk_rows(number, stores[store], position, batch)
-            self._change(partial(self._put_chunks, keys=keys, values=values))
+            self._tables.change(partial(self._put_chunks, keys=keys, values=values))
 
         def finish(txn: Any) -> None:
-            snapshots, listed = self._table(records.SNAPSHOT), self._table(records.LIST)
+            snapshots, listed = self._tables.table(records.SNAPSHOT), self._tables.table(records.LIST)
             for entry in catalog.snapshots:
                 store = stores[entry.store]
                 key = records.snapshot_key(number, store, entry.path)
@@ -208,15 +195,15 @@ class MediaSets:
                 value = records.U32.pack(store) + entry.path.encode()
                 txn.put(records.LIST_KEY.pack(number, position, entry.file), value, db=listed)
 
-        self._change(finish)
+        self._tables.change(finish)
         tail = self._tail(catalog.media, end)
         self._put_member(
             number, position, MemberRow(catalog.media, stamp, end, max(catalog.last_file, last_file), tail)
         )
 
     def _put_member(self, number: int, position: int, row: MemberRow) -> None:
-        key, table = records.MEMBER_KEY.pack(number, position), self._table(records.MEMBER)
-        self._change(lambda txn: txn.put(key, row.encode(), db=table))
+        key, table = records.MEMBER_KEY.pack(number, position), self._tables.table(records.MEMBER)
+        self._tables.change(lambda txn: txn.put(key, row.encode(), db=table))
 
     def _tail(self, medium: bytes, end: int) -> bytes:
         fd = os.open(self._logs.path(medium), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -226,13 +213,13 @@ class MediaSets:
             os.close(fd)
 
     def _put_chunks(self, txn: Any, keys: list[bytes], values: list[bytes]) -> None:
-        txn.cursor(db=self._table(records.CHUNK)).putmulti(zip(keys, values, strict=True))
+        txn.cursor(db=self._tables.table(records.CHUNK)).putmulti(zip(keys, values, strict=True))
 
     def _drop(self, number: int) -> None:
         """Remove all rows of a set that is known by another number now."""
         prefix = records.NUMBER.pack(number)
         for name in (records.MEMBER, records.CHUNK, records.SNAPSHOT, records.LIST):
-            while self._change(partial(_delete_some, table=self._table(name), prefix=prefix)):
+            while self._tables.change(partial(_delete_some, table=self._tables.table(name), prefix=prefix)):
                 pass
 
     # -- questions ---------------------------------------------------------------------------------------------------
@@ -243,19 +230,19 @@ class MediaSets:
         if not len(digests):
             return search.nowhere(0)
         try:
-            return self._ask(lambda txn: self._places(txn, media_set, store, digests))
-        except _Unusable:
+            return self._tables.ask(lambda txn: self._places(txn, media_set, store, digests))
+        except Unusable:
             return search.find_chunks(search.catalogs(self._logs, self._known[media_set]), store, digests)
 
     def _places(self, txn: Any, media_set: bytes, store: str, digests: Digests) -> Places:
         number = self._set_number(txn, media_set)
-        name = txn.get(store.encode(), db=self._table(records.STORE))
+        name = txn.get(store.encode(), db=self._tables.table(records.STORE))
         if number is None or name is None:
             return search.nowhere(len(digests))
         order = np.argsort(np.ascontiguousarray(digests[:, :8]).view(">u8").ravel(), kind="stable")
         keys = _keys(number, records.U32.unpack(name)[0], digests[order])
         missing = records.PLACE.pack(records.NOWHERE, records.NOWHERE)
-        found = bulk.fetch(txn, self._table(records.CHUNK), keys, records.PLACES, missing)
+        found = bulk.fetch(txn, self._tables.table(records.CHUNK), keys, records.PLACES, missing)
         places = np.empty(len(digests), records.PLACES)
         places[order] = found
         return places
@@ -265,16 +252,16 @@ class MediaSets:
 
         def look(txn: Any) -> SnapshotPlace | None:
             number = self._set_number(txn, media_set)
-            name = txn.get(store.encode(), db=self._table(records.STORE))
+            name = txn.get(store.encode(), db=self._tables.table(records.STORE))
             if number is None or name is None:
                 return None
             key = records.snapshot_key(number, records.U32.unpack(name)[0], path)
-            value = txn.get(key, db=self._table(records.SNAPSHOT))
+            value = txn.get(key, db=self._tables.table(records.SNAPSHOT))
             return None if value is None else SnapshotPlace(store, path, *records.PLACE.unpack(value))
 
         try:
-            return self._ask(look)
-        except _Unusable:
+            return self._tables.ask(look)
+        except Unusable:
             found = [each for each in self.snapshots(media_set) if (each.store, each.path) == (store, path)]
             return found[-1] if found else None
 
@@ -285,112 +272,44 @@ class MediaSets:
             number = self._set_number(txn, media_set)
             if number is None:
                 return []
-            names = {records.U32.unpack(value)[0]: key.decode() for key, value in txn.cursor(db=self._table(b"store"))}
+            names = {
+                records.U32.unpack(value)[0]: key.decode() for key, value in txn.cursor(db=self._tables.table(b"store"))
+            }
             found = []
-            for key, value in _scan(txn, self._table(records.LIST), records.NUMBER.pack(number)):
+            for key, value in _scan(txn, self._tables.table(records.LIST), records.NUMBER.pack(number)):
                 _, position, file = records.LIST_KEY.unpack(key)
                 store = names[records.U32.unpack_from(value)[0]]
                 found.append(SnapshotPlace(store, value[records.U32.size :].decode(), position, file))
             return found
 
         try:
-            return self._ask(look)
-        except _Unusable:
+            return self._tables.ask(look)
+        except Unusable:
             known = search.catalogs(self._logs, self._known[media_set])
             return [_place(position, entry) for position, entry in search.snapshots(known)]
 
-    # -- the database ------------------------------------------------------------------------------------------------
-
-    def _open(self) -> Environment | None:
-        """None when there can be none, which is said."""
-        try:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            env = environment.attach(self._directory, records.TABLES)
-        except (DatabaseDamaged, NoSpace, OSError, lmdb.Error, MemoryError) as error:
-            self._give_up(str(error))
-            return None
-        self._env = env
-        if env.recreated is not None:
-            self._tell(f"the database of tapes was not usable ({env.recreated}); it is built again from the catalogs")
-            env.recreated = None
-        try:
-            if not self._ask(self._fits):
-                self._change(self._reset)
-        except _Unusable:
-            return None
-        return env
-
-    def _fits(self, txn: Any) -> bool:
-        meta = self._table(records.META)
-        schema, place = txn.get(b"schema", db=meta), txn.get(b"place", db=meta)
-        return bool(schema == records.U32.pack(records.SCHEMA) and place == os.fsencode(self._place.path))
-
-    def _reset(self, txn: Any) -> None:
-        for name in records.TABLES:
-            txn.drop(self._table(name), delete=False)
-        meta = self._table(records.META)
-        txn.put(b"schema", records.U32.pack(records.SCHEMA), db=meta)
-        txn.put(b"place", os.fsencode(self._place.path), db=meta)
-
-    def _tell(self, text: str) -> None:
-        self._listener(Notice(text, "warning"))
-
-    def _give_up(self, reason: str) -> None:
-        self._tell(f"the database of tapes in {self._directory} cannot be used ({reason}); going on without it")
-
-    def _table(self, name: bytes) -> Any:
-        assert self._env is not None
-        return self._env.table(name)
-
-    def _ask(self, work: Callable[[Any], T]) -> T:
-        if self._env is None:
-            raise _Unusable
-        try:
-            with self._env.read() as txn:
-                return work(txn)
-        except (DatabaseDamaged, NoSpace, lmdb.Error) as error:
-            self._lost(str(error))
-        except records.DAMAGED as error:
-            self._env.condemn()
-            self._lost(f"a record in it is damaged: {error}")
-        raise _Unusable
-
-    def _change(self, work: Callable[[Any], T]) -> T:
-        if self._env is None:
-            raise _Unusable
-        try:
-            return self._env.write(work)
-        except (DatabaseDamaged, NoSpace, lmdb.Error) as error:
-            self._lost(str(error))
-        except records.DAMAGED as error:
-            self._env.condemn()
-            self._lost(f"a record in it is damaged: {error}")
-        raise _Unusable
-
-    def _lost(self, reason: str) -> None:
-        self.close()
-        self._give_up(reason)
+    # -- records -----------------------------------------------------------------------------------------------------
 
     def _set_number(self, txn: Any, media_set: bytes) -> int | None:
-        value = txn.get(media_set, db=self._table(records.SET))
+        value = txn.get(media_set, db=self._tables.table(records.SET))
         return None if value is None else int(records.U32.unpack(value)[0])
 
     def _rows(self, txn: Any, number: int) -> dict[int, MemberRow]:
         prefix = records.NUMBER.pack(number)
         return {
             records.MEMBER_KEY.unpack(key)[1]: MemberRow.decode(value)
-            for key, value in _scan(txn, self._table(records.MEMBER), prefix)
+            for key, value in _scan(txn, self._tables.table(records.MEMBER), prefix)
         }
 
     def _next(self, txn: Any, name: bytes) -> int:
-        meta = self._table(records.META)
+        meta = self._tables.table(records.META)
         value = txn.get(name, db=meta)
         number = 1 if value is None else int(records.U32.unpack(value)[0])
         txn.put(name, records.U32.pack(number + 1), db=meta)
         return number
 
     def _store_number(self, txn: Any, name: str) -> int:
-        table = self._table(records.STORE)
+        table = self._tables.table(records.STORE)
         value = txn.get(name.encode(), db=table)
         if value is not None:
             return int(records.U32.unpack(value)[0])
@@ -454,12 +373,3 @@ def _delete_some(txn: Any, table: Any, prefix: bytes) -> bool:
             return False
         cursor.delete()
     return True
-
-
-def _directory(environment_variables: Mapping[str, str]) -> str:
-    """It is no fact, so it belongs to the cache; ``ARCHIVER_DB_DIR`` as for stores."""
-    chosen = environment_variables.get("ARCHIVER_DB_DIR")
-    if chosen:
-        return os.path.join(os.path.abspath(chosen), "tape")
-    cache = environment_variables.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(cache, "archiver", "tape")

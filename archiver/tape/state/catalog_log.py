@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from archiver.core.disk import explained
+from archiver.core.disk import explained, read_at
 from archiver.errors import Damaged, NotFound
 from archiver.tape.state.place import TapePlace
 from formats.errors import FormatError
@@ -59,6 +59,20 @@ class CatalogLogs:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+
+    def is_of(self, medium: bytes, media_set: bytes | None, seq_nr: int) -> bool:
+        """Whether there is a log, and it is that of the medium at this place in a set; only its start is read."""
+        try:
+            fd = os.open(self.path(medium), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            start = decode_catalog(read_at(fd, len(encode_labels(medium, medium, 0))))
+        except (OSError, FormatError):
+            return False
+        finally:
+            os.close(fd)
+        return (start.media, start.media_set, start.seq_nr) == (medium, media_set, seq_nr)
 
     def media(self) -> list[bytes]:
         """The media that have a log."""

@@ -192,6 +192,9 @@ class WriteSession:
             for medium in candidates(inventory, self.pool, self.media_set, self._changer, now):
                 place = medium.in_set
                 if place is not None and place.uuid == self.media_set:
+                    if self._logs.stamp(medium.uuid) and not self._logs.is_of(medium.uuid, place.uuid, place.seq_nr):
+                        # A crash came before the log was made: see _add. What is on it nevertheless is an unknown tail.
+                        self._logs.create(medium.uuid, place.uuid, place.seq_nr)
                     return Allocated(medium, is_new=False)
                 try:
                     if place is not None:

@@ -1,11 +1,25 @@
-import json, subprocess, sys, traceback, os
-from bench.tape_rig.guest import library
-def tell(**k):
-    print(json.dumps(k), flush=True)
-try:
-    lib = library.start({"T00001L8": 20, "T00002L8": 20, "T00003L8": 20, "CLN001L1": 20})
-    tell(drive=lib.drive, changer=lib.changer, nodes=[n for n in os.listdir("/dev") if n[:2] in("st","sg","ns","sc")])
-    tell(mtx=subprocess.run(["mtx","-f",lib.changer,"status"],capture_output=True,text=True).stdout)
-    exec(open("/explore.py").read())
-except BaseException:
-    tell(error=traceback.format_exc())
+"""All checks, one after the other, over one library."""
+
+from __future__ import annotations
+
+import sys
+
+from bench.tape_rig.guest import commands, drive, library
+from bench.tape_rig.guest.report import check, fact
+
+_MEGABYTES = 20
+_TAPES = ("T00001L8", "T00002L8", "T00003L8", "T00004L8", "CLN001L1")
+
+
+def main() -> None:
+    with open("/proc/version") as file:
+        fact("kernel", file.read().split("(")[0].strip())
+    fact("python", sys.version.split()[0])
+    with check("a tape library is there"):
+        rig = library.start(dict.fromkeys(_TAPES, _MEGABYTES))
+        drive.run(rig)
+        commands.run(rig)
+
+
+if __name__ == "__main__":
+    main()
