@@ -100,7 +100,7 @@ def nightly(home: Home, *, encrypted: bool) -> None:
     assert "is right" in home.run(profile)
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("encrypted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nightly(home: Home, encrypted: bool) -> None:
     nightly(home, encrypted=encrypted)
     if encrypted:  # who looks is asked for it
