@@ -195,7 +195,7 @@ class _Check:
                 raise FormatError("its catalog has another file in its place")
         elif self._has_log:
             self._found(file.number, "its catalog does not know it; adopt it: archiver tape catalog --scan --force")
-        if nowhere and self._has_log:
+        if nowhere and expected is not None:
             self._found(file.number, f"{nowhere} chunks of {source}:{path} are in no catalog of the set")
 
     def _nowhere(self, source: str, digests: Digests) -> int:
