@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 EXIT_OK = 0
 EXIT_PARTIAL = 3  # done, but some source files were unreadable or changed while read
 EXIT_DIFFERENT = 4  # restored, but read again something is not as in the archive
 EXIT_DAMAGED = 20
 EXIT_INTERRUPTED = 130
+EXIT_BUG = 70
+
+# When several apply the first one counts (DESIGN.md 5).
+_ORDER = (
+    EXIT_INTERRUPTED,
+    EXIT_BUG,
+    1,
+    2,
+    10,
+    11,
+    12,
+    13,
+    14,
+    40,
+    50,
+    EXIT_DAMAGED,
+    30,
+    31,
+    EXIT_DIFFERENT,
+    EXIT_PARTIAL,
+)
 
 
 class ArchiverError(Exception):
@@ -98,3 +121,21 @@ class Interrupted(ArchiverError):
 
     code = "interrupted"
     exit_code = EXIT_INTERRUPTED
+
+
+def worst(codes: Iterable[int], order: Sequence[int] = _ORDER) -> int:
+    """The exit code of a run in which several apply; 0 for none. One that ``order`` does not have comes first."""
+    return min((code for code in codes if code), key=lambda code: order.index(code) if code in order else -1, default=0)
+
+
+def worst_of(errors: Sequence[ArchiverError]) -> ArchiverError | None:
+    """The error of several that the exit code tells, with their number; None when there is none."""
+    if not errors:
+        return None
+    code = worst(error.exit_code for error in errors)
+    first = next(error for error in errors if error.exit_code == code)
+    if len(errors) == 1:
+        return first
+    found = ArchiverError(f"{first} (and {len(errors) - 1} more)", hint=first.hint)
+    found.code, found.exit_code = first.code, first.exit_code
+    return found

@@ -11,11 +11,10 @@ import argparse
 import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import changes, datasets, measure, trees
+from bench import datasets, nights, trees
 from bench.peers import Archiver, Borg, Command, Program, Restic
 
 TARGET = 5.0
@@ -48,81 +47,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="small", metavar="NAME", help="small (/usr/share) or a directory")
     parser.add_argument("--snapshots", type=int, default=100, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="R", help="snapshots forgotten, one after the other")
+    parser.add_argument("--files", type=int, metavar="N", help="take a generated tree of N tiny files")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where the backups are built, or stand already; default: a temporary one",
+    )
     options = parser.parse_args(arguments)
     if not 1 <= options.rounds < options.snapshots:
         parser.error("--rounds is at least 1 and less than --snapshots")
-    programs = [program for program in (Archiver(), Restic(), Borg()) if program.version() is not None]
-    with tempfile.TemporaryDirectory(prefix="archiver-", dir="/var/tmp") as temporary:
-        series = Series(programs, Path(temporary))
+    programs: list[Program] = [one for one in (Archiver(), Restic(), Borg()) if one.version() is not None]
+    with nights.work_directory(options.work) as work:
         try:
-            data = datasets.choose(options.data, series.work / "data")
+            if options.files:
+                data = datasets.tiny(work / "data", options.files)
+            else:
+                data = datasets.choose(options.data, work / "data")
         except OSError as error:
             parser.error(str(error))
-        series.build(data.root, options.snapshots)
-        series.copy(Restic(), ResticAll())
-        times = series.forget(options.snapshots, options.rounds)
-        trees.remove(series.work)
+        nights.build(programs, data.root, work, options.snapshots)
+        if any(isinstance(program, Restic) for program in programs):
+            programs.append(ResticAll())
+            trees.remove(nights.place_of(ResticAll(), work))
+            shutil.copytree(nights.place_of(Restic(), work), nights.place_of(ResticAll(), work))
+        (work / nights.MARKER).unlink()  # what is there is not the same afterwards
+        times = forget(programs, work, options.snapshots, options.rounds)
     return report(times)
 
 
-class Series:
-    """The same nights, saved by all programs."""
-
-    def __init__(self, programs: Sequence[Program], work: Path) -> None:
-        self.work = work
-        self._programs = list(programs)
-        self._tree = work / "tree"
-
-    def build(self, source: Path, nights: int) -> None:
-        changes.copy(source, self._tree)
-        for program in self._programs:
-            self._run(program, program.init(self._place(program)))
-        for night in range(nights):
-            if night:
-                changes.apply(self._tree, night)
-            trees.settle(self._tree)
-            for program in self._programs:
-                name = f"night-{night}" if night else "first"
-                self._run(program, program.backup(self._place(program), self._tree, name))
-            print(f"night {night + 1} of {nights}", file=sys.stderr, end="\r", flush=True)
-        print(file=sys.stderr)
-
-    def copy(self, program: Program, other: Program) -> None:
-        """``other`` gets what ``program`` has saved."""
-        if any(each.name == program.name for each in self._programs):
-            shutil.copytree(self._place(program), self._place(other), dirs_exist_ok=True)
-            self._programs.append(other)
-
-    def forget(self, nights: int, rounds: int) -> dict[str, list[float]]:
-        """Seconds of each round."""
-        times: dict[str, list[float]] = {program.name: [] for program in self._programs}
-        for number in range(1, rounds + 1):
-            for program in self._programs:
-                place = self._place(program)
-                before = trees.allocated(program.repository(place))
-                trees.read_all(place)
-                took = sum(self._run(program, command) for command in steps(program, place, nights - number))
-                freed = before - trees.allocated(program.repository(place))
-                times[program.name].append(took)
-                print(
-                    f"{program.name:22} round {number}: {took:6.2f} s, {freed / (1 << 20):8.1f} MiB freed", flush=True
-                )
-        return times
-
-    def _place(self, program: Program) -> Path:
-        place = self.work / program.name.replace(" ", "-")
-        place.mkdir(exist_ok=True)
-        return place
-
-    def _run(self, program: Program, command: Command) -> float:
-        place = self._place(program)
-        log = place / "log"
-        finished = measure.run(command, environment=program.environment(place), cwd=place, output=log)
-        if finished.code not in program.finished:
-            raise SystemExit(
-                f"{' '.join(command)}: exit code {finished.code}\n{log.read_text(errors='replace')[-2000:]}"
+def forget(programs: Sequence[Program], work: Path, snapshots: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, by program."""
+    times: dict[str, list[float]] = {program.name: [] for program in programs}
+    for number in range(1, rounds + 1):
+        for program in programs:
+            place = nights.place_of(program, work)
+            before = trees.allocated(program.repository(place))
+            trees.read_all(place)
+            took = sum(
+                nights.run(program, place, command, place / "log").wall
+                for command in steps(program, place, snapshots - number)
             )
-        return finished.usage.wall
+            freed = before - trees.allocated(program.repository(place))
+            times[program.name].append(took)
+            print(f"{program.name:22} round {number}: {took:6.2f} s, {freed / (1 << 20):8.1f} MiB freed", flush=True)
+    return times
 
 
 def report(times: dict[str, list[float]]) -> int:

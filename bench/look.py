@@ -25,13 +25,12 @@ import math
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench import changes, datasets, measure, peers, trees
+from bench import datasets, nights, peers
 from bench.measure import Usage
 from bench.peers import BACKUP_ID, Command, Program
 
@@ -39,6 +38,7 @@ QUESTIONS = ("snapshots", "ls", "ls long", "ls directory", "find newest", "find 
 TARGET = 5.0
 _NAME = re.compile(rb"(?:file|new|renamed)-[0-9-]+(?:\.txt)?")
 _SAME_NAMES = QUESTIONS[1:-1]
+_DIFFERENT = frozenset({4})  # exit code of a diff that has found something
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,39 +126,10 @@ COMMANDS: Mapping[str, Callable[[Place, str], Command]] = {
 }
 
 
-def run(program: Program, place: Path, command: Command, output: Path) -> Usage:
-    """To its end; SystemExit when it fails. Exit code 4 is that of a diff that has found something."""
-    finished = measure.run(command, environment=program.environment(place), cwd=place, output=output)
-    if finished.code not in program.finished | {4}:
-        raise SystemExit(
-            f"{' '.join(command)} ended with {finished.code}:\n{output.read_text(errors='replace')[-2000:]}"
-        )
-    return finished.usage
-
-
-def prepare(programs: list[Program], source: Path, work: Path, count: int) -> list[Path]:
-    """Back up the tree ``count`` times by each program."""
-    places = []
-    for program in programs:
-        place = work / program.name
-        place.mkdir()
-        run(program, place, program.init(place), place / "log")
-        places.append(place)
-    for night in range(count):
-        if night:
-            changes.apply(source, night)
-            trees.settle(source)
-        for program, place in zip(programs, places, strict=True):
-            name = "first" if not night else f"night-{night}"
-            run(program, place, program.backup(place, source, name), place / "log")
-        print(f"backup {night + 1} of {count}", file=sys.stderr, flush=True)
-    return places
-
-
 def newest_two(program: Program, place: Path, count: int) -> tuple[str, str]:
     """How the program names its two newest backups."""
     if program.name == "borg":
-        names = ["first", *(f"night-{night}" for night in range(1, count))]
+        names = [nights.name_of(night) for night in range(count)]
     else:
         listing = {"restic": ["restic", "snapshots", "--json"]}
         command = listing.get(program.name, [*program.snapshots(place), "--json"])
@@ -180,7 +151,7 @@ def ask(places: list[Place], rounds: int, work: Path) -> dict[tuple[str, str], A
             for place in places:
                 command = COMMANDS[place.program.name](place, question)
                 answers = found.setdefault((question, place.program.name), Answers())
-                answers.runs.append(run(place.program, place.path, command, output))
+                answers.runs.append(nights.run(place.program, place.path, command, output, also=_DIFFERENT))
                 data = output.read_bytes()
                 answers.names = set(_NAME.findall(data))
                 if question == "cat" and data != (place.source / place.file).read_bytes():
@@ -218,22 +189,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--snapshots", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--programs", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
-    parser.add_argument("--work", type=Path, help="a directory for a temporary one; default: in /var/tmp")
+    parser.add_argument("--work", type=Path, help="a directory that is kept, and used again; default: a temporary one")
     options = parser.parse_args(arguments)
     if options.snapshots < 2:
         parser.error("a difference needs two snapshots")
     programs = [one for one in peers.programs() if one.name in options.programs and one.version() is not None]
-    with tempfile.TemporaryDirectory(prefix="archiver-look-", dir=options.work or "/var/tmp") as temporary:
-        work = Path(temporary).resolve()
-        source = datasets.tiny(work / "data", options.files).root
-        trees.settle(source)
-        paths = prepare(programs, source, work, options.snapshots)
+    with nights.work_directory(options.work) as work:
+        data = datasets.tiny(work / "data", options.files).root
+        source = nights.build(programs, data, work, options.snapshots)
         directory = next(path for path in sorted(source.glob("*/*")) if any(path.iterdir()))
         file = next(path for path in sorted(directory.iterdir()) if path.stat().st_size)
         relative = str(directory.relative_to(source)), str(file.relative_to(source))
         places = [
             Place(program, path, source, *relative, "e-00004", newest_two(program, path, options.snapshots))
-            for program, path in zip(programs, paths, strict=True)
+            for program, path in ((program, nights.place_of(program, work)) for program in programs)
         ]
         print(f"{options.files} files, {options.snapshots} snapshots, {options.rounds} rounds")
         agreed = report(ask(places, options.rounds, work), programs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -62,13 +62,28 @@ def pxar_file(path: str, payload: str | None, name: str | None) -> ArchiveSpec:
 
 def parse_specification(text: str) -> ArchiveSpec:
     """Raises UsageError when it has none of the forms above, or its source is not what that form needs."""
+    spec = form_of(text)
+    check_source(spec)
+    return spec
+
+
+def form_of(text: str) -> ArchiveSpec:
+    """What is meant, whether or not there is such a source. Raises UsageError when it has none of the forms above."""
     name, colon, path = text.partition(":")
     found = _NAME.fullmatch(name)
-    if colon and found:
-        return _checked(ArchiveSpec(found[1], path, found[2]), text)
-    if colon and not os.path.lexists(text):
+    if not (colon and found) and colon and not os.path.lexists(text):
         raise UsageError(f"{text!r} is neither a directory nor NAME.pxar:DIRECTORY", hint=f"for example {_FORMS}")
-    return _checked(ArchiveSpec(default_name(text), text), text)
+    spec = ArchiveSpec(found[1], path, found[2]) if colon and found else ArchiveSpec(default_name(text), text)
+    if len(spec.name) > _LONGEST_NAME:
+        raise UsageError(
+            f"the archive name {spec.name} is too long",
+            hint=f"give it another one: short.{spec.extension}:{spec.path}",
+        )
+    if not spec.path:
+        raise UsageError(f"{text!r} names no {'directory' if spec.kind == 'tree' else 'file'}")
+    if spec.kind != "tree" and server_name(spec.archive) == CLIENT_LOG:
+        raise UsageError(f"{CLIENT_LOG} is what a backup itself has to tell", hint="choose another name")
+    return spec
 
 
 def default_name(path: str) -> str:
@@ -81,14 +96,7 @@ def parse_specifications(texts: Iterable[str], command: str | None = None) -> li
     """All sources of a run; UsageError when two would have the same archive name. ``command``: its output takes the
     place of standard input."""
     specs = [parse_specification(text) for text in texts]
-    seen: dict[str, ArchiveSpec] = {}
-    for spec in specs:
-        other = seen.setdefault(spec.archive, spec)
-        if other is not spec:
-            raise UsageError(
-                f"{other.path} and {spec.path} would both be {spec.archive}",
-                hint=f"give one of them a name: other.{spec.extension}:{spec.path}",
-            )
+    check_names(specs)
     streams = [spec for spec in specs if spec.path == STANDARD_INPUT]
     if len(streams) > 1:
         raise UsageError(f"standard input cannot be both {streams[0].archive} and {streams[1].archive}")
@@ -101,25 +109,26 @@ def parse_specifications(texts: Iterable[str], command: str | None = None) -> li
     return [replace(spec, command=command) if spec is streams[0] else spec for spec in specs]
 
 
-def _checked(spec: ArchiveSpec, text: str) -> ArchiveSpec:
-    if len(spec.name) > _LONGEST_NAME:
-        raise UsageError(
-            f"the archive name {spec.name} is too long",
-            hint=f"give it another one: short.{spec.extension}:{spec.path}",
-        )
-    if not spec.path:
-        raise UsageError(f"{text!r} names no {'directory' if spec.kind == 'tree' else 'file'}")
+def check_names(specs: Sequence[ArchiveSpec]) -> None:
+    """Raises UsageError when two would be the same archive."""
+    seen: dict[str, ArchiveSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.archive, spec)
+        if other is not spec:
+            raise UsageError(
+                f"{other.path} and {spec.path} would both be {spec.archive}",
+                hint=f"give one of them a name: other.{spec.extension}:{spec.path}",
+            )
+
+
+def check_source(spec: ArchiveSpec) -> None:
+    """Raises UsageError when the source is not there, or is not what can be saved so."""
     if spec.kind == "tree":
         if not os.path.isdir(spec.path):
             reason = "is not a directory" if os.path.lexists(spec.path) else "does not exist"
             raise UsageError(f"the source {spec.path} {reason}", hint=_hint(spec.path))
-        return spec
-    if server_name(spec.archive) == CLIENT_LOG:
-        raise UsageError(f"{CLIENT_LOG} is what a backup itself has to tell", hint="choose another name")
-    if spec.kind == "image" and spec.path == STANDARD_INPUT:
-        return spec
-    _check_file(spec)
-    return spec
+    elif spec.kind != "image" or spec.path != STANDARD_INPUT:
+        _check_file(spec)
 
 
 def _hint(path: str) -> str | None:

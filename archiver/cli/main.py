@@ -47,12 +47,17 @@ COMMANDS = {
     "status": ("store", "status"),
     "du": ("du", "du"),
     "ns": ("ns", "ns"),
+    "job": ("job", "job"),
+    "drill": ("drill", "drill"),
     "db": ("db", "db"),
     "key": ("key", "key"),
     "tape": ("tape.group", "tape"),
     "debug": ("debug", "debug"),
     "rescue-script": ("rescue", "rescue_script"),
+    "manpages": ("manual", "manpages"),
+    "completion": ("manual", "completion"),
 }
+COMPLETE = "_ARCHIVER_COMPLETE"  # what the shells' completion asks with
 _EXIT_BUG = 70
 
 
@@ -70,9 +75,20 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _terminate)
     _open_streams()
-    code = run(arguments, "--json" in arguments)
+    asked = os.environ.get(COMPLETE)
+    code = _complete(asked) if asked else run(arguments, "--json" in arguments)
     _close_streams()
     os._exit(code)  # the interpreter would take 60 ms to give back the memory of a quiet backup
+
+
+def _complete(instruction: str) -> int:
+    """A shell asks what the words it has can be completed to: they are in the environment. It shows no errors."""
+    from click.shell_completion import shell_complete
+
+    try:
+        return shell_complete(cli, {}, "archiver", COMPLETE, instruction)
+    except Exception:
+        return EXIT_OK
 
 
 def _open_streams() -> None:

@@ -12,7 +12,7 @@ from archiver.cli.output import Output
 from archiver.errors import ArchiverError, Held, Skipped
 
 if TYPE_CHECKING:
-    from archiver.store.removal import Outcome, RemovalPlan
+    from archiver.store.removal import RemovalPlan
     from archiver.store.store import Store
 
 _COUNT = click.IntRange(1)
@@ -129,7 +129,7 @@ def carry_out(
     ``namespace``: what is to be removed with the snapshots.
     """
     from archiver.store.namespaces import delete_levels
-    from archiver.store.removal import Outcome, remove
+    from archiver.store.removal import Outcome, remove, shortfall
 
     outcome = Outcome()
     levels: list[str] = []
@@ -138,7 +138,7 @@ def carry_out(
         _show(output, plan)
     if not dry_run and refused is None:
         outcome = remove(store, plan)
-        error = _shortfall(plan, outcome)
+        error = shortfall(plan, outcome)
         if namespace is not None:
             levels = delete_levels(store, namespace)
             if namespace not in levels and error is None:
@@ -175,19 +175,3 @@ def _show(output: Output, plan: RemovalPlan) -> None:
     if shown:
         rows = [(str(item.ref), "keep" if item.keep else "remove", item.reason) for item in shown]
         output.table(("snapshot", "action", "reason"), rows)
-
-
-def _shortfall(plan: RemovalPlan, outcome: Outcome) -> ArchiverError | None:
-    """What was not removed although it was to be."""
-    if outcome.failed:
-        first = outcome.failed[0][1]
-        more = f" (and {len(outcome.failed) - 1} more)" if len(outcome.failed) > 1 else ""
-        return type(first)(f"{first}{more}", hint=first.hint)
-    if outcome.skipped:
-        reasons = "; ".join(reason for _, reason in outcome.skipped)
-        return Skipped(f"not removed: {reasons}", hint="try again later")
-    if plan.groups and plan.protected:
-        names = ", ".join(map(str, plan.protected))
-        hint = f"allow it with: archiver protect --off {plan.protected[0]}"
-        return Skipped(f"protected, and still there: {names}", hint=hint)
-    return None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.output import size_text
+from archiver.cli.output import Output, size_text
 from archiver.errors import UsageError
+
+if TYPE_CHECKING:
+    from archiver.store.status import StoreStatus
 
 
 @click.command()
@@ -34,16 +38,44 @@ def init(context: Context, directory: str | None, name: str | None, complete_sha
 
 @click.command()
 @global_options
-def status(context: Context) -> None:
-    """Space, deduplication, and the groups of the store."""
-    from archiver.store.status import store_status
+@click.pass_context
+def status(ctx: click.Context, context: Context) -> None:
+    """Space, deduplication, and the groups of the store; how the jobs stand that back up into it.
+
+    Exit code 31 when anything of a job is older than its profile allows. Without --store and a store in the default
+    place all jobs are told.
+    """
+    from archiver.cli.job import jobs_of, show_standings, standings
 
     output = context.output
-    with context.open_store(output) as store:
-        found = store_status(store)
+    place = None if context.uses_default_store() and not os.path.lexists(context.store_path()) else context.store_path()
+    jobs = jobs_of(None if context.uses_default_store() else place)
+    if place is None and jobs:
+        items, code = standings(jobs)
+        if output.as_json:
+            output.document({"schema": 1, "items": [], "jobs": items})
+        show_standings(output, items)
+        ctx.exit(code)
+    found = _store_status(context, output)
+    items, code = standings(jobs)
     if output.as_json:
-        output.document(found.as_json())
-        return
+        output.document(found.as_json() | {"jobs": items})
+    else:
+        _show(output, found)
+        if items:
+            output.line()
+        show_standings(output, items)
+    ctx.exit(code)
+
+
+def _store_status(context: Context, output: Output) -> StoreStatus:
+    from archiver.store.status import store_status
+
+    with context.open_store(output) as store:
+        return store_status(store)
+
+
+def _show(output: Output, found: StoreStatus) -> None:
     output.line(f"store {found.name} in {found.path}")
     output.line(
         f"  disk      {size_text(found.used)} used, {size_text(found.available)} free of {size_text(found.total)}"

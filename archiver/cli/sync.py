@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
-from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError
+from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError, worst_of
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
     from archiver.sync.plan import SyncOptions, SyncPlan
     from archiver.sync.room import Estimate
     from archiver.sync.run import SyncResult
-
-_SIZE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_UNITS = " KMGT"
-
-
-def parse_rate(text: str) -> int:
-    """Bytes a second: ``500K``, ``20M``; UsageError."""
-    match = _SIZE.fullmatch(text)
-    number = int(match[1]) << 10 * _UNITS.index(match[2].upper() or " ") if match else 0
-    if not number:
-        raise UsageError(f"{text!r} is no rate", hint="write bytes a second, for example 20M or 500K")
-    return number
 
 
 @click.command()
@@ -86,6 +72,7 @@ def sync(
     from archiver.sync.filters import GroupFilter
     from archiver.sync.partners import open_target, remember
     from archiver.sync.plan import SyncOptions, make_plan
+    from archiver.sync.rate import parse_rate
     from archiver.sync.room import estimate
     from archiver.sync.run import SyncResult, carry_out
 
@@ -187,7 +174,7 @@ def _tell(
     dry_run: bool,
     guess: Estimate | None,
 ) -> None:
-    error: ArchiverError | None = held or (None if dry_run else worst(result.errors))
+    error: ArchiverError | None = held or (None if dry_run else worst_of(result.errors))
     if output.as_json:
         document: dict[str, Any] = {
             "schema": 1,

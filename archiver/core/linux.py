@@ -22,7 +22,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fcntl import ioctl
 
 FS_IOC_GETFLAGS = 0x80086601
@@ -127,6 +127,7 @@ _U32 = struct.Struct("=I4x")  # FUSE copies the 8 bytes that the request number 
 _TIMES = struct.Struct("=qqqq")  # two struct timespec: atime, mtime
 _UTIME_OMIT = (1 << 30) - 2
 _SYNC_FILE_RANGE_WRITE = 2
+_SYNC_FILE_RANGE_WAIT = 1 | 4  # before and after
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -247,16 +248,25 @@ def device_size(fd: int) -> int:
 def mount_points(device: int) -> list[str]:
     """Where the file system on the block device with this number (st_rdev) is mounted, as this process sees it."""
     number = f"{os.major(device)}:{os.minor(device)}"
-    found = []
+    return [place for of_device, place in _mounts() if of_device == number]
+
+
+def all_mount_points() -> list[str]:
+    """Where anything is mounted, as this process sees it."""
+    return [place for _, place in _mounts()]
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """Device number and mount point of each; none without /proc, where nothing is known."""
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             for line in file:
                 fields = line.split()
-                if len(fields) > 4 and fields[2].decode() == number:
-                    found.append(os.fsdecode(_OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])))
+                if len(fields) > 4:
+                    place = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), fields[4])
+                    yield fields[2].decode(), os.fsdecode(place)
     except OSError:
-        pass  # no /proc: nothing is known
-    return found
+        return
 
 
 def archive_flags(chattr: int, fat: int = 0) -> int:
@@ -330,12 +340,18 @@ def exchange(first: str, second: str) -> None:
     _call(_libc.renameat2, _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
 
 
-def start_write_back(fd: int) -> None:
-    """Let the kernel begin to write what is in memory of an open file, without waiting for it; only a hint.
+def start_write_back(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Let the kernel begin to write what is in memory of an open file, or of ``length`` bytes of it at ``offset``,
+    without waiting for it; only a hint.
 
     /usr/share: the durability barrier at the end takes 0.02 s instead of 0.11 s.
     """
-    _libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
+    _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def wait_for_write_back(fd: int, offset: int, length: int) -> None:
+    """Until these bytes of an open file are written; what leads to them on the disk may not be."""
+    _call(_libc.sync_file_range, fd, offset, length, _SYNC_FILE_RANGE_WAIT | _SYNC_FILE_RANGE_WRITE)
 
 
 def set_mtime(fd: int, seconds: int, nanoseconds: int) -> None:
@@ -380,6 +396,16 @@ def set_mtime_at(name: bytes, seconds: int, nanoseconds: int, *, dir_fd: int = _
         raise ValueError("embedded null byte")
     times = _TIMES.pack(0, _UTIME_OMIT, seconds, nanoseconds)
     _call(_libc.utimensat, dir_fd, name, times, _AT_SYMLINK_NOFOLLOW)
+
+
+def umask() -> int:
+    """Of this process, without changing it for a moment, as os.umask would for all threads; -1 where that is not told:
+    then no permissions of a new file are known."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith(b"Umask:"))
+    except (OSError, ValueError, StopIteration):
+        return -1
 
 
 def process_start() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from archiver.core.clock import Clock
-from archiver.errors import KeyProblem
+from archiver.errors import KeyProblem, UsageError
 from formats.crypt import CryptConfig, short_fingerprint
 from formats.errors import FormatError, KeyMissing, WrongKey
 from formats.keyfile import MAX_KEY_FILE, MIN_PASSPHRASE, KeyFile
@@ -86,6 +86,21 @@ def unlock(key: KeyFile, path: str, environment: Mapping[str, str], prompt: Prom
         raise KeyProblem(f"the key {name} cannot be unlocked: {error}") from error
     except FormatError as error:
         raise KeyProblem(f"{path} is not a usable key file: {error}") from error
+
+
+def wrapped_for_backup(key: UnlockedKey | None, path: str | None, environment: Mapping[str, str]) -> bytes | None:
+    """The key as a snapshot keeps it: for the public master key at ``path``, else for the imported one; None without
+    either. Raises KeyProblem, UsageError."""
+    if key is None:
+        if path is not None:
+            raise UsageError("--master-pubkey-file is of no use without a key", hint="name one with --keyfile")
+        return None
+    default = default_public(environment)
+    if path is None and not os.path.lexists(default):
+        return None
+    from archiver.keys.master import wrap_for
+
+    return wrap_for(default if path is None else path, key)
 
 
 def read_file(path: str, what: str, limit: int) -> bytes:

@@ -60,15 +60,16 @@ def prepare(fd: int, stat: Stat) -> None:
             pass
 
 
-def apply(fd: int, metadata: Metadata, *, owner: tuple[int, int] | None = None) -> list[str]:
-    """Set everything on an open file or directory; returns what could not be set, as short reasons. ``owner``: whose it
-    is already, where that is known."""
+def apply(fd: int, metadata: Metadata, *, owner: tuple[int, int] | None = None, mode: int = -1) -> list[str]:
+    """Set everything on an open file or directory; returns what could not be set, as short reasons. ``owner`` and
+    ``mode``: whose it is already and its permissions, where that is known."""
     stat = metadata.stat
     if is_plain(metadata):
         try:
             if owner is None or owner != (stat.uid, stat.gid):
                 _chown(fd, stat)
-            os.fchmod(fd, stat.mode & 0o7777)
+            if mode != stat.mode & 0o7777:
+                os.fchmod(fd, stat.mode & 0o7777)
             linux.set_mtime(fd, stat.mtime_secs, stat.mtime_nanos)
             return []
         except OSError:
@@ -260,6 +261,8 @@ def _attribute_differences(fd: int, expected: dict[str, bytes]) -> list[str]:
     for name in sorted(present & expected.keys()):
         try:
             value: bytes | None = os.getxattr(fd, name)
+        except PermissionError:
+            continue  # its permissions forbid reading it to its owner, too
         except OSError:
             value = None  # the kernel stores some capabilities that it does not read
         if value != expected[name]:

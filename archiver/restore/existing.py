@@ -57,6 +57,12 @@ class Existing:
         self.overwrite: Overwrite = overwrite or "never"
         self.equal = Marks()
 
+    def of_ours(self) -> Existing:
+        """The rule for what an interrupted restore has left: it becomes what the snapshot has."""
+        rule = Existing("always" if self.overwrite == "always" else "if-changed")
+        rule.equal = self.equal
+        return rule
+
     @property
     def compares(self) -> bool:
         return self.overwrite != "never"
@@ -82,14 +88,18 @@ class Existing:
         assert entry.metadata is not None
         if self.keeps(found, entry.metadata.stat):
             return "keep"
-        if st.S_IFMT(found.st_mode) != _FORMATS[entry.kind]:
-            return "write"
-        if entry.kind == "symlink":
-            return "same" if os.readlink(entry.name, dir_fd=dir_fd) == entry.target else "write"
-        if entry.kind in ("char", "block"):
-            number = os.major(found.st_rdev), os.minor(found.st_rdev)
-            return "same" if number == (entry.major, entry.minor) else "write"
-        return "same"
+        return "same" if is_as_archived(found, entry, dir_fd) else "write"
+
+
+def is_as_archived(found: os.stat_result, entry: Entry, dir_fd: int) -> bool:
+    """Whether a symlink, device, fifo or socket is that, owner, mode and time apart. Raises OSError."""
+    if st.S_IFMT(found.st_mode) != _FORMATS[entry.kind]:
+        return False
+    if entry.kind == "symlink":
+        return os.readlink(entry.name, dir_fd=dir_fd) == entry.target
+    if entry.kind in ("char", "block"):
+        return (os.major(found.st_rdev), os.minor(found.st_rdev)) == (entry.major, entry.minor)
+    return True
 
 
 def has_time(found: os.stat_result, stat: Stat) -> bool:

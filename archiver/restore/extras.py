@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import stat as st
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count
 
 from archiver.restore.choice import Choice
 from archiver.restore.existing import is_same_file, look
 from archiver.restore.names import other_case
 from archiver.restore.quarantine import INSIDE
+from archiver.restore.staging import final_name, is_left
 from archiver.restore.visitor import Directory
-
-_LEFT = re.compile(rb"\.archiver-restore\.[0-9a-f]{16}\.\d+")
-
-
-class TempNames:
-    """Names of entries that are not complete yet; those of no two restores are the same."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._prefix = b".archiver-restore.%s." % secret.hex().encode()
-        self._numbers = count()
-
-    def new(self) -> bytes:
-        return self._prefix + b"%d" % next(self._numbers)  # that call cannot be interrupted by another thread
-
-
-def is_left(name: bytes) -> bool:
-    """Whether an interrupted restore has left it."""
-    return name.startswith(b".archiver-restore.") and _LEFT.fullmatch(name) is not None
 
 
 def remove_left(fd: int) -> None:
@@ -52,6 +33,9 @@ def extras(directory: Directory, choice: Choice) -> Iterator[bytes]:
     for name in _names(directory.fd):
         if name in directory.names or is_left(name) or (directory.parent is None and INSIDE.fullmatch(name)):
             continue
+        final = final_name(name)
+        if final is not None and final in directory.names:
+            continue  # it is gone on with
         found = look(name, directory.fd)
         if found is None or not choice.chooses(above + name, st.S_ISDIR(found.st_mode)):
             continue

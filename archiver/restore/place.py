@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from archiver.core import linux
 from archiver.restore.existing import is_same_file, look, require_empty
-from archiver.restore.extras import TempNames
 from archiver.restore.quarantine import Quarantine
+from archiver.restore.staging import TempNames
 from archiver.restore.visitor import Directory
 
 

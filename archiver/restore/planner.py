@@ -33,7 +33,6 @@ class Planner:
     """A visitor of :class:`archiver.restore.traversal.Traversal`. Fills ``existing.equal``, and ``plan`` where given.
     ``target`` need not exist."""
 
-    needs_contents = True
     threads = chunk_workers()
     segments_at_once = 512
 
@@ -44,6 +43,7 @@ class Planner:
         self._target = target
         self._choice = choice
         self._existing = existing
+        self._of_ours = existing.of_ours()
         self._plan = plan
         self._fresh = fresh
         self._freed = 0  # bytes of files that are replaced
@@ -92,6 +92,9 @@ class Planner:
             with self._lock:
                 setattr(self._plan.totals, what, getattr(self._plan.totals, what) + 1)
 
+    def _rule(self, directory: Directory) -> Existing:
+        return self._of_ours if directory.left else self._existing
+
     # -- directories -------------------------------------------------------------------------------------------------
 
     def open_directory(self, directory: Directory) -> int:
@@ -101,15 +104,17 @@ class Planner:
                 return self._open_root(directory)
             found = look(directory.name, parent.fd)
             if found is None:
+                found = directory.look_for_left()
+            if found is None:
                 self._act(path, "create", "dir", directory.metadata)
                 return -1
             if not st.S_ISDIR(found.st_mode):
-                if self._existing.keeps(found, directory.metadata.stat):
+                if self._rule(parent).keeps(found, directory.metadata.stat):
                     raise OSError("what is there stays, and is no directory")
                 self._act(path, "replace", "dir", directory.metadata, found=found)
                 return -1
             directory.found = found
-            return os.open(directory.name, _DIRECTORY, dir_fd=parent.fd)
+            return os.open(directory.present_name, _DIRECTORY, dir_fd=parent.fd)
         except OSError as error:
             self._blocked.add(directory.number)
             self._act(path, "blocked", "dir", reasons=[(error.strerror or str(error)).lower()])
@@ -145,7 +150,7 @@ class Planner:
                 for name in extras(directory, self._choice):
                     status = look(name, directory.fd)
                     self._act(directory.path_of(name), "remove", _kind(status))
-        if directory.above or self._existing.keeps(found, directory.metadata.stat):
+        if directory.above or self._rule(directory).keeps(found, directory.metadata.stat):
             self._count("kept")
         elif not (self._fresh and directory.parent is None):
             # Its time alone changes with every entry that is made in it.
@@ -154,6 +159,9 @@ class Planner:
                 self._act(directory.path, "update", "dir", directory.metadata)
             else:
                 self._count("unchanged")
+
+    def abandon_directory(self, directory: Directory) -> None:
+        """Nothing."""
 
     # -- entries without contents ------------------------------------------------------------------------------------
 
@@ -165,7 +173,7 @@ class Planner:
             if found is None:
                 self._act(path, "create", entry.kind, entry.metadata)
                 return
-            verdict = self._existing.leaf(found, entry, directory.fd)
+            verdict = self._rule(directory).leaf(found, entry, directory.fd)
             if verdict == "keep":
                 self._count("kept")
             elif verdict == "same":
@@ -196,7 +204,7 @@ class Planner:
             found = look(entry.name, directory.fd)
             if found is None:
                 self._act(path, "create", "hardlink")
-            elif self._existing.overwrite == "never":
+            elif self._rule(directory).overwrite == "never":
                 self._count("kept")
             else:
                 first: os.stat_result | None = None
@@ -219,7 +227,7 @@ class Planner:
             if found is None:
                 self._act(directory.path_of(item.name), "create", "file", item.metadata, item.size)
                 return False
-            verdict = self._existing.file(item.number, found, item.metadata.stat, item.size)
+            verdict = self._rule(directory).file(item.number, found, item.metadata.stat, item.size)
             if verdict == "compare":
                 return True
             if verdict == "keep":
@@ -236,9 +244,6 @@ class Planner:
     def _blocked_file(self, item: FileItem, error: OSError) -> None:
         path = item.directory.path_of(item.name)
         self._act(path, "blocked", "file", reasons=[(error.strerror or str(error)).lower()])
-
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """Nothing: files are read one after the other."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item

@@ -5,26 +5,25 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.core.disk import explained
 from archiver.core.events import Event, FileProblem, Listener
-from archiver.core.linux import syncfs
 from archiver.core.new_file import lies_in, make_parents
 from archiver.core.spill import SpillTable
 from archiver.errors import Damaged, NotFound, UsageError
-from archiver.restore.check import Checker
 from archiver.restore.choice import Choice, entry_at
-from archiver.restore.digests import SegmentDigests
 from archiver.restore.existing import Existing, Overwrite
 from archiver.restore.image import check_device, is_device, write_blob, write_image
 from archiver.restore.owners import Owner, make_owners
 from archiver.restore.plan import Plan
 from archiver.restore.planner import Planner
 from archiver.restore.quarantine import Quarantine
+from archiver.restore.reread import Rereader
 from archiver.restore.traversal import Traversal
 from archiver.restore.write import Writer
 
@@ -66,7 +65,7 @@ class RestoreResult:
     """``replaced`` entries stood in the way of others, of ``updated`` ones the attributes alone were wrong,
     ``unchanged`` were as in the snapshot, ``kept`` ones stay by the rule, ``removed`` ones are in ``quarantine``.
     ``problems`` holds the first 10,000 of ``problem_count``. Kinds: not-restored and attribute (this user or file
-    system may not), not-removed, damaged (the store), different (found when reading again), not-verified."""
+    system may not), not-removed, damaged (the store), different (found when reading again)."""
 
     snapshot: str
     target: str
@@ -262,25 +261,23 @@ def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult
     make_parents(os.path.join(job.target, ""))
     quarantine = Quarantine(job.target, store.clock.now()) if job.options.delete else None
     kept = SpillTable(tempfile.gettempdir())
-    digests = SegmentDigests(store.random) if verify else None
+    rereader = Rereader(job.target, hear) if verify else None
     try:
-        writer = Writer(job.target, job.choice, job.existing, quarantine, digests, kept, store.random, hear)
+        writer = Writer(job.target, job.choice, job.existing, quarantine, rereader, kept, store.random, hear)
         traversal = Traversal(tree, job.choice, writer, "restore", hear)
         try:
-            traversal.run()
+            with _read_to_its_end(rereader):
+                traversal.run()
         finally:
             _count(result, traversal, writer, quarantine)
         if not traversal.chosen:
             raise NotFound(f"nothing in {tree.files.name} of {tree.snapshot.ref} fits --include and --exclude")
-        if digests is not None:
-            _write_back(job.target)
-            Traversal(tree, job.choice, Checker(job.target, writer, digests, hear), "check", hear).run()
     finally:
         kept.close()
         if quarantine is not None:
             quarantine.close()
-        if digests is not None:
-            digests.close()
+        if rereader is not None:
+            rereader.close()
 
 
 def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quarantine: Quarantine | None) -> None:
@@ -296,14 +293,17 @@ def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quaranti
         result.quarantine.append(quarantine.path)
 
 
-def _write_back(target: str) -> None:
-    """Dirty pages cannot be dropped from memory, and what is to be checked is the disk."""
-    with explained("write", target):
-        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syncfs(fd)
-        finally:
-            os.close(fd)
+@contextmanager
+def _read_to_its_end(rereader: Rereader | None) -> Iterator[None]:
+    """What was restored before an archive turned out to be damaged counts, too."""
+    try:
+        yield
+    except Damaged:
+        if rereader is not None:
+            rereader.finish()
+        raise
+    if rereader is not None:
+        rereader.finish()
 
 
 def _places(

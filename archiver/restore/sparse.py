@@ -17,7 +17,7 @@ def write_at(fd: int, data: memoryview, offset: int) -> None:
 
 
 def write_sparse(fd: int, data: memoryview, offset: int) -> None:
-    """Write ``data``, leaving out blocks of zeros; the file is extended to its size afterwards."""
+    """Write ``data``, leaving out blocks of zeros; the size of the file is the caller's business."""
     lead = -offset % _BLOCK
     if lead:
         _write_unless_zero(fd, data[:lead], offset)

@@ -1,4 +1,4 @@
-"""Going through an archive with a target directory beside it: used to write a tree, and again to check it.
+"""Going through an archive with a target directory beside it: used to compare a tree, and to write one.
 
 The main thread decodes entries and keeps the directories; files are handed to workers chunk by chunk, so each chunk is
 read, decoded and verified once. A directory is finished when it was left and all files and directories in it are.
@@ -57,7 +57,6 @@ class Traversal:
         self._chunk = -1
         self._chunk_start = 0
         self._chunk_end = 0
-        self._numbered = 0  # segments
         self._submitted = 0
         self._completed = 0
         self._drained_to = 0
@@ -97,6 +96,8 @@ class Traversal:
         finally:  # only now: the workers have ended, nobody uses a descriptor any more
             for item in self._begun.values():
                 self._visitor.abandon(item)
+            for directory in self._open:
+                self._visitor.abandon_directory(directory)
             self._close_all()
 
     def _walk(self) -> None:
@@ -223,9 +224,6 @@ class Traversal:
             parts = 0
         elif not inside and start < end:
             parts = self._index.find(end - 1) - self._index.find(start) + 1
-        # Counted whether they are needed or not: another pass may need others.
-        first = self._numbered
-        self._numbered += max(parts, 1)
         if not directory.usable:
             self._visitor.unreachable(directory, entry, self.entries)
             return
@@ -237,15 +235,15 @@ class Traversal:
         with self._lock:
             directory.pending += 1
         if start == end or item.failed:
-            self._append(self._chunk, Segment(item, 0, 0, 0, first))
+            self._append(self._chunk, Segment(item, 0, 0, 0))
         elif inside:
             offset = -len(header)
-            self._append(self._chunk, Segment(item, start - self._chunk_start, end - self._chunk_start, offset, first))
+            self._append(self._chunk, Segment(item, start - self._chunk_start, end - self._chunk_start, offset))
         else:
             if parts > 1:
                 item.lock = threading.Lock()
-            for number, (chunk, lower, upper, position) in enumerate(self._pieces(start, end), first):
-                self._append(chunk, Segment(item, lower, upper, position - entry.content_offset, number))
+            for chunk, lower, upper, position in self._pieces(start, end):
+                self._append(chunk, Segment(item, lower, upper, position - entry.content_offset))
 
     def _pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(chunk, from, to, stream offset) for every chunk that holds a part of the range."""
@@ -286,7 +284,7 @@ class Traversal:
         loaded: tuple[bytes, Buffer] | None = None  # the last chunk; sparse files repeat one chunk again and again
         while (task := self._tasks.get()) is not None:
             data, damage = None, None
-            if task.chunk >= 0 and self._visitor.needs_contents:
+            if task.chunk >= 0:
                 digest = self._index.digest(task.chunk)
                 size = self._index.end(task.chunk) - self._index.start(task.chunk)
                 try:
@@ -298,7 +296,6 @@ class Traversal:
                     damage = str(error)
             for segment in task.segments:
                 self._begun[id(segment.item)] = segment.item
-            self._visitor.prepare(task.segments)
             for segment in task.segments:
                 item = segment.item
                 self._visitor.segment(segment, data, damage)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat as st
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from archiver.restore.existing import look
 from archiver.restore.names import NameSet
+from archiver.restore.staging import staged_name
 from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
@@ -24,6 +27,8 @@ class Directory:
     above     it is only gone through to what was chosen below it
     fd        -1 while it is closed to save descriptors, or when it is not ``usable``
     found     what it was when the visitor opened it, None where the visitor made it
+    staged    the name it has until it is complete (see staging.py); empty when it has its own
+    left      an interrupted restore has made it: what is in there is not the user's
     names     of the archive's entries in it, where the visitor asks for them
     """
 
@@ -32,12 +37,14 @@ class Directory:
         "fd",
         "found",
         "identity",
+        "left",
         "metadata",
         "name",
         "names",
         "number",
         "parent",
         "pending",
+        "staged",
         "usable",
     )
 
@@ -50,6 +57,8 @@ class Directory:
         self.fd = -1
         self.usable = False
         self.found: os.stat_result | None = None
+        self.staged = b""
+        self.left: bool = parent is not None and parent.left
         self.names: NameSet | None = None
         self.identity = (0, 0)
         self.pending = 1  # itself, until it is left
@@ -63,6 +72,21 @@ class Directory:
             names.append(directory.name)
             directory = directory.parent
         return b"/".join(reversed(names)) or b"/"
+
+    @property
+    def present_name(self) -> bytes:
+        return self.staged or self.name
+
+    def look_for_left(self) -> os.stat_result | None:
+        """In the parent, after nothing was found by its own name: what an interrupted restore has left of it. Raises
+        OSError."""
+        assert self.parent is not None
+        staged = staged_name(self.name)
+        found = None if staged is None else look(staged, self.parent.fd)
+        if staged is None or found is None or not st.S_ISDIR(found.st_mode):
+            return None
+        self.staged, self.left = staged, True
+        return found
 
     def path_of(self, name: bytes) -> bytes:
         return self.path.rstrip(b"/") + b"/" + name
@@ -84,27 +108,24 @@ class FileItem:
     failed: str | None = None  # why it cannot be restored
     refused: bool = False  # by the target: the archive is not to blame
     found: os.stat_result | None = None  # what is in its place
-    temp: bytes = b""  # the name it has until it is complete
+    temp: bytes = b""  # the name it has while it is not complete
+    told: bool = False  # that not all attributes could be set
+    different: bool = False  # what was read again
 
 
 class Segment(NamedTuple):
     """A part of a file's contents: bytes ``start`` to ``end`` of the chunk, at ``offset`` in the file (negative: the
-    payload header). No two segments have the same ``number``, and it is the same in every pass."""
+    payload header)."""
 
     item: FileItem
     start: int
     end: int
     offset: int
-    number: int
 
 
 class Visitor(Protocol):
     """What is done at each entry. ``number`` counts the entries of the pass from 1 and is the same in every pass.
     Methods marked (worker) are called from worker threads."""
-
-    @property
-    def needs_contents(self) -> bool:
-        """Whether segments come with their data."""
 
     @property
     def keeps_names(self) -> bool:
@@ -133,9 +154,6 @@ class Visitor(Protocol):
     def wants_file(self, item: FileItem) -> bool:
         """Whether its segments shall come; else it has been dealt with."""
 
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """(worker) These come next."""
-
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
 
@@ -148,6 +166,9 @@ class Visitor(Protocol):
     def finish_directory(self, directory: Directory) -> None:
         """(worker) Everything in it is complete; it is closed afterwards."""
 
+    def abandon_directory(self, directory: Directory) -> None:
+        """The pass ends early, with this directory open and not finished. Its files have been abandoned before."""
+
 
 @contextmanager
 def link_target(entry: Entry, root: Directory) -> Iterator[tuple[int, bytes]]:
@@ -157,7 +178,7 @@ def link_target(entry: Entry, root: Directory) -> Iterator[tuple[int, bytes]]:
     fd = root.fd
     try:
         for part in parents:
-            inner = os.open(part, _PATH_ONLY, dir_fd=fd)
+            inner = _enter(part, fd)
             if fd != root.fd:
                 os.close(fd)
             fd = inner
@@ -165,3 +186,13 @@ def link_target(entry: Entry, root: Directory) -> Iterator[tuple[int, bytes]]:
     finally:
         if fd != root.fd:
             os.close(fd)
+
+
+def _enter(name: bytes, dir_fd: int) -> int:
+    try:
+        return os.open(name, _PATH_ONLY, dir_fd=dir_fd)
+    except FileNotFoundError:
+        staged = staged_name(name)
+        if staged is None:
+            raise
+        return os.open(staged, _PATH_ONLY, dir_fd=dir_fd)

@@ -2,8 +2,9 @@
 
 Every name is relative to an open directory; directories are entered without following symlinks; hard links are resolved
 name by name from the target's root. So no entry of an archive, and nothing that stands in the target, can lead out of
-it. A file gets its name when it is complete: an interruption leaves the old one, the new one or none. In directories
-that the pass has made nothing is looked for, and nothing is ever replaced.
+it. A file gets its name when it is complete, or is in a directory that gets its name when everything in it is: an
+interruption leaves the old one, the new one or none. In directories that the pass has made nothing is looked for, and
+nothing is ever replaced.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import errno
 import os
 import stat as st
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 
 from archiver.core import linux
@@ -25,20 +25,20 @@ from archiver.core.spill import SpillTable
 from archiver.errors import Locked
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
-from archiver.restore.digests import SegmentDigests
-from archiver.restore.existing import Existing, has_time, is_same_file, look
-from archiver.restore.extras import TempNames, extras, remove_left
-from archiver.restore.marks import Marks
+from archiver.restore.existing import Existing, has_time, is_as_archived, is_same_file, look
+from archiver.restore.extras import extras, remove_left
 from archiver.restore.place import Placer
 from archiver.restore.quarantine import Quarantine
+from archiver.restore.reread import Rereader
 from archiver.restore.sparse import write_at, write_sparse
+from archiver.restore.staging import TempNames, staged_name
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPARSE_FROM = 64 << 10  # bytes; holes are looked for in files at least this long
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -54,7 +54,6 @@ class Counts:
 class Writer:
     """A visitor of :class:`archiver.restore.traversal.Traversal`. ``target`` is a directory."""
 
-    needs_contents = True
     threads = chunk_workers()
     segments_at_once = 512
 
@@ -64,59 +63,60 @@ class Writer:
         choice: Choice,
         existing: Existing,
         quarantine: Quarantine | None,
-        digests: SegmentDigests | None,
+        rereader: Rereader | None,
         kept_files: SpillTable,
         random: Random,
         listener: Listener,
     ) -> None:
-        """``kept_files`` is told which files in the target are not as the archive has them."""
+        """``rereader``: what is written is compared with the archive, afterwards. ``kept_files`` is told which files in
+        the target are not as the archive has them."""
         self._target = target
         self._choice = choice
         self._existing = existing
+        self._of_ours = existing.of_ours()
         self._quarantine = quarantine
-        self._digests = digests
+        self._rereader = rereader
         self._kept_files = kept_files
         self._listener = listener
         self._temps = TempNames(random(8))
         self._placer = Placer(self._temps, quarantine)
         self._lock = threading.Lock()
         self._owner: tuple[int, int] | None = None  # of new files in new directories, where it is known
+        self._umask = linux.umask()
         self._exact = True  # all file systems in the target keep what they are told
         self.keeps_names = quarantine is not None
         self.counts = Counts()
-        self.incomplete = Marks()  # entries whose attributes could not all be set
-        self.lost = Marks()  # entries that could not be made, or whose contents are damaged
-        self.passed = Marks()  # entries that the rule left as they were
-        self.equal = Marks()  # files whose contents were there already
 
     @property
     def replaced(self) -> int:
         """How many things gave way to others."""
         return self._placer.replaced
 
+    def _rule(self, directory: Directory) -> Existing:
+        return self._of_ours if directory.left else self._existing
+
     # -- telling -----------------------------------------------------------------------------------------------------
 
-    def _lost(self, number: int, path: bytes, reason: str, kind: str, found: os.stat_result | None = None) -> None:
-        self.lost.add(number)
+    def _lost(self, path: bytes, reason: str, kind: str, found: os.stat_result | None = None) -> None:
         self._other(found)
         self._listener(FileProblem(path, reason, kind))
 
-    def _attributes_lost(self, number: int, path: bytes, reasons: list[str]) -> None:
-        self.incomplete.add(number)
+    def _attributes_lost(self, path: bytes, reasons: list[str]) -> None:
         for reason in reasons:
             self._listener(FileProblem(path, reason, "attribute"))
 
-    def _failed(
-        self, number: int, directory: Directory, name: bytes, error: OSError, found: os.stat_result | None = None
-    ) -> None:
+    def _differs(self, path: bytes, wrong: list[str]) -> None:
+        for what in wrong:
+            self._listener(FileProblem(path, f"after restoring: {what}", "different"))
+
+    def _failed(self, directory: Directory, name: bytes, error: OSError, found: os.stat_result | None = None) -> None:
         """What only concerns this entry is told, what concerns the target as a whole ends the restore."""
         path = directory.path_of(name)
         if error.errno in _FATAL:
             raise explain(error, "restore", self._target + os.fsdecode(path)) from error
-        self._lost(number, path, (error.strerror or str(error)).lower(), "not-restored", found)
+        self._lost(path, (error.strerror or str(error)).lower(), "not-restored", found)
 
-    def _keep(self, number: int, found: os.stat_result, *, faithful: bool = False) -> None:
-        self.passed.add(number)
+    def _keep(self, found: os.stat_result, *, faithful: bool = False) -> None:
         self.counts.kept += 1
         if not faithful:
             self._other(found)
@@ -141,21 +141,31 @@ class Writer:
         try:
             if parent.found is not None:
                 found = look(name, parent.fd)
-                if found is not None and st.S_ISDIR(found.st_mode):
-                    return self._enter(directory, parent, found)
+                entered = directory.look_for_left() if found is None else found
+                if entered is not None and st.S_ISDIR(entered.st_mode):
+                    return self._enter(directory, parent, entered)
             if found is None:
-                os.mkdir(name, 0o700, dir_fd=parent.fd)
-            elif self._existing.keeps(found, directory.metadata.stat):
+                self._make(directory, parent)
+            elif self._rule(parent).keeps(found, directory.metadata.stat):
                 raise OSError(errno.ENOTDIR, "what is there stays, and is no directory")
             else:
                 self._placer.exchange(name, parent.fd, found)
-            fd = os.open(name, _DIRECTORY, dir_fd=parent.fd)
+            fd = os.open(directory.present_name, _DIRECTORY, dir_fd=parent.fd)
             if parent.found is not None:
                 _strip(fd)
             return fd
         except OSError as error:
-            self._failed(directory.number, parent, name, error)
+            self._failed(parent, name, error)
             return -1
+
+    def _make(self, directory: Directory, parent: Directory) -> None:
+        staged = staged_name(directory.name)
+        if staged is not None:
+            with suppress(FileExistsError):  # the archive may have such a name, too
+                os.mkdir(staged, 0o700, dir_fd=parent.fd)
+                directory.staged = staged
+                return
+        os.mkdir(directory.name, 0o700, dir_fd=parent.fd)
 
     def _open_root(self, directory: Directory) -> int:
         self._placer.root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -165,6 +175,8 @@ class Writer:
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
             os.close(fd)
             raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), "restore to", self._target)
+        if self._rereader is not None:
+            self._rereader.begin(fd)
         probe = linux.probe_new_file(fd)
         coarse = probe is not None and probe.st_mtime_ns != 1_000_000_001
         self._exact = linux.filesystem_type(fd) in linux.STABLE and not coarse
@@ -183,8 +195,8 @@ class Writer:
     def _enter(self, directory: Directory, parent: Directory, found: os.stat_result) -> int:
         directory.found = found
         if not self._stays(directory) and found.st_mode & 0o400 == 0 and found.st_uid == os.geteuid() != 0:
-            linux.chmod_at(directory.name, st.S_IMODE(found.st_mode) | 0o700, dir_fd=parent.fd)
-        fd = os.open(directory.name, _DIRECTORY, dir_fd=parent.fd)
+            linux.chmod_at(directory.present_name, st.S_IMODE(found.st_mode) | 0o700, dir_fd=parent.fd)
+        fd = os.open(directory.present_name, _DIRECTORY, dir_fd=parent.fd)
         opened = os.fstat(fd)
         if not is_same_file(found, opened):
             os.close(fd)
@@ -205,23 +217,41 @@ class Writer:
     def _stays(self, directory: Directory) -> bool:
         """Whether the attributes of a directory stay as they are."""
         found = directory.found
-        return found is not None and (directory.above or self._existing.keeps(found, directory.metadata.stat))
+        return found is not None and (directory.above or self._rule(directory).keeps(found, directory.metadata.stat))
 
     def finish_directory(self, directory: Directory) -> None:
+        try:
+            self._unstage(directory)
+        except OSError as error:
+            assert directory.parent is not None
+            error.strerror = f"it stays {os.fsdecode(directory.staged)}: {error.strerror}"
+            self._failed(directory.parent, directory.name, error)
         if self._quarantine is not None and directory.found is not None:
             self._set_aside(directory, self._quarantine)
         if directory.found is None:
             lost = attributes.apply(directory.fd, directory.metadata)
-            self._tell_attributes(directory.number, directory.fd, directory.metadata, directory.path, lost)
-        elif self._stays(directory):
-            self.passed.add(directory.number)
-        else:
+            self._tell_attributes(directory.fd, directory.metadata, directory.path, lost)
+        elif not self._stays(directory):
             try:
                 wrong = attributes.differences(directory.fd, directory.metadata, os.fstat(directory.fd))
                 lost = attributes.bring(directory.fd, directory.metadata) if wrong else []
             except OSError as error:
                 lost = [(error.strerror or str(error)).lower()]
-            self._tell_attributes(directory.number, directory.fd, directory.metadata, directory.path, lost)
+            self._tell_attributes(directory.fd, directory.metadata, directory.path, lost)
+
+    def _unstage(self, directory: Directory) -> None:
+        """Raises OSError."""
+        if directory.staged:
+            assert directory.parent is not None
+            fd = directory.parent.fd
+            linux.rename_new(directory.staged, directory.name, src_dir_fd=fd, dst_dir_fd=fd)
+            directory.staged = b""
+
+    def abandon_directory(self, directory: Directory) -> None:
+        """Everything that is in it now is complete. What is further out has been closed: the next run finds it."""
+        if directory.parent is not None and directory.parent.fd >= 0:
+            with suppress(OSError):
+                self._unstage(directory)
 
     def _set_aside(self, directory: Directory, quarantine: Quarantine) -> None:
         try:
@@ -234,12 +264,21 @@ class Writer:
         except OSError as error:
             self._listener(FileProblem(directory.path, (error.strerror or str(error)).lower(), "not-removed"))
 
-    def _tell_attributes(self, number: int, fd: int, metadata: Metadata, path: bytes, lost: list[str]) -> None:
-        if not self._exact and not lost:
-            with suppress(OSError):
-                lost = [f"the file system keeps {what}" for what in attributes.differences(fd, metadata, os.fstat(fd))]
-        if lost:
-            self._attributes_lost(number, path, lost)
+    def _tell_attributes(self, fd: int, metadata: Metadata, path: bytes, lost: list[str]) -> None:
+        """What could not be set, and what is different although it was."""
+        if not lost and (self._rereader is not None or not self._exact):
+            try:
+                self._tell_differences(path, attributes.differences(fd, metadata, os.fstat(fd)))
+            except OSError as error:
+                if self._rereader is not None:
+                    self._differs(path, [(error.strerror or str(error)).lower()])
+        self._attributes_lost(path, lost)
+
+    def _tell_differences(self, path: bytes, wrong: list[str]) -> None:
+        if self._exact:
+            self._differs(path, wrong)
+        else:
+            self._attributes_lost(path, [f"the file system keeps {what}" for what in wrong])
 
     # -- entries without contents ------------------------------------------------------------------------------------
 
@@ -255,9 +294,9 @@ class Writer:
             if directory.found is not None:
                 found = look(entry.name, directory.fd)
             if found is not None:
-                verdict = self._existing.leaf(found, entry, directory.fd)
+                verdict = self._rule(directory).leaf(found, entry, directory.fd)
                 if verdict == "keep":
-                    self._keep(number, found)
+                    self._keep(found)
                     return
                 if verdict == "same":
                     wrong = attributes.stat_differences(metadata.stat, found)
@@ -265,7 +304,7 @@ class Writer:
                         if wrong:
                             lost = attributes.apply_at(entry.name, directory.fd, metadata.stat)
                         self._count_settled(wrong)
-                        self._tell_leaf(number, directory, entry, lost)
+                        self._tell_leaf(directory, entry, lost)
                         return
 
             def make(name: bytes) -> None:
@@ -278,17 +317,22 @@ class Writer:
 
             self._placer.make(directory, entry.name, found, make)
         except OSError as error:
-            self._failed(number, directory, entry.name, error, found)
+            self._failed(directory, entry.name, error, found)
             return
-        self._tell_leaf(number, directory, entry, lost)
+        self._tell_leaf(directory, entry, lost)
 
-    def _tell_leaf(self, number: int, directory: Directory, entry: Entry, lost: list[str]) -> None:
-        if not self._exact and not lost and entry.metadata is not None:
+    def _tell_leaf(self, directory: Directory, entry: Entry, lost: list[str]) -> None:
+        if not lost and (self._rereader is not None or not self._exact) and entry.metadata is not None:
+            path = directory.path_of(entry.name)
             found = look(entry.name, directory.fd)
-            wrong = [] if found is None else attributes.stat_differences(entry.metadata.stat, found)
-            lost = [f"the file system keeps {what}" for what in wrong]
-        if lost:
-            self._attributes_lost(number, directory.path_of(entry.name), lost)
+            if found is None:
+                self._differs(path, ["it is gone"])
+            else:
+                self._tell_differences(path, attributes.stat_differences(entry.metadata.stat, found))
+                if not is_as_archived(found, entry, directory.fd):
+                    self._differs(path, ["it is something else"])
+        elif lost:
+            self._attributes_lost(directory.path_of(entry.name), lost)
 
     def _count_settled(self, wrong: list[str]) -> None:
         if wrong:
@@ -302,8 +346,8 @@ class Writer:
             with link_target(entry, root) as (parent, last):
                 if directory.found is not None:
                     found = look(entry.name, directory.fd)
-                if self._existing.overwrite == "never" and found is not None:
-                    self._keep(number, found)
+                if self._rule(directory).overwrite == "never" and found is not None:
+                    self._keep(found)
                     return
                 first = look(last, parent)
                 if first is not None and self._is_other(first):
@@ -322,7 +366,7 @@ class Writer:
 
                 self._placer.make(directory, entry.name, found, make)
         except OSError as error:
-            self._failed(number, directory, entry.name, error, found)
+            self._failed(directory, entry.name, error, found)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -335,17 +379,17 @@ class Writer:
             item.found = found = look(item.name, directory.fd)
             if found is None or item.failed is not None:
                 return True
-            verdict = self._existing.file(item.number, found, stat, item.size)
+            verdict = self._rule(directory).file(item.number, found, stat, item.size)
             if verdict == "keep":
                 same = st.S_ISREG(found.st_mode) and found.st_size == item.size and has_time(found, stat)
-                self._keep(item.number, found, faithful=same)
+                self._keep(found, faithful=same)
                 return False
             if verdict == "same" and self._settle(item, found):
                 return False
             self._placer.require_way(directory, item.name, found)
             return True
         except OSError as error:
-            self._failed(item.number, directory, item.name, error, item.found)
+            self._failed(directory, item.name, error, item.found)
             return False
 
     def _settle(self, item: FileItem, found: os.stat_result) -> bool:
@@ -363,17 +407,13 @@ class Writer:
             if wrong and now.st_nlink > 1:
                 return False
             lost = attributes.bring(fd, item.metadata) if wrong else []
-            self.equal.add(item.number)
             self._count_settled(wrong)
             if wrong:
                 path = item.directory.path_of(item.name)
-                self._tell_attributes(item.number, fd, item.metadata, path, lost)
+                self._tell_attributes(fd, item.metadata, path, lost)
             return True
         finally:
             os.close(fd)
-
-    def prepare(self, segments: Sequence[Segment]) -> None:
-        """Nothing: files are made one after the other."""
 
     def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
         item = segment.item
@@ -393,14 +433,24 @@ class Writer:
                 self._write(item, segment, memoryview(data or b"")[segment.start : segment.end])
         except OSError as error:
             if error.errno in _FATAL:
-                self._failed(item.number, item.directory, item.name, error)
+                self._failed(item.directory, item.name, error)
             self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
-        temp = self._temps.new()
-        item.fd = os.open(temp, _NEW_FILE, 0o600, dir_fd=item.directory.fd)
+        directory = item.directory
+        if directory.staged and directory.found is None:
+            # Some permissions would forbid to set extended attributes.
+            temp, mode = item.name, item.metadata.stat.mode & 0o777 if attributes.is_plain(item.metadata) else 0o600
+        else:
+            temp, mode = self._temps.new(), 0o600
+        access = os.O_WRONLY if self._rereader is None else os.O_RDWR
+        item.fd = os.open(temp, _NEW_FILE | access, mode, dir_fd=directory.fd)
         item.temp = temp
+        if self._rereader is not None:
+            self._rereader.opened(item)
         attributes.prepare(item.fd, item.metadata.stat)
+        if item.size >= _SPARSE_FROM:
+            os.ftruncate(item.fd, item.size)  # it may end in a hole
 
     def _write(self, item: FileItem, segment: Segment, data: memoryview) -> None:
         offset = segment.offset
@@ -413,12 +463,12 @@ class Writer:
             data, offset = data[count:], offset + count
         if not data:
             return
-        if self._digests is not None:
-            self._digests.record(segment.number, data)
         if item.size >= _SPARSE_FROM:
             write_sparse(item.fd, data, offset)
         else:
             write_at(item.fd, data, offset)
+        if self._rereader is not None:
+            self._rereader.written(item, offset, data)
 
     def finish_file(self, item: FileItem) -> None:
         if item.failed is not None:
@@ -429,39 +479,47 @@ class Writer:
         except OSError as error:
             if error.errno in _FATAL:
                 self.abandon(item)
-                self._failed(item.number, item.directory, item.name, error)
+                self._failed(item.directory, item.name, error)
             self._refused(item, error)
             self._drop(item)
             return
         if lost:
-            self._attributes_lost(item.number, item.directory.path_of(item.name), lost)
+            self._attributes_lost(item.directory.path_of(item.name), lost)
+        if self._rereader is not None:
+            self._rereader.complete(item, told=bool(lost))
 
     def _complete(self, item: FileItem) -> list[str]:
         """Returns what attributes could not be set. Raises OSError."""
         fd, metadata = item.fd, item.metadata
-        if item.size >= _SPARSE_FROM:
-            os.ftruncate(fd, item.size)  # it may end in a hole
         sealed = bool(metadata.stat.flags) and attributes.is_sealed(metadata.stat)
         # What has the rights of a directory that was there may have inherited some.
         wanted = attributes.unsealed(metadata) if sealed else metadata
         if item.directory.found is None:
-            lost = attributes.apply(fd, wanted, owner=self._owner)
+            mode = metadata.stat.mode & 0o777 & ~self._umask if item.temp is item.name else -1
+            lost = attributes.apply(fd, wanted, owner=self._owner, mode=mode)
         else:
             lost = attributes.bring(fd, wanted)
         if item.found is not None:
             os.fsync(fd)  # what is replaced must not be lost before the new one is on the disk
         if sealed:
-            self._placer.place(item.directory, item.temp, item.name, item.found)
-            item.temp = b""
+            self._name(item)
             lost = attributes.apply(fd, metadata)
         if not self._exact and not lost:
             wrong = attributes.differences(fd, metadata, os.fstat(fd))
             lost = [f"the file system keeps {what}" for what in wrong]
-        self._close(item)  # a file system over the network may tell only now that it has not written everything
+        # A file system over the network may tell only at a close that it has not written everything.
+        if self._rereader is None:
+            self._close(item)
+        elif not self._exact:
+            os.close(os.dup(fd))
         if not sealed:
-            self._placer.place(item.directory, item.temp, item.name, item.found)
-            item.temp = b""
+            self._name(item)
         return lost
+
+    def _name(self, item: FileItem) -> None:
+        if item.temp is not item.name:
+            self._placer.place(item.directory, item.temp, item.name, item.found)
+        item.temp = b""
 
     def _refused(self, item: FileItem, error: OSError) -> None:
         item.failed, item.refused = (error.strerror or str(error)).lower(), True
@@ -470,12 +528,15 @@ class Writer:
         self.abandon(item)
         kind = "not-restored" if item.refused else "damaged"
         path = item.directory.path_of(item.name)
-        self._lost(item.number, path, item.failed or "", kind, item.found)
+        self._lost(path, item.failed or "", kind, item.found)
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part."""
-        with suppress(OSError):
-            self._close(item)
+        if self._rereader is not None:
+            self._rereader.abandon(item)
+        else:
+            with suppress(OSError):
+                self._close(item)
         if item.temp:
             temp, item.temp = item.temp, b""
             os.unlink(temp, dir_fd=item.directory.fd)

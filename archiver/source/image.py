@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from archiver.core.disk import explain
+from archiver.core.environment import without_secrets
 from archiver.core.linux import device_size, mount_points
 from archiver.errors import ArchiverError
 from archiver.source.content import data_extents, may_have_holes, unchanged
@@ -203,8 +204,7 @@ def open_source(path: str, command: str | None = None) -> Source:
 
 def _run(command: str) -> Source:
     """It is not told passphrases, and has nothing to read: what is typed is for this program."""
-    secret = ("ARCHIVER_PASSWORD", "ARCHIVER_NEW_PASSWORD", "ARCHIVER_MASTER_PASSWORD")
-    told = {name: text for name, text in os.environ.items() if not name.startswith(secret)}
+    told = without_secrets(os.environ)
     try:
         process = subprocess.Popen(
             command, shell=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=told, bufsize=0

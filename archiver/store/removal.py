@@ -24,7 +24,7 @@ from typing import Any
 from archiver.core.disk import Disk, explain, explained, is_directory
 from archiver.core.events import Notice
 from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Locked, NotFound, Skipped, UsageError
+from archiver.errors import ArchiverError, Locked, NotFound, Skipped, UsageError, worst_of
 from archiver.store import layout as names
 from archiver.store import snapshots
 from archiver.store.layout import GroupRef, Layout, SnapshotRef, parse_reference
@@ -171,6 +171,20 @@ def remove(store: Store, plan: RemovalPlan) -> Outcome:
     if outcome.removed:
         store.forget_records(outcome.removed)
     return outcome
+
+
+def shortfall(plan: RemovalPlan, outcome: Outcome) -> ArchiverError | None:
+    """What was not removed although it was to be."""
+    if outcome.failed:
+        return worst_of([error for _, error in outcome.failed])
+    if outcome.skipped:
+        reasons = "; ".join(reason for _, reason in outcome.skipped)
+        return Skipped(f"not removed: {reasons}", hint="try again later")
+    if plan.groups and plan.protected:
+        names = ", ".join(map(str, plan.protected))
+        hint = f"allow it with: archiver protect --off {plan.protected[0]}"
+        return Skipped(f"protected, and still there: {names}", hint=hint)
+    return None
 
 
 def remove_empty_group(store: Store, group: GroupRef) -> bool:

@@ -33,7 +33,7 @@ def open_target(source: Store, path: str, listener: Listener, *, new_target: boo
     place = os.path.realpath(path)
     known = _read(source).get(place, [])
     try:
-        target = Store.open(path, read_only=read_only, listener=listener)
+        target = Store.open(path, read_only=read_only, listener=listener, clock=source.clock)
     except NotFound as error:
         if known:
             raise TargetAbsent(

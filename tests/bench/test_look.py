@@ -16,4 +16,6 @@ def test_a_small_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert lines[0] == "120 files, 2 snapshots, 1 rounds"
     for question, line in zip(QUESTIONS, lines[2:], strict=True):
         assert line.startswith(question)
-    assert list(tmp_path.iterdir()) == []
+    before = sorted(tmp_path.glob("archiver/*/*"))
+    assert main([*arguments, "--programs", "archiver", "borg"]) == 0  # asked again, without another backup
+    assert sorted(tmp_path.glob("archiver/*/*")) == before

@@ -292,15 +292,15 @@ def test_drill_notices_what_another_writes(
     material: dict[str, Any], desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file is read again from the disk: a disk that keeps other bytes is found out."""
-    from archiver.restore import run
+    from archiver.core import linux
 
-    def spoil(target: str) -> None:
-        path = Path(target) / "deep/er/diary"
+    def spoil(fd: int) -> None:
+        (path,) = (desk / "temp").rglob("diary")
         status = path.stat()
         path.write_bytes(CONTENTS[::-1])
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    monkeypatch.setattr(run, "_write_back", spoil)
+    monkeypatch.setattr(linux, "syncfs", spoil)
     monkeypatch.setenv("ARCHIVER_MASTER_PASSWORD", PASSPHRASE.decode())
     pem = material["drawer"] / "private.pem"
     done = call("--store", material["store"], "key", "drill", "--master-keyfile", pem)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from archiver.cli.sync import parse_rate
 from archiver.errors import UsageError
+from archiver.sync.rate import parse_rate
 from tests.cli.command import ask, call, start
 from tests.cli.stores import SNAPSHOT
 from tests.mounts import read_only_view

@@ -26,7 +26,6 @@ from archiver.backup.run import Mode
 from archiver.browse.history import open_histories
 from archiver.browse.snapshot import Snapshot
 from archiver.core import spill
-from archiver.restore.digests import SegmentDigests
 from archiver.source import content
 from archiver.source.walk import WalkOptions
 from archiver.store.catalog import writer
@@ -207,7 +206,6 @@ def go_through(place: Place, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, 
         watch.after(patch, spill._Sealed, "add", every=20)
         watch.after(patch, journal.Journal, "_flush")
         watch.after(patch, TreeArchiver, "run")
-        watch.after(patch, SegmentDigests, "record", every=50)
         for number, mode in enumerate((*MODES, "metadata")):
             place.save(mode)
             (place.source / f"{number}-new-{NAME}").write_text(CONTENT * number)
@@ -331,5 +329,5 @@ def test_the_same_without_encryption_is_found(tmp_path: Path, monkeypatch: pytes
 
 def check_seen(place: Place) -> None:
     """While the runs went on there was something to look at."""
-    assert place.watch.seen >= {"table", "journal", "nameless, _Packs.flush", "nameless, SegmentDigests.record"}
+    assert place.watch.seen >= {"table", "journal", "nameless, _Packs.flush"}
     assert sum(1 for path in place.store.rglob("client.log.blob")) == 1

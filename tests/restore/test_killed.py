@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,13 +40,14 @@ class Case:
         return command("--store", self.store, "--read-only", "restore", "latest", target, *options)
 
     def wrong(self, target: Path) -> list[str]:
-        """Files of the target that are neither as they were nor as they shall be; those without a name of their own
-        do not count."""
+        """Files of the target that are neither as they were nor as they shall be; those that are not complete, or in
+        a directory that is not, have other names."""
         found = []
         for path in target.rglob("*"):
-            if path.name.startswith(".archiver-restore.") or path.is_symlink() or not path.is_file():
-                continue
             inner = path.relative_to(target)
+            unfinished = any(part.startswith(".archiver-restore.") for part in inner.parts)
+            if unfinished or path.is_symlink() or not path.is_file():
+                continue
             candidates = [root / inner for root in (self.source, self.old)]
             data = path.read_bytes()
             if not any(one.is_file() and one.read_bytes() == data for one in candidates):
@@ -148,3 +150,61 @@ def test_a_killed_one_is_gone_on_with(tmp_path: Path) -> None:
     changed = {path.name for path, inode in before.items() if path.stat().st_ino != inode}
     assert changed <= {"large-2", "large-3"}
     assert differences(case.source, target) == []
+
+
+@pytest.mark.parametrize("overwrite", ["never", "if-changed", "if-newer", "always"])
+def test_directories_that_a_killed_one_has_begun(tmp_path: Path, overwrite: str) -> None:
+    """They are gone on with, whatever the rule is for the user's own; what is in them may be half, and younger."""
+    source, target, store = tmp_path / "source", tmp_path / "target", make_store(tmp_path / "store")
+    for inner in ("outer/inner", "whole", "other"):
+        (source / inner).mkdir(parents=True)
+        (source / inner / "file").write_bytes(noise(len(inner), 5000))
+    (source / "outer" / "link").symlink_to("inner")
+    os.link(source / "outer/inner/file", source / "outer/linked")
+    save(store, source)
+    staged = ".archiver-restore.in."
+    left = target / f"{staged}outer" / f"{staged}inner"
+    left.mkdir(parents=True)
+    (left / "file").write_bytes(noise(11, 5000)[:3000])
+    (target / f"{staged}other").mkdir(mode=0o700)
+    (target / "own").write_text("the user's own")
+    restore = ("--store", store, "restore", "latest", target, "--overwrite", overwrite)
+    plan = archiver(*restore, "--dry-run", "--json")
+    assert plan.returncode == 0 and staged not in plan.stdout, plan.stderr
+    done = archiver(*restore)
+    assert done.returncode == 0, done.stderr
+    assert (target / "own").read_text() == "the user's own"
+    (target / "own").unlink()
+    os.utime(target, ns=(0, source.stat().st_mtime_ns))  # what the rule does to the target itself is tested elsewhere
+    target.chmod(source.stat().st_mode)
+    assert differences(source, target) == []
+
+
+def test_a_directory_whose_name_is_taken_at_last(tmp_path: Path) -> None:
+    """What was restored stays where it is, and that is told."""
+    source, target, store = tmp_path / "source", tmp_path / "target", make_store(tmp_path / "store")
+    (source / "taken").mkdir(parents=True)
+    (source / "taken" / "file").write_text("contents")
+    save(store, source)
+    target.mkdir()
+    (target / "own").touch()
+    taking = """
+import os, sys
+from archiver.core import linux
+rename = linux.rename_new
+def taken(source, target, **places):
+    if target == b"taken":
+        os.symlink("own", target, dir_fd=places["dst_dir_fd"])
+    rename(source, target, **places)
+linux.rename_new = taken
+from archiver.cli.main import main
+sys.exit(main())
+"""
+    arguments = ("--store", store, "restore", "latest", target, "--overwrite", "always")
+    done = subprocess.run(
+        [sys.executable, "-c", taking, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "it stays .archiver-restore.in.taken" in done.stdout + done.stderr
+    assert (target / ".archiver-restore.in.taken" / "file").read_text() == "contents"
+    assert os.readlink(target / "taken") == "own"

@@ -12,6 +12,7 @@ import pytest
 
 from archiver.core import linux
 from archiver.restore.run import RestoreResult
+from archiver.restore.staging import staged_name
 from archiver.store.store import Store
 from tests.hostile.writer import (
     ACL_GROUP_OBJ,
@@ -216,7 +217,7 @@ def test_a_directory_swapped_while_it_is_made(
 
     def mkdir(path: object, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         real(path, mode, dir_fd=dir_fd)  # type: ignore[arg-type]
-        if path == b"swapped":
+        if isinstance(path, bytes) and path in (b"swapped", staged_name(b"swapped")):
             os.rmdir(path, dir_fd=dir_fd)
             if swap == "symlink":
                 os.symlink(elsewhere, path, dir_fd=dir_fd)

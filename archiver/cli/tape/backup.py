@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
 from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
+from archiver.errors import worst_of
 
 if TYPE_CHECKING:
     from archiver.tape.write.job import Outlook
@@ -107,7 +107,7 @@ def _show_plan(output: Output, outlook: Outlook, pool: str) -> None:
 
 
 def _tell(ctx: click.Context, output: Output, plan: WritePlan, result: WriteResult, pool: str) -> None:
-    error = worst(result.errors)
+    error = worst_of(result.errors)
     if output.as_json:
         document: dict[str, Any] = {
             "schema": 1,

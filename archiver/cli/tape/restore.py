@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.outcome import worst
 from archiver.cli.output import Output, size_text
 from archiver.cli.sync import checked_owner
 from archiver.cli.tape.group import drive_option, key_at_hand, opened, pause, wait_option, waited_for
-from archiver.errors import ArchiverError, UsageError
+from archiver.errors import ArchiverError, UsageError, worst_of
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
@@ -121,7 +120,7 @@ def _routes(
 
 def _show_plan(ctx: click.Context, output: Output, plan: RestorePlan) -> None:
     errors: list[ArchiverError] = [problem.error for problem in plan.problems]
-    error = worst(errors)
+    error = worst_of(errors)
     if output.as_json:
         document: dict[str, Any] = {
             "schema": 1,
@@ -170,7 +169,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _tell(ctx: click.Context, output: Output, plan: RestorePlan, result: RestoreResult) -> None:
-    error = worst(result.errors)
+    error = worst_of(result.errors)
     if output.as_json:
         document: dict[str, Any] = {"schema": 1, "dry_run": False, **plan.as_json(), **result.as_json()}
         output.document(document if error is None else document | {"error": error.as_json()})

@@ -7,10 +7,9 @@ import os
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.outcome import worst
 from archiver.cli.output import size_text
 from archiver.cli.tape.group import drive_option, key_at_hand, opened, pause, wait_option, waited_for
-from archiver.errors import EXIT_DAMAGED, NotFound
+from archiver.errors import EXIT_DAMAGED, NotFound, worst_of
 
 
 @click.command()
@@ -50,7 +49,7 @@ def verify(
             if label not in [member.label for member in members]:
                 raise NotFound(f"the media set has no medium {label}", hint="see: archiver tape media list")
         result = check(found.known, members, found.media, crypt, output.hear, Clock())
-    absent = worst(list(result.absent))
+    absent = worst_of(list(result.absent))
     if output.as_json:
         document = {"schema": 1, **result.as_json()}
         output.document(document if absent is None else document | {"error": absent.as_json()})

@@ -1,0 +1,1 @@
+"""Telling a person: what is said when, and the ways to say it."""
