@@ -87,6 +87,7 @@ class Media:
         self.used: list[str] = []
         self.failure: ArchiverError | None = None  # why there is no medium that can be written
         self.adopted = 0
+        self.has_written = False  # whether the catalog of the medium is another one than before
 
     # -- what the set holds ------------------------------------------------------------------------------------------
 
@@ -203,6 +204,7 @@ class Media:
             tail = adopt(drive, medium.name, max(log.last_file + 1, FIRST_ARCHIVE), writer, self._listener)
             if tail.adopted:
                 self.adopted += len(tail.adopted)
+                self.has_written = True
                 self._commit(current)
         self._logs.set_unsure(medium.uuid, None)
         self._use_key(drive, place)
@@ -216,6 +218,7 @@ class Media:
         current = self._written()
         current.log.add_archive(ChunkFile(current.next_file, uuid, store, digests))
         self._fresh.append((store, digests))
+        self.has_written = True
         current.next_file += 1
         self._bytes += size
 
@@ -223,6 +226,7 @@ class Media:
         current = self._written()
         current.log.add_snapshot(SnapshotEntry(current.next_file, uuid, store, path))
         self._fresh_snapshots.add((store, path))
+        self.has_written = True
         current.next_file += 1
 
     def pass_over(self) -> None:
