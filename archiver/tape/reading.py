@@ -79,7 +79,7 @@ def opened(drive: Drive, label: str, number: int) -> Iterator[MediumFile]:
     """The file ``number`` of the medium with that label text. Raises EndOfData behind the last one; inside, whatever
     is wrong with the file becomes FileDamaged."""
     drive.locate(number)
-    with drive.open_file() as reader, damage_told(label, number):
+    with damage_told(label, number), drive.open_file() as reader:
         blocks = _Blocks(reader.read_block)
         stream = BlockReader(blocks)
         try:

@@ -4,7 +4,6 @@ that is what the catalogs say.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,18 +11,16 @@ from typing import Any
 import numpy as np
 
 from archiver.core.clock import Clock
-from archiver.core.disk import Disk
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError, Damaged, TargetAbsent
 from archiver.store.database.database import unique_digests
 from archiver.tape.checking import ChunkChecker
-from archiver.tape.members import Digests, Loader, Member, SetCatalog
+from archiver.tape.members import Loader, Member, SetCatalog
 from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, visit_files
-from archiver.tape.restore.arrival import CutArchive, receive
-from archiver.tape.restore.routes import snapshot_on_medium
+from archiver.tape.restore.arrival import CutArchive, looked_at
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
-from formats.tape.catalog import ChunkFile, SnapshotEntry, decode_catalog
+from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry, decode_catalog
 from formats.tape.chunk_archive import read_chunks
 
 _LARGEST_CATALOG = 1 << 31
@@ -176,18 +173,16 @@ class _Check:
 
     def _snapshot(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
         source, path = file.content.text("store"), file.content.text("snapshot")
-        with tempfile.TemporaryDirectory(prefix="archiver-") as place:
-            try:
-                ref = snapshot_on_medium(path)
-                arrival = receive(Disk(), file, f"{source}:{path}", (ref,), f"{place}/snapshot", self._crypt)
+        try:
+            with looked_at(file, self._crypt) as arrival:
                 nowhere = sum(self._nowhere(source, index.digests) for _, index in arrival.indexes())
-            except CutArchive:
-                self._is_whole(file, expected)
-                return
-            except FileDamaged:
-                raise
-            except Damaged as error:
-                raise FormatError(str(error)) from error
+        except CutArchive:
+            self._is_whole(file, expected)
+            return
+        except FileDamaged:
+            raise
+        except Damaged as error:
+            raise FormatError(str(error)) from error
         self._result.snapshots += 1
         if expected is not None:
             found = SnapshotEntry(file.number, file.content.uuid, source, path)

@@ -218,13 +218,14 @@ def test_write_error(tmp_path: Path) -> None:
     assert again.result.errors == [] and again.result.media == ["T2"] and len(again.result.written) == 3
 
 
-def test_unreadable_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [0, 2])
+def test_unreadable_blocks(block: int, tmp_path: Path) -> None:
     """The drive goes on with the next file; what was in front of the bad block is stored."""
     media = golden_media("multi", tmp_path / "media")
     target = make_store(tmp_path / "target")
     shelf = Shelf(media)
     shelf.drive.__class__ = Failing
-    shelf.drive.fails = lambda file, block: (shelf.drive.label, file, block) == ("M001L8", 6, 2)  # type: ignore[attr-defined]
+    shelf.drive.fails = lambda file, at: (shelf.drive.label, file, at) == ("M001L8", 6, block)  # type: ignore[attr-defined]
     catalog = golden_catalog("multi", {})
     with Store.open(target) as store:
         routes = Routes({}, store)
@@ -233,4 +234,14 @@ def test_unreadable_blocks(tmp_path: Path) -> None:
     assert [text.removeprefix("golden:") for text in result.restored] == snapshots_of("multi")[:2]
     assert {error.exit_code for error in result.errors} == {20}
     assert result.problems[0].name == "file 6 of medium M001L8"
-    assert len(chunk_files(target)) > 8 and damage(target) == []
+    assert len(chunk_files(target)) > (8 if block else 4) and damage(target) == []
+
+
+def test_lost_file(tmp_path: Path) -> None:
+    """A file of a virtual medium that is not there any more: the others are restored."""
+    media = golden_media("multi", tmp_path / "media")
+    (media / "tapefile-2-M001L8.json").unlink()
+    target = make_store(tmp_path / "target")
+    done = restore_from(media, golden_catalog("multi", {}), target)
+    assert len(done.result.restored) == 2 and done.result.problems[0].name == "file 2 of medium M001L8"
+    assert damage(target) == []

@@ -6,14 +6,13 @@ one. So every medium is needed once, and on it only the files that hold somethin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from archiver.core.events import Notice
 from archiver.errors import ArchiverError, Damaged, TargetAbsent
+from archiver.tape.digests import keys
 from archiver.tape.drive.interface import Drive, EndOfData
-from archiver.tape.members import Digests
 from archiver.tape.reading import MediumFile, opened
 from archiver.tape.restore.plan import RestorePlan, Step, Visit
 from archiver.tape.restore.receiving import Place, Receiving, Waiting
@@ -139,15 +138,11 @@ class Chosen(Receiving):
         archives = () if log is None else (each for each in log.archives if each.file == place[1])
         digests = next((each.digests for each in archives), np.empty((0, 32), np.uint8))
         wanted = np.concatenate([rows for _, rows in self._wanted[place]])
-        is_wanted = np.isin(_as_keys(digests), _as_keys(wanted))
+        is_wanted = np.isin(keys(digests), keys(wanted))
         count = int(is_wanted.nonzero()[0][-1]) + 1 if is_wanted.any() else len(wanted)
         indexes = [index for each in self._waiting for _, index in each.arrival.indexes()]
         mean = sum(index.size for index in indexes) / max(1, sum(map(len, indexes)))
         return -(-int(count * mean) // BLOCK_SIZE) * BLOCK_SIZE
-
-
-def _as_keys(digests: Digests) -> Any:
-    return np.ascontiguousarray(digests).view("V32").ravel()
 
 
 def _not_as_catalogued(label: str, file: int, name: str, why: str = "it holds something else") -> Damaged:

@@ -14,8 +14,9 @@ from archiver.store.filters import GroupFilter, chosen
 from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
-from archiver.tape.members import Digests
+from archiver.tape.digests import without
 from formats.manifest import Manifest
+from formats.tape.catalog import Digests
 
 Action = Literal["write", "skip"]
 
@@ -172,17 +173,6 @@ def new_chunks(
                 fresh = without(fresh, before)
             found.append(order(fresh))
     return np.concatenate(found) if found else _NONE
-
-
-def without(digests: Digests, others: Digests) -> Digests:
-    """``digests`` but for those among ``others``."""
-    if not len(digests) or not len(others):
-        return digests
-    return digests[~np.isin(_keys(digests), _keys(others))]
-
-
-def _keys(digests: Digests) -> Any:
-    return np.ascontiguousarray(digests).view("V32").ravel()
 
 
 def is_encrypted(manifest: Manifest) -> bool:
