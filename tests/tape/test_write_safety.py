@@ -223,7 +223,7 @@ def test_snapshot_without_its_chunks_is_not_adopted(what: str, tmp_path: Path, s
     assert done.result.errors == [] and done.result.adopted == (3 if what == "index" else 2)
     first = finished(store)[0].path
     log = decode_catalog(lost.logs()["T1"])
-    assert [entry.file for entry in log.snapshots if entry.path == first][0] > 9, "it was written again"
+    assert next(entry.file for entry in log.snapshots if entry.path == first) > 9, "it was written again"
     all_back(lost, tmp_path, store)
 
 
