@@ -204,7 +204,7 @@ def _profile(name: str, file: File, data: bytes) -> Profile:
 
 
 def _stores(root: Table) -> tuple[str, ...]:
-    one, several = root.path("store"), root.texts("stores", full_path)
+    one, several = root.path("store"), root.texts("stores", full_path, "store")
     if "store" in root and "stores" in root:
         root.tell("stores", "store and stores are both given; one of them is allowed")
     stores = several or ((one,) if one is not None else ())
@@ -400,7 +400,7 @@ def _schedule(table: Table) -> Schedule:
     table.demand("at", 'a time of day such as at = "02:00"')
     days = table.texts("days", _day)
     schedule = Schedule(
-        tuple(sorted(set(table.texts("at", _time_of_day)))),
+        tuple(sorted(set(table.texts("at", _time_of_day, "time of day")))),
         tuple(day for day in _DAYS if day in days),
         table.span("delay", "30m") or 0,
         table.flag("on-plug", False),
@@ -443,7 +443,7 @@ def _channel(table: Table) -> Channel:
             table.tell("to", f"{table.name('to')} is no URL: one with https:// or http:// is allowed")
     elif kind == "mail" and to is not None:
         _check_to(table, check_address, to)
-    on = table.texts("on", _occasion) or OCCASIONS[:3]
+    on = table.texts("on", _occasion, "of " + ", ".join(OCCASIONS)) or OCCASIONS[:3]
     table.end()
     return Channel(kind or "desktop", to, on)
 

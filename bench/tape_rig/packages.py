@@ -7,8 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-PROGRAMS = ("busybox-static", "python3", "libstdc++6", "tgt", "open-iscsi", "mtx")  # numpy's wheel needs the library
-MODULES = ("iscsi_tcp", "crc32c_generic", "sd_mod", "st", "sg", "ch")
+PROGRAMS = (
+    *("busybox-static", "python3", "libstdc++6"),  # numpy's wheel needs the library
+    *("tgt", "open-iscsi", "mtx", "dosfstools", "exfatprogs"),
+)
+MODULES = (
+    *("iscsi_tcp", "crc32c_generic", "sd_mod", "st", "sg", "ch"),
+    *("loop", "vfat", "exfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"),
+)
 _UNWANTED = (
     "usr/share/doc",
     "usr/share/locale",
