@@ -6,17 +6,23 @@ read is :class:`FileDamaged`, and the next file can be gone on with.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from archiver.errors import Damaged
 from archiver.tape.drive.interface import Drive, EndOfData, MediumError
+from archiver.tape.state.catalog_log import mapped
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE, BlockReader
+from formats.tape.catalog import MediaCatalog, decode_catalog
 from formats.tape.content import Content, read_content
 from formats.wire import Buffer
 
 FIRST_ARCHIVE = 2
+
+_LARGEST_CATALOG = 1 << 31  # bytes: 65 million chunks
+_PIECE = 1 << 20
 
 
 class FileDamaged(Damaged):
@@ -56,6 +62,23 @@ class MediumFile:
         while self.stream.skip(1 << 40):
             pass
         return self.stream.has_end_marker and not self.stream.incomplete
+
+
+def read_catalog(file: MediumFile) -> tuple[memoryview, MediaCatalog] | None:
+    """The log in a catalog archive, and what it says; None where it was not written to its end. Raises FormatError for
+    one that is cut, or is not the one of its header."""
+    with tempfile.TemporaryFile(prefix="archiver-") as spool:
+        left = _LARGEST_CATALOG
+        while left and (piece := file.stream.read(min(left, _PIECE))):
+            left -= spool.write(piece)
+        if not file.is_whole():
+            return None
+        data = mapped(spool)
+    catalog = decode_catalog(data)
+    said = file.content.uuid_of("uuid"), file.content.uuid_of("media_set_uuid"), file.content.number("seq_nr")
+    if catalog.torn is not None or (catalog.media, catalog.media_set, catalog.seq_nr) != said:
+        raise FormatError("a catalog that is not the one of its header", got=catalog.torn)
+    return data, catalog
 
 
 class _Blocks:

@@ -20,7 +20,7 @@ from archiver.tape.restore.routes import snapshot_on_medium
 from archiver.tape.state.catalog_log import LogWriter
 from formats.errors import FormatError
 from formats.index import Index
-from formats.tape.catalog import ChunkFile, Digests, MediaCatalog, SnapshotEntry
+from formats.tape.catalog import ChunkFile, Digests, Entry, MediaCatalog, SnapshotEntry
 from formats.tape.chunk_archive import read_chunks
 from formats.tape.snapshot_archive import read_files
 
@@ -30,7 +30,7 @@ _HINT = "make its catalog anew: archiver tape catalog --force; or write no more 
 def check_end(drive: Drive, label: str, log: MediaCatalog) -> int:
     """How many files the medium has. Raises Damaged when it is not what the catalog describes: less, or another last
     file. The position is behind the data then."""
-    entries: list[ChunkFile | SnapshotEntry] = [*log.archives, *log.snapshots]
+    entries: list[Entry] = [*log.archives, *log.snapshots]
     known = max(entries, key=lambda entry: entry.file, default=None)
     count = drive.locate_end()
     if count <= log.last_file:
@@ -65,7 +65,7 @@ def adopt(
     yet; how many files that are. Chunks are checked as a restore would do it without a key. A snapshot counts only when
     the set has all of its chunks: of files that a power cut met the earlier ones may be the worse. ``absent``: those of
     sorted digests that the set does not hold."""
-    adopted: list[ChunkFile | SnapshotEntry] = []
+    adopted: list[Entry] = []
     passed_over: list[int] = []
 
     def holds(source: str, index: Index) -> bool:
@@ -89,7 +89,7 @@ def adopt(
         if kind == "catalog archive":
             return
         if kind == "chunk archive":
-            entry: ChunkFile | SnapshotEntry | None = entry_of(file)
+            entry: Entry | None = entry_of(file)
         else:
             entry = snapshot_entry(file) if kind == "snapshot archive" and is_complete(file) else None
         if entry is None:
@@ -102,10 +102,7 @@ def adopt(
 
     visit_files(drive, label, first, visit, damaged)
     for entry in adopted:
-        if isinstance(entry, ChunkFile):
-            log.add_archive(entry)
-        else:
-            log.add_snapshot(entry)
+        log.add(entry)
     if adopted or passed_over:
         text = (
             f"medium {label} holds more than its catalog knew: {len(adopted)} files are catalogued now,"
@@ -115,7 +112,7 @@ def adopt(
     return len(adopted)
 
 
-def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
+def entry_of(file: MediumFile) -> Entry | None:
     """What the catalog says of a file; None for one that is not whole, or is no archive. Raises FormatError."""
     match file.content.kind:
         case "chunk archive":

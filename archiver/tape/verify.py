@@ -16,14 +16,12 @@ from archiver.errors import ArchiverError, Damaged, TargetAbsent
 from archiver.store.database.database import unique_digests
 from archiver.tape.checking import ChunkChecker
 from archiver.tape.members import Loader, Member, SetCatalog
-from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, visit_files
+from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, read_catalog, visit_files
 from archiver.tape.restore.arrival import CutArchive, looked_at
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
-from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry, decode_catalog
+from formats.tape.catalog import ChunkFile, Digests, Entry, SnapshotEntry
 from formats.tape.chunk_archive import read_chunks
-
-_LARGEST_CATALOG = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class _Check:
         self._crypt, self._checker = crypt, ChunkChecker(crypt)
         self._listener, self._result = listener, result
         log = catalog.log(member)
-        entries: list[ChunkFile | SnapshotEntry] = [] if log is None else [*log.archives, *log.snapshots]
+        entries: list[Entry] = [] if log is None else [*log.archives, *log.snapshots]
         self._expected = {entry.file: entry for entry in entries}
         self._has_log = log is not None
 
@@ -139,7 +137,7 @@ class _Check:
             self._listener(Progress("tape verify", result.files, result.bytes))
         self._expected.pop(file.number, None)
 
-    def _chunks(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
+    def _chunks(self, file: MediumFile, expected: Entry | None) -> None:
         digests: list[bytes] = []
         bad: list[str] = []
         for digest, data in read_chunks(file.stream):
@@ -163,7 +161,7 @@ class _Check:
         elif self._has_log:
             self._found(file.number, "its catalog does not know it; adopt it: archiver tape catalog --scan --force")
 
-    def _is_whole(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> bool:
+    def _is_whole(self, file: MediumFile, expected: Entry | None) -> bool:
         if file.is_whole():
             return True
         if expected is not None:
@@ -171,7 +169,7 @@ class _Check:
         self._result.cut += 1
         return False
 
-    def _snapshot(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
+    def _snapshot(self, file: MediumFile, expected: Entry | None) -> None:
         source, path = file.content.text("store"), file.content.text("snapshot")
         try:
             with looked_at(file, self._crypt) as arrival:
@@ -198,13 +196,8 @@ class _Check:
         return int((self._catalog.find_chunks(source, unique)[0] < 0).sum())
 
     def _other_catalog(self, file: MediumFile) -> None:
-        data = file.stream.read(_LARGEST_CATALOG)
-        if not file.is_whole():
+        if read_catalog(file) is None:
             self._result.cut += 1
-            return
-        found = decode_catalog(data)
-        if found.torn is not None or found.media != file.content.uuid_of("uuid"):
-            raise FormatError("a catalog that is not the one of its header", got=found.torn)
 
     def finish(self) -> None:
         for number in sorted(self._expected):

@@ -150,6 +150,6 @@ def restore_from(
                 shelf,
                 crypt,
                 listener,
-                catalogued=lambda member, entries: catalogued.update({member.label: entries}),
+                catalogued=lambda member, entries, lost: catalogued.update({member.label: entries}),
             )
     return Restored(plan, result, shelf.loads, catalogued)

@@ -239,8 +239,8 @@ def test_a_million_chunks(tmp_path: Path) -> None:
     log = logs.open(one.uuid, label.uuid, 0)
     for number in range(10):
         part = digests[number * 100_000 : (number + 1) * 100_000]
-        log.add_archive(ChunkFile(2 + 2 * number, bytes(16), "s", part))
-        log.add_snapshot(SnapshotEntry(3 + 2 * number, bytes(16), "s", f"host/x/2023-11-14T22:13:2{number}Z"))
+        log.add(ChunkFile(2 + 2 * number, bytes(16), "s", part))
+        log.add(SnapshotEntry(3 + 2 * number, bytes(16), "s", f"host/x/2023-11-14T22:13:2{number}Z"))
     log.commit()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     from archiver.core.events import ignore

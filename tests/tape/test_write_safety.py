@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from archiver.core.events import ignore
-from archiver.errors import ArchiverError, KeyProblem, NotFound, Skipped
+from archiver.errors import ArchiverError, KeyProblem, NotFound, Skipped, UsageError
+from archiver.tape.cataloguing import catalogue
 from archiver.tape.drive.interface import Drive, FileReader, FileWriter, MediumError
 from archiver.tape.drive.virtual import VirtualDrive
+from archiver.tape.keys import TapeKeys
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.pools import Pool
@@ -307,3 +309,48 @@ def test_a_new_medium_that_cannot_be_written(tmp_path: Path, store: Path) -> Non
     assert isinstance(done.result.stopped, MediumError) and library.inventory().labelled("T1").status == "damaged"
     done = library.backup(store, change_drive=change)
     assert done.result.errors == [] and done.result.media == ["T2"]
+
+
+# -- catalogs that know too little -----------------------------------------------------------------------------------
+
+
+def test_restore_from_a_medium_that_holds_more(tmp_path: Path, store: Path) -> None:
+    """The catalog here is older than the medium: a whole restore reads what it does not know, and says so."""
+    library = Library(tmp_path / "library")
+    library.label("T1")
+    library.backup(store, options=WriteOptions(latest_only=True))
+    catalog = library.known()
+    library.backup(store)
+    with (library.media / "tapefile-10-T1.json").open("wb") as file:
+        file.write(bytes(1000))
+    (library.media / "tape-T1.json").write_text('{"files": 11}')
+    told: list[str] = []
+    target = make_store(tmp_path / "target")
+    done = restore_from(library.media, catalog, target, listener=lambda event: told.append(str(event)))
+    assert done.result.errors == [] and finished(target) == finished(store) and damage(target) == []
+    assert sum("is not in its catalog here" in text for text in told) == 4
+    assert any("file 10 of medium T1 cannot be read" in text for text in told)
+
+
+def test_catalog_of_a_damaged_medium_is_no_last_word(tmp_path: Path, store: Path) -> None:
+    """It was made of what could be read: a better one replaces it unasked."""
+    library = Library(tmp_path / "library")
+    library.label("T1")
+    library.backup(store)
+    path = library.media / "tapefile-2-T1.json"
+    good = path.read_bytes()
+    path.write_bytes(good[:1000])
+    (library.media / "tapefile-8-T1.json").unlink()
+    (library.media / "tape-T1.json").write_text('{"files": 8}')
+    keys = TapeKeys(str(tmp_path / "keys"))
+    uuid = library.inventory().labelled("T1").uuid
+    with library.drive() as drive:
+        drive.load("T1")
+        done = catalogue(library.place, drive, keys, ignore, force=True)
+        assert [error.file for error in done.damaged] == [2] and done.archives == 2
+        assert CatalogLogs(library.place).unsure(uuid) == "1 of its files cannot be read"
+        path.write_bytes(good)
+        done = catalogue(library.place, drive, keys, ignore)
+        assert done.damaged == [] and done.archives == 3 and CatalogLogs(library.place).unsure(uuid) is None
+        with pytest.raises(UsageError, match="already"):
+            catalogue(library.place, drive, keys, ignore)

@@ -241,14 +241,14 @@ class Media:
     def add_chunks(self, store: str, uuid: bytes, digests: Digests, size: int) -> None:
         """A chunk archive that is whole, at the position of the medium."""
         current = self._written()
-        current.log.add_archive(ChunkFile(current.next_file, uuid, store, digests))
+        current.log.add(ChunkFile(current.next_file, uuid, store, digests))
         self._fresh.append((store, digests))
         current.next_file += 1
         self._bytes += size
 
     def add_snapshot(self, store: str, uuid: bytes, path: str) -> None:
         current = self._written()
-        current.log.add_snapshot(SnapshotEntry(current.next_file, uuid, store, path))
+        current.log.add(SnapshotEntry(current.next_file, uuid, store, path))
         self._fresh_snapshots.add((store, path))
         current.next_file += 1
 
