@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from formats import blob
 from formats.crypt import chunk_digest
 from formats.index import FixedIndexWriter
 from formats.manifest import FileInfo, Manifest
+from formats.tape.catalog import decode_catalog
 from tests.cli.command import ask, call
 from tests.mounts import fill, small_file_system, weak_file_system
 from tests.random_trees import noise
@@ -245,3 +247,38 @@ def test_lost_file(tmp_path: Path) -> None:
     done = restore_from(media, golden_catalog("multi", {}), target)
     assert len(done.result.restored) == 2 and done.result.problems[0].name == "file 2 of medium M001L8"
     assert damage(target) == []
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_disk_is_taken_away(is_gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no damage of the medium: exit 13, and the next run goes on with it."""
+    store = filled(tmp_path, 2, MIB)
+    with small_file_system(tmp_path, 32 * MIB) as place:
+        library = Library(place / "library")
+        library.label("T1")
+        if is_gone:
+            (tmp_path / "block").mkdir()
+            monkeypatch.setattr("archiver.tape.drive.virtual_place._BLOCK_DEVICES", str(tmp_path / "block"))
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def change(drive: VirtualDrive) -> VirtualDrive:
+            create = drive.create_file
+
+            def create_file() -> FileWriter:
+                file = create()
+                if drive._position > 4:
+                    file._file.append = broken  # type: ignore[attr-defined]
+                return file
+
+            drive.create_file = create_file  # type: ignore[method-assign]
+            return drive
+
+        stopped = library.backup(store, change_drive=change).result.stopped
+        assert stopped is not None and stopped.exit_code == (13 if is_gone else 20)
+        assert library.inventory().labelled("T1").status == (None if is_gone else "damaged")
+        monkeypatch.undo()
+        if is_gone:
+            assert library.backup(store).result.errors == []
+            assert len(decode_catalog(library.logs()["T1"]).snapshots) == 2

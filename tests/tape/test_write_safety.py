@@ -311,6 +311,29 @@ def test_a_new_medium_that_cannot_be_written(tmp_path: Path, store: Path) -> Non
     assert done.result.errors == [] and done.result.media == ["T2"]
 
 
+def test_a_drive_that_raises_an_alert(tmp_path: Path, store: Path) -> None:
+    """Nothing is written on the medium, which counts as damaged; the next run takes another one."""
+    library = Library(tmp_path / "library")
+    library.label("T1", "T2")
+
+    class Alarmed(VirtualDrive):
+        def complaint(self) -> str | None:
+            return "read failure" if self.label == "T1" else None
+
+    def change(drive: VirtualDrive) -> VirtualDrive:
+        drive.__class__ = Alarmed
+        return drive
+
+    before = media_bytes(library)
+    done = library.backup(store, change_drive=change)
+    assert isinstance(done.result.stopped, MediumError) and "read failure" in str(done.result.stopped)
+    assert media_bytes(library) == before
+    medium = library.inventory().labelled("T1")
+    assert medium.status == "damaged" and medium.in_set is None
+    done = library.backup(store, change_drive=change)
+    assert done.result.errors == [] and done.result.media == ["T2"]
+
+
 # -- catalogs that know too little -----------------------------------------------------------------------------------
 
 

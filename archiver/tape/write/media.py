@@ -16,18 +16,18 @@ from archiver.errors import ArchiverError, Damaged, NotFound, UsageError
 from archiver.tape.digests import without
 from archiver.tape.drive.interface import Drive, MediumError, WriteProtected
 from archiver.tape.known_set import KnownSet
-from archiver.tape.labels import read_labels
+from archiver.tape.labels import read_labels, write_set_label
 from archiver.tape.loading import set_of
 from archiver.tape.members import Loader, Member
 from archiver.tape.reading import FIRST_ARCHIVE
 from archiver.tape.state.catalog_log import CatalogLogs, LogWriter
 from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.place import TapePlace
-from archiver.tape.state.session import WriteSession
+from archiver.tape.state.session import WriteSession, new_uuid
 from archiver.tape.tail import adopt, check_end
-from archiver.tape.write.archives import write_catalog, write_label
+from archiver.tape.write.archives import write_catalog
 from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry, catalog_archive
-from formats.tape.labels import MEDIA_SET_LABEL_FILE, MediaSetLabel
+from formats.tape.labels import MediaSetLabel
 
 COMMIT_EVERY = 128 << 30  # bytes, where flushing is expensive
 _CHEAP_FLUSH = 1.0  # seconds
@@ -119,7 +119,7 @@ class Media:
 
     def content(self) -> tuple[bytes, int]:
         """Uuid and time for the header of the next file."""
-        return self._random(16), self._clock.now()
+        return new_uuid(self._random), self._clock.now()
 
     def _next(self) -> _Current:
         chosen = self._session.next_medium()
@@ -151,6 +151,13 @@ class Media:
     def _check_drive(self, drive: Drive, medium: Medium) -> None:
         """Whether the medium can be written at all, before anything is changed. The drive has the key of the set from
         now on, with which the end of what is on the medium can be read."""
+        why = drive.complaint()
+        if why is not None:
+            self._session.set_status(medium.uuid, "damaged")
+            raise MediumError(
+                f"the drive {drive.name} gives an alert with the medium {medium.name} in it: {why}",
+                hint=f"it counts as damaged now; if it is not: archiver tape media set-status {medium.name} none",
+            )
         if drive.status().write_protected:
             raise WriteProtected(
                 f"medium {medium.name} is write-protected", hint="flip its switch, or make its directory writable"
@@ -195,9 +202,7 @@ class Media:
     def _write_set_label(self, drive: Drive, place: MediaSetLabel) -> None:
         """Never encrypted; what follows is."""
         self._use_key(drive, None)
-        drive.locate(MEDIA_SET_LABEL_FILE)
-        uuid, now = self.content()
-        write_label(drive, self._complete(place).content(uuid, now))
+        write_set_label(drive, self._complete(place), self._clock.now(), self._random)
         self._use_key(drive, place)
 
     def _earlier(self, current: _Current, member: Member, place: MediaSetLabel) -> None:
