@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from archiver.errors import Damaged
-from archiver.tape.drive.interface import Drive, EndOfData, MediumError
+from archiver.tape.drive.interface import Drive, EndOfData, FileReader, MediumError
 from archiver.tape.state.catalog_log import mapped
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE, BlockReader
 from formats.tape.catalog import MediaCatalog, decode_catalog
+from formats.tape.chunk_archive import StoredChunk, read_chunks
 from formats.tape.content import Content, read_content
 from formats.wire import Buffer
 
@@ -81,37 +82,23 @@ def read_catalog(file: MediumFile) -> tuple[memoryview, MediaCatalog] | None:
     return data, catalog
 
 
-class _Blocks:
-    """Data that end without a file mark (power failure) end like a file that was cut."""
-
-    def __init__(self, read_block: Callable[[], Buffer | None]) -> None:
-        self._read_block = read_block
-        self.count = 0
-
-    def __call__(self) -> Buffer | None:
-        try:
-            block = self._read_block()
-        except EndOfData:
-            return None
-        self.count += block is not None
-        return block
-
-
 @contextmanager
 def opened(drive: Drive, label: str, number: int) -> Iterator[MediumFile]:
     """The file ``number`` of the medium with that label text. Raises EndOfData behind the last one; inside, whatever
     is wrong with the file becomes FileDamaged."""
     drive.locate(number)
     with damage_told(label, number), drive.open_file() as reader:
-        blocks = _Blocks(reader.read_block)
-        stream = BlockReader(blocks)
-        try:
-            content = read_content(stream.read)
-        except FormatError:
-            if blocks.count:
-                raise
-            content = None
-        yield MediumFile(number, content, stream)
+        stream = BlockReader(lambda: _next_block(reader))
+        is_empty = stream.at_end() and not stream.blocks
+        yield MediumFile(number, None if is_empty else read_content(stream.read), stream)
+
+
+def _next_block(reader: FileReader) -> Buffer | None:
+    """Data that end without a file mark (power failure) end like a file that was cut."""
+    try:
+        return reader.read_block()
+    except EndOfData:
+        return None
 
 
 @contextmanager
@@ -142,3 +129,14 @@ def visit_files(
         except FileDamaged as error:
             damaged(error)
         number += 1
+
+
+def only(file: MediumFile, wanted: set[bytes]) -> Iterator[StoredChunk]:
+    """Those chunks of a chunk archive; it is read no further than to the last of them."""
+    left = set(wanted)
+    for chunk in read_chunks(file.stream):
+        if chunk.digest in left:
+            yield chunk
+            left.discard(chunk.digest)
+            if not left:
+                return

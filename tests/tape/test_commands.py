@@ -80,7 +80,6 @@ def check(name: str, done: dict[str, Any]) -> None:
 def test_documents(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHIVER_PASSWORD", "a passphrase")
     known = documented()
-    assert len(known) == 17
     ask("tape", "load", "M001L8")
     for name in ("tape drive list", "tape drive status", "tape changer status", "tape read-label", "tape media list"):
         check(name, ask(*name.split()))

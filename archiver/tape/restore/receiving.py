@@ -21,10 +21,10 @@ from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.drive.interface import Drive
 from archiver.tape.members import Loader, Member, SetCatalog
+from archiver.tape.problem import Problem
 from archiver.tape.reading import MediumFile
 from archiver.tape.restore.arrival import Arrival, publish, receive
 from archiver.tape.restore.chunks import Brought, Chunks
-from archiver.tape.restore.plan import Problem
 from archiver.tape.restore.routes import Routes
 from formats.crypt import CryptConfig
 from formats.tape.catalog import Digests

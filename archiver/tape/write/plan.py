@@ -15,6 +15,7 @@ from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.digests import without
+from archiver.tape.problem import Problem
 from formats.manifest import Manifest
 from formats.tape.catalog import Digests
 
@@ -68,17 +69,6 @@ class Step:
             "chunks": self.chunks,
             "bytes": self.bytes,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A snapshot that is not written, and why."""
-
-    name: str
-    error: ArchiverError
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "code": self.error.code, "reason": str(self.error)}
 
 
 @dataclass(slots=True)

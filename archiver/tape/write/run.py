@@ -16,10 +16,11 @@ from archiver.store.chunks import check_present
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.drive.interface import MediumError
+from archiver.tape.problem import Problem
 from archiver.tape.write.archives import ChunksWritten, write_chunks, write_snapshot
 from archiver.tape.write.feed import in_inode_order, reading
 from archiver.tape.write.media import Media
-from archiver.tape.write.plan import Problem, Step, WriteOptions, WritePlan, is_encrypted, new_chunks
+from archiver.tape.write.plan import Step, WriteOptions, WritePlan, is_encrypted, new_chunks
 from formats.manifest import Manifest
 from formats.tape.catalog import Digests
 from formats.tape.chunk_archive import CLOSE_FROM, chunk_archive
