@@ -87,6 +87,7 @@ class Media:
         self.used: list[str] = []
         self.failure: ArchiverError | None = None  # why there is no medium that can be written
         self.adopted = 0
+        self.has_written = False  # whether the catalog of the medium is another one than before
 
     # -- what the set holds ------------------------------------------------------------------------------------------
 
@@ -236,6 +237,7 @@ class Media:
             return self._begin(drive, medium, place)  # a run ended before the catalogs of the earlier media were whole
         if adopted:
             self.adopted += adopted
+            self.has_written = True
             self._commit(current)
         self._logs.set_unsure(medium.uuid, None)
         drive.locate_end()
@@ -248,6 +250,7 @@ class Media:
         current = self._written()
         current.log.add(ChunkFile(current.next_file, uuid, store, digests))
         self._fresh.append((store, digests))
+        self.has_written = True
         current.next_file += 1
         self._bytes += size
 
@@ -255,6 +258,7 @@ class Media:
         current = self._written()
         current.log.add(SnapshotEntry(current.next_file, uuid, store, path))
         self._fresh_snapshots.add((store, path))
+        self.has_written = True
         current.next_file += 1
 
     def pass_over(self) -> None:

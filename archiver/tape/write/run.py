@@ -106,12 +106,11 @@ class _Run:
         self._media, self._listener, self._result = media, listener, result
         self._close_from = close_from
         self._done: list[SnapshotRef] = []
-        self._tried = False
 
     def run(self) -> None:
         for step in self._plan.work:
             self._step(step)
-        if self._tried:
+        if self._media.has_written:
             self._media.write_catalog()
 
     def known_written(self) -> list[str]:
@@ -152,7 +151,6 @@ class _Run:
     def _write(self, ref: SnapshotRef, manifest: Manifest) -> None:
         store, source = self._store, self._plan.source
         self._media.ready()  # which may find that an interrupted run has written more than was known
-        self._tried = True
         if self._media.holds_snapshot(source, ref.path):
             return
         digests = new_chunks(store, self._media, source, ref, manifest, lambda found: in_inode_order(store, found))
