@@ -79,8 +79,8 @@ class FileReader(Protocol):
     """One file being read."""
 
     def read_block(self) -> Buffer | None:
-        """The next record, whatever its length, valid until the next record is read; None at the file mark, which
-        leaves it valid. Raises MediumError, and EndOfData where the data ends without a file mark (power failure)."""
+        """The next record, whatever its length, valid until the next one is read; None at the file mark: it stays
+        valid then. Raises MediumError, and EndOfData where the data ends without a file mark (power failure)."""
         ...
 
     def __enter__(self) -> Self: ...

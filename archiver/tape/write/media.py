@@ -239,7 +239,8 @@ class Media:
             self.adopted += adopted
             self.has_written = True
             self._commit(current)
-        self._logs.set_unsure(medium.uuid, None)
+        if log.torn is not None:  # what came behind has been looked at
+            self._logs.set_unsure(medium.uuid, None)
         drive.locate_end()
         return current
 
