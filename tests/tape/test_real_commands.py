@@ -194,6 +194,24 @@ def test_a_backup_goes_over_media_and_comes_back(robot: Machine, tmp_path: Path)
     assert missing.code == 13 and "AAAA01" in missing.document["error"]["message"]
 
 
+def test_media_are_put_away(robot: Machine, tmp_path: Path) -> None:
+    """At the end of a run, whether there was something to write or not."""
+    source, store = tmp_path / "data", tmp_path / "store"
+    source.mkdir()
+    (source / "file").write_bytes(random.Random(7).randbytes(1 << 16))
+    ask("init", store)
+    ask("--store", store, "backup", source, "--id", "one")
+    ask("tape", "pool", "create", "daily")
+    ask("tape", "barcode-label", "--pool", "daily")
+    done = ask("--store", store, "tape", "backup", "daily", "--export")
+    assert done["media"] == ["AAAA01"] and robot.library.slots[6] == "AAAA01"
+    locations = {item["label-text"]: item["location"] for item in ask("tape", "media", "list")["items"]}
+    assert locations["AAAA01"] == "offline"
+    ask("tape", "load", "AAAA02")
+    done = ask("--store", store, "tape", "backup", "daily", "--eject")
+    assert done["written"] == [] and robot.library.slots[2] == "AAAA02"
+
+
 def test_the_lines_of_the_readme_set_up_a_library(machine: Machine) -> None:
     ask("tape", "pool", "create", "offline")
     (lines,) = re.findall(r"(?:^    archiver tape .*\n)+(?=\nWithout a changer)", README.read_text(), re.MULTILINE)
