@@ -17,7 +17,7 @@ from archiver.store.database.database import unique_digests
 from archiver.tape.checking import ChunkChecker
 from archiver.tape.members import Loader, Member, SetCatalog
 from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, read_catalog, visit_files
-from archiver.tape.restore.arrival import CutArchive, looked_at
+from archiver.tape.restore.arrival import Arrival, CutArchive, looked_at
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.tape.catalog import ChunkFile, Digests, Entry, SnapshotEntry
@@ -78,6 +78,7 @@ def verify(
     """Read these media of the set. Media that cannot be had are told, the others are read."""
     began = clock.steady()
     result = VerifyResult()
+    unopened: set[bytes] = set()
     for member in members:
         try:
             drive = media.load(member)
@@ -85,7 +86,7 @@ def verify(
             result.absent.append(error)
             continue
         result.media.append(member.label)
-        check = _Check(catalog, member, crypt, listener, result)
+        check = _Check(catalog, member, crypt, listener, result, unopened)
         try:
             visit_files(drive, member.label, FIRST_ARCHIVE, check.visit, check.damaged)
         except ArchiverError as error:
@@ -97,8 +98,16 @@ def verify(
 
 class _Check:
     def __init__(
-        self, catalog: SetCatalog, member: Member, crypt: CryptConfig | None, listener: Listener, result: VerifyResult
+        self,
+        catalog: SetCatalog,
+        member: Member,
+        crypt: CryptConfig | None,
+        listener: Listener,
+        result: VerifyResult,
+        unopened: set[bytes],
     ) -> None:
+        """``unopened``: encrypted chunks that the key at hand does not open: a snapshot tells whether it should."""
+        self._unopened = unopened
         self._catalog, self._member = catalog, member
         self._crypt, self._checker = crypt, ChunkChecker(crypt)
         self._listener, self._result = listener, result
@@ -146,6 +155,8 @@ class _Check:
             try:
                 found = self._checker.check(digest, data)
                 self._result.unchecked += found.size is None
+                if found.size is None and self._crypt is not None:
+                    self._unopened.add(digest)
             except FormatError as error:
                 bad.append(f"chunk {digest.hex()}: {error}")
         for reason in bad:
@@ -174,6 +185,7 @@ class _Check:
         try:
             with looked_at(file, self._crypt) as arrival:
                 nowhere = sum(self._nowhere(source, index.digests) for _, index in arrival.indexes())
+                closed = self._closed(arrival)
         except CutArchive:
             self._is_whole(file, expected)
             return
@@ -182,6 +194,8 @@ class _Check:
         except Damaged as error:
             raise FormatError(str(error)) from error
         self._result.snapshots += 1
+        for digest in closed:
+            self._found(file.number, f"chunk {digest.hex()} of {source}:{path} is damaged: its key does not open it")
         if expected is not None:
             found = SnapshotEntry(file.number, file.content.uuid, source, path)
             if expected != found:
@@ -190,6 +204,13 @@ class _Check:
             self._found(file.number, "its catalog does not know it; adopt it: archiver tape catalog --scan --force")
         if nowhere and expected is not None:
             self._found(file.number, f"{nowhere} chunks of {source}:{path} are in no catalog of the set")
+
+    def _closed(self, arrival: Arrival) -> list[bytes]:
+        """Chunks of a snapshot that its key, which is at hand, does not open."""
+        if not arrival.with_key or not self._unopened:
+            return []
+        encrypted = (index for info, index in arrival.indexes() if info.crypt_mode == "encrypt")
+        return sorted({digest for index in encrypted for digest in map(bytes, index.digests)} & self._unopened)
 
     def _nowhere(self, source: str, digests: Digests) -> int:
         unique, _ = unique_digests(digests)

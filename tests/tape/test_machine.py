@@ -12,24 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from archiver.core.clock import Clock
 from archiver.core.events import ignore
 from archiver.tape.known_set import KnownSet
 from archiver.tape.media_sets.media_sets import MediaSets
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
+from archiver.tape.verify import verify
 from bench.measure import run
+from formats import blob
+from formats.blob import BlobEncoder
+from formats.crypt import CryptConfig
 from formats.tape.blocks import BLOCK_SIZE
 from formats.tape.catalog import ChunkFile, Entry, SnapshotEntry
 from tests.cli.command import ask, call
-from tests.formats.tape.media import document
+from tests.formats.tape.media import document, logs
 from tests.golden_store import KEY as GOLDEN_KEY
 from tests.golden_store import write_key
 from tests.random_trees import noise
 from tests.stores import KEY, damage, make_store, restored_differences, save
 from tests.sync.pair import finished
 from tests.tape.media import golden_media
-from tests.tape.restoring import snapshots_of
+from tests.tape.restoring import Shelf, golden_catalog, restore_from, snapshots_of
 from tests.tape.sets import in_set, medium
 from tests.tape.sets import store as put_media
 
@@ -201,10 +206,6 @@ def test_disaster_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_key_finds_what_a_crc_does_not(tmp_path: Path) -> None:
     """A chunk of another key in the place of a chunk: its CRC is right."""
-    from formats import blob
-    from formats.crypt import CryptConfig
-    from tests.formats.tape.media import logs
-    from tests.tape.restoring import golden_catalog, restore_from
 
     media = golden_media("multi", tmp_path / "media")
     path = media / "tapefile-4-M001L8.json"
@@ -220,10 +221,13 @@ def test_key_finds_what_a_crc_does_not(tmp_path: Path) -> None:
     done = restore_from(media, golden_catalog("multi", logs("multi")), target, crypt=GOLDEN_KEY)
     assert [problem.name for problem in done.result.problems] == [f"golden:{snapshots_of('multi')[1]}"]
     assert len(done.result.restored) == 2 and damage(target, GOLDEN_KEY) == []
+    shelf, catalog = Shelf(media), golden_catalog("multi", logs("multi"))
+    found = verify(catalog, catalog.members, shelf, GOLDEN_KEY, ignore, Clock())
+    shelf.close()
+    assert [(error.file, "its key does not open it" in error.reason) for error in found.errors] == [(5, True)]
 
 
 def _encoded(plain: bytes, crypt: Any) -> tuple[bytes, Any]:
-    from formats.blob import BlobEncoder
 
     return BlobEncoder(crypt).encode(plain, bytes(16))
 
