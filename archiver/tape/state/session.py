@@ -165,6 +165,11 @@ class WriteSession:
         return self.start.media_set
 
     @property
+    def by_hand(self) -> bool:
+        """Whether a person changes the media."""
+        return self._changer is None
+
+    @property
     def label(self) -> MediaSetLabel:
         """Of the set that is written, as on its first medium, were that to join it now."""
         return MediaSetLabel(self.pool.name, self.media_set, 0, self._clock.now(), self.pool.encrypt)

@@ -8,6 +8,7 @@ ever knows more than the medium holds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from archiver.core.clock import Clock, Random
@@ -300,6 +301,9 @@ class Media:
         self._session.set_full(current.medium.uuid)
         self._listener(Notice(f"medium {current.medium.name} is full"))
         self._current = None
+        if self._session.by_hand:
+            with suppress(ArchiverError):  # else the person presses the button
+                current.drive.eject()
 
     def damaged(self) -> None:
         """The drive could not write: nothing more is written on this medium."""
