@@ -194,6 +194,49 @@ def test_a_backup_goes_over_media_and_comes_back(robot: Machine, tmp_path: Path)
     assert missing.code == 13 and "AAAA01" in missing.document["error"]["message"]
 
 
+def test_a_person_is_asked_for_the_next_medium(machine: Machine, tmp_path: Path) -> None:
+    """The full one is ejected; without anybody who waits the run ends, and goes on when the next one is in."""
+    source, store = tmp_path / "data", tmp_path / "store"
+    source.mkdir()
+    for number in range(4):
+        (source / f"file{number}").write_bytes(random.Random(number).randbytes(1 << 19))
+    ask("init", store)
+    ask("--store", store, "backup", source, "--id", "one", "--chunk-size", "256")
+    ask("tape", "drive", "add", "lto", "--path", NODE)
+    ask("tape", "pool", "create", "daily")
+    media = [Medium(capacity=8, reserve=8) for _ in range(2)]
+    for number, medium in enumerate(media, 1):
+        machine.kernel.medium = medium
+        ask("tape", "label", "--label-text", f"SHELF{number}", "--pool", "daily")
+    machine.kernel.medium = media[0]
+    done = call("--store", store, "tape", "backup", "daily", "--json")
+    assert (done.code, done.document["error"]["code"]) == (13, "wrong-medium")
+    assert "SHELF2" in done.document["error"]["message"]
+    assert machine.kernel.medium is None
+    machine.kernel.medium = media[1]
+    assert len(ask("--store", store, "tape", "backup", "daily")["written"]) == 1
+    checked = call("tape", "verify", "daily", "--medium", "SHELF2")
+    assert checked.code == 0
+
+
+def test_media_are_put_away(robot: Machine, tmp_path: Path) -> None:
+    """At the end of a run, whether there was something to write or not."""
+    source, store = tmp_path / "data", tmp_path / "store"
+    source.mkdir()
+    (source / "file").write_bytes(random.Random(7).randbytes(1 << 16))
+    ask("init", store)
+    ask("--store", store, "backup", source, "--id", "one")
+    ask("tape", "pool", "create", "daily")
+    ask("tape", "barcode-label", "--pool", "daily")
+    done = ask("--store", store, "tape", "backup", "daily", "--export")
+    assert done["media"] == ["AAAA01"] and robot.library.slots[6] == "AAAA01"
+    locations = {item["label-text"]: item["location"] for item in ask("tape", "media", "list")["items"]}
+    assert locations["AAAA01"] == "offline"
+    ask("tape", "load", "AAAA02")
+    done = ask("--store", store, "tape", "backup", "daily", "--eject")
+    assert done["written"] == [] and robot.library.slots[2] == "AAAA02"
+
+
 def test_the_lines_of_the_readme_set_up_a_library(machine: Machine) -> None:
     ask("tape", "pool", "create", "offline")
     (lines,) = re.findall(r"(?:^    archiver tape .*\n)+(?=\nWithout a changer)", README.read_text(), re.MULTILINE)

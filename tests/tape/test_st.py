@@ -726,3 +726,13 @@ def test_the_real_kernel_gives_errors_not_crashes(tmp_path: Path) -> None:
             kernel.scsi(fd, bytes(6), send=b"", receive=64, seconds=1)
     finally:
         kernel.close(fd)
+
+
+def test_critical_alerts() -> None:
+    """Write protection is critical to a PBS, and no damage."""
+    kernel = SimulatedKernel(REAL, Medium())
+    kernel.scsi_device.alerts = [9, 20]
+    with drive_of(kernel) as drive:
+        assert drive.complaint() is None
+        kernel.scsi_device.alerts = [4, 9, 20, 52]
+        assert drive.complaint() == "media, system area write failure"

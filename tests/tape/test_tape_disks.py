@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from formats import blob
 from formats.crypt import chunk_digest
 from formats.index import FixedIndexWriter
 from formats.manifest import FileInfo, Manifest
+from formats.tape.catalog import decode_catalog
 from tests.cli.command import ask, call
 from tests.mounts import fill, small_file_system, weak_file_system
 from tests.random_trees import noise
@@ -218,13 +220,14 @@ def test_write_error(tmp_path: Path) -> None:
     assert again.result.errors == [] and again.result.media == ["T2"] and len(again.result.written) == 3
 
 
-def test_unreadable_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [0, 2])
+def test_unreadable_blocks(block: int, tmp_path: Path) -> None:
     """The drive goes on with the next file; what was in front of the bad block is stored."""
     media = golden_media("multi", tmp_path / "media")
     target = make_store(tmp_path / "target")
     shelf = Shelf(media)
     shelf.drive.__class__ = Failing
-    shelf.drive.fails = lambda file, block: (shelf.drive.label, file, block) == ("M001L8", 6, 2)  # type: ignore[attr-defined]
+    shelf.drive.fails = lambda file, at: (shelf.drive.label, file, at) == ("M001L8", 6, block)  # type: ignore[attr-defined]
     catalog = golden_catalog("multi", {})
     with Store.open(target) as store:
         routes = Routes({}, store)
@@ -233,4 +236,49 @@ def test_unreadable_blocks(tmp_path: Path) -> None:
     assert [text.removeprefix("golden:") for text in result.restored] == snapshots_of("multi")[:2]
     assert {error.exit_code for error in result.errors} == {20}
     assert result.problems[0].name == "file 6 of medium M001L8"
-    assert len(chunk_files(target)) > 8 and damage(target) == []
+    assert len(chunk_files(target)) > (8 if block else 4) and damage(target) == []
+
+
+def test_lost_file(tmp_path: Path) -> None:
+    """A file of a virtual medium that is not there any more: the others are restored."""
+    media = golden_media("multi", tmp_path / "media")
+    (media / "tapefile-2-M001L8.json").unlink()
+    target = make_store(tmp_path / "target")
+    done = restore_from(media, golden_catalog("multi", {}), target)
+    assert len(done.result.restored) == 2 and done.result.problems[0].name == "file 2 of medium M001L8"
+    assert damage(target) == []
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_disk_is_taken_away(is_gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is no damage of the medium: exit 13, and the next run goes on with it."""
+    store = filled(tmp_path, 2, MIB)
+    with small_file_system(tmp_path, 32 * MIB) as place:
+        library = Library(place / "library")
+        library.label("T1")
+        if is_gone:
+            (tmp_path / "block").mkdir()
+            monkeypatch.setattr("archiver.tape.drive.virtual_place._BLOCK_DEVICES", str(tmp_path / "block"))
+
+        def broken(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def change(drive: VirtualDrive) -> VirtualDrive:
+            create = drive.create_file
+
+            def create_file() -> FileWriter:
+                file = create()
+                if drive._position > 4:
+                    file._file.append = broken  # type: ignore[attr-defined]
+                return file
+
+            drive.create_file = create_file  # type: ignore[method-assign]
+            return drive
+
+        stopped = library.backup(store, change_drive=change).result.stopped
+        assert stopped is not None and stopped.exit_code == (13 if is_gone else 20)
+        assert library.inventory().labelled("T1").status == (None if is_gone else "damaged")
+        monkeypatch.undo()
+        if is_gone:
+            assert library.backup(store).result.errors == []
+            assert len(decode_catalog(library.logs()["T1"]).snapshots) == 2

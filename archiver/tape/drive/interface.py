@@ -109,6 +109,10 @@ class Drive(Protocol):
 
     def status(self) -> DriveStatus: ...
 
+    def complaint(self) -> str | None:
+        """Why the drive says that its medium, or itself, is not to be written with; None when it says nothing."""
+        ...
+
     def wait_until_ready(self, seconds: float) -> bool:
         """Whether a medium is ready to be read, waited for at most ``seconds``."""
         ...

@@ -5,20 +5,16 @@ one. So every medium is needed once, and on it only the files that hold somethin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 
 from archiver.core.events import Notice
 from archiver.errors import ArchiverError, Damaged, TargetAbsent
+from archiver.tape.digests import keys
 from archiver.tape.drive.interface import Drive, EndOfData
-from archiver.tape.members import Digests
-from archiver.tape.reading import MediumFile, opened
+from archiver.tape.reading import only, opened
 from archiver.tape.restore.plan import RestorePlan, Step, Visit
 from archiver.tape.restore.receiving import Place, Receiving, Waiting
 from formats.tape.blocks import BLOCK_SIZE
-from formats.tape.chunk_archive import StoredChunk, read_chunks
 
 
 class Chosen(Receiving):
@@ -101,7 +97,7 @@ class Chosen(Receiving):
                     if file.is_empty or file.content.kind != "chunk archive":
                         raise _not_as_catalogued(label, place[1], "chunks")
                     landing, digests = wanted[0][0], {row.tobytes() for _, rows in wanted for row in rows}
-                    landing.chunks.bring(_only(file, digests), self._damaged)
+                    landing.chunks.bring(only(file, digests), self._damaged)
                 finally:
                     self._count(file)
         except EndOfData as error:
@@ -139,15 +135,11 @@ class Chosen(Receiving):
         archives = () if log is None else (each for each in log.archives if each.file == place[1])
         digests = next((each.digests for each in archives), np.empty((0, 32), np.uint8))
         wanted = np.concatenate([rows for _, rows in self._wanted[place]])
-        is_wanted = np.isin(_as_keys(digests), _as_keys(wanted))
+        is_wanted = np.isin(keys(digests), keys(wanted))
         count = int(is_wanted.nonzero()[0][-1]) + 1 if is_wanted.any() else len(wanted)
         indexes = [index for each in self._waiting for _, index in each.arrival.indexes()]
         mean = sum(index.size for index in indexes) / max(1, sum(map(len, indexes)))
         return -(-int(count * mean) // BLOCK_SIZE) * BLOCK_SIZE
-
-
-def _as_keys(digests: Digests) -> Any:
-    return np.ascontiguousarray(digests).view("V32").ravel()
 
 
 def _not_as_catalogued(label: str, file: int, name: str, why: str = "it holds something else") -> Damaged:
@@ -155,13 +147,3 @@ def _not_as_catalogued(label: str, file: int, name: str, why: str = "it holds so
         f"file {file} of medium {label} should hold {name}: {why}",
         hint="the medium was written elsewhere since; make its catalog anew: archiver tape catalog --force",
     )
-
-
-def _only(file: MediumFile, digests: set[bytes]) -> Iterator[StoredChunk]:
-    """Those chunks of an archive; it is read no further than to the last of them."""
-    for chunk in read_chunks(file.stream):
-        if chunk.digest in digests:
-            yield chunk
-            digests.discard(chunk.digest)
-            if not digests:
-                return

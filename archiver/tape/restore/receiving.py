@@ -20,13 +20,14 @@ from archiver.store.chunks import check_present
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.drive.interface import Drive
-from archiver.tape.members import Digests, Loader, Member, SetCatalog
+from archiver.tape.members import Loader, Member, SetCatalog
+from archiver.tape.problem import Problem
 from archiver.tape.reading import MediumFile
 from archiver.tape.restore.arrival import Arrival, publish, receive
 from archiver.tape.restore.chunks import Brought, Chunks
-from archiver.tape.restore.plan import Problem
 from archiver.tape.restore.routes import Routes
 from formats.crypt import CryptConfig
+from formats.tape.catalog import Digests
 
 _ENDS_ALL = (NoSpace,)
 _NAMED = 3  # damaged chunks in a message

@@ -10,12 +10,12 @@ from archiver.tape.restore.receiving import RestoreResult
 from archiver.tape.restore.routes import Routes
 from archiver.tape.restore.whole import Catalogued, Whole
 from formats.crypt import CryptConfig
-from formats.tape.catalog import ChunkFile, SnapshotEntry
+from formats.tape.catalog import Entry
 
 __all__ = ["RestoreResult", "carry_out", "survey"]
 
 
-def _ignore(member: Member, entries: list[ChunkFile | SnapshotEntry]) -> None:
+def _ignore(member: Member, entries: list[Entry], lost: int) -> None:
     """Nobody wants a catalog."""
 
 

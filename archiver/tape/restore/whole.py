@@ -19,10 +19,10 @@ from archiver.tape.restore.plan import RestorePlan, Visit
 from archiver.tape.restore.receiving import Receiving, Waiting
 from archiver.tape.restore.routes import snapshot_on_medium
 from formats.errors import FormatError
-from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry
+from formats.tape.catalog import ChunkFile, Entry, MediaCatalog, SnapshotEntry
 from formats.tape.chunk_archive import StoredChunk, read_chunks, read_digests
 
-Catalogued = Callable[[Member, list[ChunkFile | SnapshotEntry]], None]
+Catalogued = Callable[[Member, list[Entry], int], None]  # with how many files could not be read
 
 
 class Whole(Receiving):
@@ -38,12 +38,13 @@ class Whole(Receiving):
                 self._problem(f"medium {visit.member.label}", error)
                 continue
             if visit.all_files:
-                catalogued(visit.member, entries)
+                lost = sum(position == visit.member.seq_nr for position, _ in self._lost)
+                catalogued(visit.member, entries, lost)
         self._publish_rest()
 
-    def _medium(self, drive: Drive, visit: Visit) -> list[ChunkFile | SnapshotEntry]:
+    def _medium(self, drive: Drive, visit: Visit) -> list[Entry]:
         """Read the files that are needed; what is on the medium."""
-        member, entries = visit.member, list[ChunkFile | SnapshotEntry]()
+        member, entries = visit.member, list[Entry]()
         log = None if visit.all_files else self._catalog.log(member)
         number = FIRST_ARCHIVE
         while True:
@@ -55,13 +56,30 @@ class Whole(Receiving):
                         finally:
                             self._count(file)
                 elif number > log.last_file:
-                    return entries
+                    self._behind(drive, member, number)
             except EndOfData:
                 return entries
             except FileDamaged as error:
                 self._lost[member.seq_nr, number] = error
                 self._problem(f"file {number} of medium {member.label}", error)
             number += 1
+
+    def _behind(self, drive: Drive, member: Member, number: int) -> None:
+        """A file that the catalog here does not know: the last catalog archive, what an interrupted backup has left, or
+        what another machine has written. Raises EndOfData."""
+        try:
+            with opened(drive, member.label, number) as file:
+                if file.is_empty or file.content.kind == "catalog archive":
+                    return
+                self._listener(
+                    Notice(f"file {number} of medium {member.label} is not in its catalog here, it is read", "warning")
+                )
+                try:
+                    self._archive(member, file, [])
+                finally:
+                    self._count(file)
+        except FileDamaged as error:
+            self._listener(Notice(str(error), "warning"))
 
     def _is_needed(self, log: MediaCatalog, visit: Visit, number: int) -> bool:
         if number in visit.snapshots:
@@ -72,7 +90,7 @@ class Whole(Receiving):
         landing = self._landing(archive.store)
         return landing is not None and not landing.chunks.has_all(archive.digests)
 
-    def _archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
+    def _archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
         if file.is_empty:
             self._listener(Notice(f"file {file.number} of medium {member.label} is empty", "warning"))
             return
@@ -86,7 +104,7 @@ class Whole(Receiving):
             case kind:
                 raise FormatError(f"a {kind} among the archives")
 
-    def _chunk_archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
+    def _chunk_archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
         source = file.content.text("store")
         landing = self._landing(source)
         digests: list[bytes] = []
@@ -100,7 +118,7 @@ class Whole(Receiving):
         else:
             self._listener(Notice(f"file {file.number} of medium {member.label} was not written to its end", "warning"))
 
-    def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
+    def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
         source, path = file.content.text("store"), file.content.text("snapshot")
         ref = snapshot_on_medium(path)
         name, landing = f"{source}:{path}", self._landing(source)
