@@ -38,6 +38,8 @@ from archiver.jobs.surroundings import Surroundings
 
 STALE = 31
 
+_HELD_SINCE = "held since run"
+
 # What is deferred is no error: it counts last but for what was done in part.
 _ORDER = (
     EXIT_INTERRUPTED,
@@ -210,8 +212,9 @@ class _JobRun:
         made = next((each for each in self._record.steps_named("backup", step.target) if each.is_good), None)
         open_hold = self._open_hold(step.target)
         if open_hold is not None:
-            text = f"held since run {open_hold[0]}: {open_hold[1].text}"
-            held = Done(text, open_hold[1].figures, "held", Held.exit_code)
+            number, first = open_hold
+            text = first.text if first.text.startswith(_HELD_SINCE) else f"{_HELD_SINCE} {number}: {first.text}"
+            held = Done(text, first.figures, "held", Held.exit_code)
             self._step(step, lambda: held)
         elif made is None:
             return
@@ -229,13 +232,14 @@ class _JobRun:
         return self._steps.judge(target, figures, before, self._past(target), only_counted=is_last)
 
     def _open_hold(self, target: str) -> tuple[int, StepResult] | None:
-        """The run whose mass change nobody has accepted yet."""
+        """The run whose mass change nobody has accepted yet. Its own record may be gone or damaged meanwhile: those of
+        later runs say that they are still held."""
         found = None
         for run in self._before:
             if run.number <= self._history.acknowledged:
                 break
             for each in run.steps_named("guard", target):
-                if each.state == "held" and not each.text.startswith("held since"):
+                if each.state == "held":
                     found = (run.number, each)
         return found
 
