@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from archiver.jobs.tables import Origin
 
 STALE = 31
-_NOT_DONE = (Skipped.exit_code, EXIT_INTERRUPTED)
+_NOT_DONE = {Skipped.exit_code: "skipped", EXIT_INTERRUPTED: "interrupted"}
 _STEPS = ("backup", "guard", "prune", "gc", "verify", "sync", "tape", "drill")
 
 
@@ -75,7 +75,11 @@ def state_of(standing: Standing) -> str:
     kinds = [trouble.kind for trouble in standing.troubles]
     if kinds:
         return {"failure": "failed", "crash": "crashed"}.get(kinds[0], kinds[0])
-    return "good" if standing.last is not None else "never run"
+    if standing.last is None:
+        return "never run"
+    if all(age.newest is None for age in standing.ages if age.step == "backup"):
+        return "never saved"
+    return _NOT_DONE.get(standing.last.exit_code or 0, "good")
 
 
 @job.command()
