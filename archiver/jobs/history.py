@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from archiver.core.clock import Clock
 from archiver.core.disk import Disk, explain, explained
 from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Locked, TooNew
+from archiver.errors import ArchiverError, Locked, TooNew, UsageError
 from formats.naming import MAX_TIME
 
 State = Literal["ok", "partial", "deferred", "skipped", "held", "failed", "interrupted"]
@@ -289,9 +289,16 @@ def crashed(run: Run) -> Run:
 
 
 def state_directory(environment: Mapping[str, str], job: str) -> str:
-    """Where the history of ``job`` is, and what else is remembered of it."""
+    """Where the history of ``job`` is, and what else is remembered of it. Raises UsageError where there is no home."""
     base = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(base, "archiver", "jobs", job)
+    return checked_home(os.path.join(base, "archiver", "jobs", job))
+
+
+def checked_home(path: str) -> str:
+    """A user without a home directory, or a relative one, has another one in each directory that a run starts in."""
+    if not os.path.isabs(path):
+        raise UsageError(f"{path} is relative, and a nightly run starts anywhere", hint="set HOME to a path from /")
+    return path
 
 
 def newest_good(runs: Sequence[Run], name: str, target: str, now: int) -> StepResult | None:

@@ -17,6 +17,7 @@ from archiver.backup.specification import ArchiveSpec, check_names, form_of
 from archiver.browse.verify_result import Budget
 from archiver.core.disk import read_at
 from archiver.errors import ArchiverError, NotFound, UsageError
+from archiver.jobs.history import checked_home
 from archiver.jobs.notify.channels import check_address
 from archiver.jobs.notify.web import check_url
 from archiver.jobs.profile import (
@@ -92,8 +93,8 @@ class ProfileProblem(UsageError):
 
 
 def directories(environment: Mapping[str, str], system: str = SYSTEM) -> tuple[str, str]:
-    """Where profiles are, the user's own first."""
-    return os.path.dirname(configuration(environment, "any")), system
+    """Where profiles are, the user's own first. Raises UsageError where there is no home."""
+    return checked_home(os.path.dirname(configuration(environment, "any"))), system
 
 
 def check_name(name: str) -> None:

@@ -355,3 +355,15 @@ def test_a_file_that_cannot_be_read_is_a_wrong_profile(tmp_path: Path) -> None:
         "nightly": "never run",
     }
     assert job.snapshots() == []
+
+
+@pytest.mark.parametrize("name", ["XDG_CONFIG_HOME", "XDG_STATE_HOME"])
+def test_a_home_that_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As that of a user without a home directory, whose ~ is one of the working directory's files."""
+    Job(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, os.path.relpath(os.environ[name]))
+    for command in ("run", "status", "report", "ack"):
+        done = call("job", command, "nightly", "--json")
+        text = done.error["message"] if command != "status" or "error" in done.document else done.out
+        assert done.code == 2 and "is relative, and a nightly run starts anywhere" in text
