@@ -39,6 +39,7 @@ from archiver.tape.drive.virtual_place import (
     STATUS,
     check_there,
     encoded,
+    identity,
     labels_in,
     lock_drive,
     read_object,
@@ -84,6 +85,7 @@ class VirtualDrive:
         self._unsynced: list[tuple[NewFile, str]] = []
         self._changed = False
         self._lock: FileLock | DirectoryLock | None = None
+        self._identity: tuple[int, int] | None = None  # of the directory that is locked
         self._label: str | None = None
         self._position = 0
         check_there(path, mount, new=new)
@@ -99,11 +101,21 @@ class VirtualDrive:
         try:
             with explained("look into", self.path):
                 self._is_fat = linux.filesystem_type(lock.fd) == linux.MSDOS
+            self._identity = identity(self.path)
             self._label, self._position = self._loaded()
         except BaseException:
             lock.close()
             raise
         self._lock = lock
+
+    def _check_same(self) -> None:
+        """What is at ``path`` is still what was locked: its disk was not taken away meanwhile, which would leave the
+        bare mount point, or another disk, there. Raises TargetAbsent."""
+        if self._lock is None or identity(self.path) != self._identity:
+            raise TargetAbsent(
+                f"the disk with {self.path} was taken away while the drive {self._name} was in use",
+                hint="plug in and mount it, and run this again",
+            )
 
     @contextmanager
     def let_go(self) -> Iterator[None]:
@@ -138,6 +150,7 @@ class VirtualDrive:
         """The media in the directory, sorted. Raises TargetAbsent."""
         if self._lock is None:
             self._take()
+        self._check_same()
         return labels_in(self.path)
 
     def load(self, label: str) -> None:
@@ -192,6 +205,7 @@ class VirtualDrive:
         """How many files the loaded medium has."""
         if self._label is None:
             raise NoMedium(f"there is no medium in the drive {self._name}", hint="see: archiver tape inventory")
+        self._check_same()
         document = read_object(self._tape_path(self._label))
         count = None if document is None else document.get("files")
         if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**9:
@@ -201,6 +215,7 @@ class VirtualDrive:
 
     def _put_files(self, label: str, count: int) -> None:
         """Durable: on a file system without a journal an emptied file would be a medium without contents."""
+        self._check_same()
         self._disk.put(self._tape_path(label), [encoded({"files": count})], FILE_MODE, sync=True)
 
     def _sizes(self, below: int) -> int:
@@ -267,7 +282,7 @@ class VirtualDrive:
         if self._position >= count:
             raise EndOfData(f"medium {self._label} has no file {self._position}, its data ends behind {count} files")
         number = self._position
-        reader = FileOnDisk(self._file_path(number), f"file {number} of medium {self._label}")
+        reader = FileOnDisk(self._file_path(number), f"file {number} of medium {self._label}", self._check_same)
         self._set(self._label, number + 1)
         return reader
 
@@ -297,7 +312,8 @@ class VirtualDrive:
                 raise MediumFull(f"there is no room for file {number} on medium {label}") from error
             raise
         self._set(label, number + 1)
-        return NewFileOnDisk(file, self.path, f"file {number} of medium {label}", limit, self._reserve())
+        what = f"file {number} of medium {label}"
+        return NewFileOnDisk(file, self.path, what, limit, self._reserve(), self._check_same)
 
     def _drop_files(self, label: str, number: int, count: int) -> None:
         """Remove the files from ``number`` on; the medium says first that it has fewer."""
@@ -332,6 +348,7 @@ class VirtualDrive:
         try:
             file.sync()
         except OSError as error:
+            self._check_same()
             raise MediumError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
         finally:
             file.close()
@@ -343,6 +360,7 @@ class VirtualDrive:
             self._sync(*self._unsynced.pop(0))
         with explained("write", self.path):
             self._disk.sync_directory(self.path)
+        self._check_same()
         self._changed = False
 
     def format(self, *, fast: bool) -> None:

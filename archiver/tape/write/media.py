@@ -128,20 +128,12 @@ class Media:
         there = set_of(read_labels(drive))
         if before is None or before.uuid != self._session.media_set:
             _check_may_overwrite(chosen.name, before, there)
+        self._check_can_write(drive, chosen.name)
         medium = self._session.allocate().medium
         place = medium.in_set
         assert place is not None
         if medium.uuid != chosen.uuid:
             raise Skipped(f"medium {chosen.name} was taken by another process", hint="try again")
-        if drive.status().write_protected:
-            raise WriteProtected(
-                f"medium {medium.name} is write-protected", hint="flip its switch, or make its directory writable"
-            )
-        if place.fingerprint is not None and not drive.can_encrypt:
-            raise UsageError(
-                f"the drive {drive.name} cannot encrypt, and the pool {place.pool} has a key",
-                hint="use a drive with hardware encryption, or a pool without a key for encrypted backups",
-            )
         if medium.name not in self.used:
             self.used.append(medium.name)
         if there is None or there.uuid != place.uuid:
@@ -153,6 +145,21 @@ class Media:
                 hint="read its labels again: archiver tape inventory --read-all-labels",
             )
         return self._go_on(drive, medium, place)
+
+    def _check_can_write(self, drive: Drive, name: str) -> None:
+        """Before the medium is taken for the set, which forgets what was on it. Raises WriteProtected, UsageError,
+        KeyProblem."""
+        pool = self._session.pool
+        if drive.status().write_protected:
+            raise WriteProtected(
+                f"medium {name} is write-protected", hint="flip its switch, or make its directory writable"
+            )
+        if pool.encrypt is not None and not drive.can_encrypt:
+            raise UsageError(
+                f"the drive {drive.name} cannot encrypt, and the pool {pool.name} has a key",
+                hint="use a drive with hardware encryption, or a pool without a key for encrypted backups",
+            )
+        self._use_key(drive, MediaSetLabel(pool.name, self._session.media_set, 0, 0, pool.encrypt))
 
     def _check_unwritten(self, medium: Medium) -> None:
         """The labels of the medium are not those of the set, or not yet."""
