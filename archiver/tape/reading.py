@@ -17,6 +17,7 @@ from formats.tape.content import Content, read_content
 from formats.wire import Buffer
 
 FIRST_ARCHIVE = 2
+_HOPELESS = 100  # files in a row
 
 
 class FileDamaged(Damaged):
@@ -79,7 +80,7 @@ def opened(drive: Drive, label: str, number: int) -> Iterator[MediumFile]:
     """The file ``number`` of the medium with that label text. Raises EndOfData behind the last one; inside, whatever
     is wrong with the file becomes FileDamaged."""
     drive.locate(number)
-    with drive.open_file() as reader, damage_told(label, number):
+    with damage_told(label, number), drive.open_file() as reader:
         blocks = _Blocks(reader.read_block)
         stream = BlockReader(blocks)
         try:
@@ -97,7 +98,8 @@ def damage_told(label: str, number: int) -> Iterator[None]:
     try:
         yield
     except (FormatError, MediumError) as error:
-        raise FileDamaged(label, number, str(error)) from error
+        reason = str(error).removeprefix(f"file {number} of medium {label} cannot be read: ")
+        raise FileDamaged(label, number, reason) from error
 
 
 def visit_files(
@@ -108,14 +110,32 @@ def visit_files(
     damaged: Callable[[FileDamaged], None],
 ) -> int:
     """Have ``visit`` look at every file from ``first`` to the end of the data, and tell ``damaged`` of those that
-    cannot be read; how many files the medium has."""
-    number = first
+    cannot be read; how many files the medium has. Raises Damaged where that is hopeless."""
+    number, patience = first, Patience(label)
     while True:
         try:
             with opened(drive, label, number) as file:
                 visit(file)
+            patience.renew()
         except EndOfData:
             return number
         except FileDamaged as error:
             damaged(error)
+            patience.lose(number)
         number += 1
+
+
+class Patience:
+    """What says that it has a thousand million files is not tried file by file."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._lost = label, 0
+
+    def renew(self) -> None:
+        self._lost = 0
+
+    def lose(self, number: int) -> None:
+        """One more file that cannot be read. Raises Damaged."""
+        self._lost += 1
+        if self._lost >= _HOPELESS:
+            raise Damaged(f"no file of medium {self._label} from {number - _HOPELESS + 1} to {number} can be read")

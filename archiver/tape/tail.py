@@ -91,7 +91,7 @@ def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
     """What the catalog says of a file; None for one that is not whole, or is no archive. Raises FormatError."""
     match file.content.kind:
         case "chunk archive":
-            source, digests = file.content.text("store"), []
+            source, digests = file.content.store, []
             checker = ChunkChecker(None)
             for digest, data in read_chunks(file.stream):
                 checker.check(digest, data)
@@ -100,7 +100,7 @@ def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
                 rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
                 return ChunkFile(file.number, file.content.uuid, source, rows)
         case "snapshot archive":
-            source, path = file.content.text("store"), file.content.text("snapshot")
+            source, path = file.content.store, file.content.text("snapshot")
             try:
                 snapshot_on_medium(path)
             except ArchiverError as error:

@@ -159,7 +159,7 @@ class _Check:
             return
         if expected is not None:
             rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-            if not isinstance(expected, ChunkFile) or expected[1:3] != (file.content.uuid, file.content.text("store")):
+            if not isinstance(expected, ChunkFile) or expected[1:3] != (file.content.uuid, file.content.store):
                 raise FormatError("its catalog has another file in its place")
             if not np.array_equal(np.asarray(expected.digests), rows):
                 raise FormatError("its catalog has other chunks in it")
@@ -175,7 +175,7 @@ class _Check:
         return False
 
     def _snapshot(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
-        source, path = file.content.text("store"), file.content.text("snapshot")
+        source, path = file.content.store, file.content.text("snapshot")
         with tempfile.TemporaryDirectory(prefix="archiver-") as place:
             try:
                 ref = snapshot_on_medium(path)

@@ -7,7 +7,8 @@
 
 What a PBS does not do, for attached drives: files are made durable; a full file system looks like the end of the
 medium; a directory that is not there, or whose drive is not mounted, is never made; no medium comes into being by
-loading it. A medium whose own file was lost or emptied by a power cut (FAT) has the files that are there from 0 on.
+loading it. A medium whose own file was lost or emptied by a power cut (FAT) has the files that are there from 0 on; one
+whose last files were lost ends before them.
 """
 
 from __future__ import annotations
@@ -208,10 +209,12 @@ class VirtualDrive:
         self._check_same()
         document = read_object(self._tape_path(self._label))
         count = None if document is None else document.get("files")
-        if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**9:
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 10**9:
+            numbers = self._numbers()
+            return next(number for number in range(len(numbers) + 1) if number not in numbers)
+        if not count or os.path.lexists(self._file_path(count - 1)):
             return count
-        numbers = self._numbers()
-        return next(number for number in range(len(numbers) + 1) if number not in numbers)
+        return max((number for number in self._numbers() if number < count), default=-1) + 1
 
     def _put_files(self, label: str, count: int) -> None:
         """Durable: on a file system without a journal an emptied file would be a medium without contents."""

@@ -13,6 +13,7 @@ that the next run finds.
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.drive.interface import Drive, EndOfData
 from archiver.tape.members import Digests, Loader, Member, SetCatalog
-from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, opened
+from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, Patience, opened
 from archiver.tape.restore.arrival import Arrival, CutArchive, publish, receive
 from archiver.tape.restore.chunks import Brought, Chunks
 from archiver.tape.restore.plan import Problem, RestorePlan, Step, Visit
@@ -38,7 +39,7 @@ from archiver.tape.restore.routes import Routes, snapshot_on_medium
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE
-from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry
+from formats.tape.catalog import ChunkFile, SnapshotEntry
 from formats.tape.chunk_archive import StoredChunk, read_chunks, read_digests
 
 _ENDS_ALL = (NoSpace,)
@@ -278,7 +279,7 @@ class _Run:
                 try:
                     if file.is_empty or file.content.kind != "snapshot archive":
                         raise _not_as_catalogued(label, step.file, step.name)
-                    found = file.content.text("store"), file.content.text("snapshot")
+                    found = file.content.store, file.content.text("snapshot")
                     if found != (step.source, step.ref.path):
                         raise _not_as_catalogued(label, step.file, step.name)
                     arrival = self._receive(landing, file, step.name, step.targets)
@@ -415,31 +416,35 @@ class _Run:
     def _medium(self, drive: Drive, visit: Visit) -> list[ChunkFile | SnapshotEntry]:
         """Read the files that are needed; what is on the medium."""
         member, entries = visit.member, list[ChunkFile | SnapshotEntry]()
-        log = None if visit.all_files else self._catalog.log(member)
-        number = FIRST_ARCHIVE
-        while True:
+        patience = Patience(member.label)
+        for number in self._numbers(visit):
             try:
-                if log is None or self._is_needed(log, visit, number):
-                    with opened(drive, member.label, number) as file:
-                        try:
-                            self._archive(member, file, entries)
-                        finally:
-                            self._count(file)
-                elif number > log.last_file:
-                    return entries
+                with opened(drive, member.label, number) as file:
+                    try:
+                        self._archive(member, file, entries)
+                    finally:
+                        self._count(file)
+                patience.renew()
             except EndOfData:
                 return entries
             except FileDamaged as error:
                 self._lost[member.seq_nr, number] = error
                 self._problem(f"file {number} of medium {member.label}", error)
-            number += 1
+                patience.lose(number)
+        return entries
 
-    def _is_needed(self, log: MediaCatalog, visit: Visit, number: int) -> bool:
-        if number in visit.snapshots:
-            return True
-        archive = next((archive for archive in log.archives if archive.file == number), None)
-        if archive is None:
-            return False
+    def _numbers(self, visit: Visit) -> Iterator[int]:
+        """Of the files that are needed, in their order: of each is asked when its turn comes."""
+        log = None if visit.all_files else self._catalog.log(visit.member)
+        if log is None:
+            yield from itertools.count(FIRST_ARCHIVE)
+            return
+        archives = {archive.file: archive for archive in log.archives}
+        for number in sorted({*archives, *visit.snapshots}):
+            if number in visit.snapshots or self._is_needed(archives[number]):
+                yield number
+
+    def _is_needed(self, archive: ChunkFile) -> bool:
         landing = self._landing(archive.store)
         return landing is not None and not landing.chunks.has_all(archive.digests)
 
@@ -458,7 +463,7 @@ class _Run:
                 raise FormatError(f"a {kind} among the archives")
 
     def _chunk_archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
-        source = file.content.text("store")
+        source = file.content.store
         landing = self._landing(source)
         digests: list[bytes] = []
         if landing is None:
@@ -472,7 +477,7 @@ class _Run:
             self._listener(Notice(f"file {file.number} of medium {member.label} was not written to its end", "warning"))
 
     def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
-        source, path = file.content.text("store"), file.content.text("snapshot")
+        source, path = file.content.store, file.content.text("snapshot")
         ref = snapshot_on_medium(path)
         name, landing = f"{source}:{path}", self._landing(source)
         targets = self._routes.targets(source, ref)
@@ -511,7 +516,7 @@ class _Run:
             for visit in plan.visits:
                 log = None if visit.all_files else self._catalog.log(visit.member)
                 if log is not None:
-                    visit.chunks = [each.file for each in log.archives if self._is_needed(log, visit, each.file)]
+                    visit.chunks = [each.file for each in log.archives if self._is_needed(each)]
             return
         for visit in list(plan.visits):
             try:
