@@ -103,7 +103,7 @@ def test_taken_away_while_read(at: int, tmp_path: Path, store: Path) -> None:
     assert library.backup(store).result.errors == []
     with Unplugged("shelf", str(library.media)) as drive:
         drive.load("T1")
-        drive.at = at  # type: ignore[misc]
+        drive.at = at
         with pytest.raises(TargetAbsent):
             visit_files(drive, "T1", 2, lambda file: None, lambda error: None)
 
@@ -169,6 +169,26 @@ def test_write_protected_is_not_taken(written: Path, store: Path) -> None:
         written.chmod(0o755)
     assert done.code in (1, 40)
     assert ask("tape", "media", "content")["items"] == before
+
+
+@pytest.mark.parametrize("lost", ["log", "entry"])
+def test_lost_state_is_told(lost: str, written: Path, store: Path, tmp_path: Path) -> None:
+    """Nothing can be written behind what is not known: that is no success, and no snapshot was forgotten."""
+    place = Path(os.environ["XDG_STATE_HOME"]) / "archiver" / "tape"
+    if lost == "log":
+        next(place.glob("*.log")).unlink()
+        code, expected = 20, "no-catalog"
+    else:
+        (place / "inventory.json").unlink()
+        code, expected = 40, "no-media"
+    done = call("--json", "--store", store, "tape", "backup", "daily")
+    assert (done.code, done.document["error"]["code"], done.document["written"]) == (code, expected, [])
+    ask("tape", "inventory", "--read-all-labels")
+    ask("tape", "load", "ONE")
+    if lost == "log":
+        assert ask("tape", "catalog")["snapshots"] == 2
+    save(store, tmp_path / "tree", time=START + 5)
+    assert len(ask("--store", store, "tape", "backup", "daily")["written"]) == 1
 
 
 # -- made to do harm ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 
 from archiver.core.disk import explained, read_at
-from archiver.errors import Damaged, NotFound
+from archiver.errors import Damaged
 from archiver.tape.state.place import TapePlace
 from formats.errors import FormatError
 from formats.tape.catalog import (
@@ -29,6 +29,12 @@ from formats.tape.catalog import (
 from formats.tape.content import decode_uuid, encode_uuid
 
 _LOG = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.log")
+
+
+class NoCatalog(Damaged):
+    """The log of a medium that is in a set is not here."""
+
+    code = "no-catalog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ class CatalogLogs:
         self.set_unsure(medium, None)
 
     def read(self, medium: bytes) -> memoryview:
-        """The log for a catalog archive, to its last complete record, mapped. Raises NotFound, Damaged."""
+        """The log for a catalog archive, to its last complete record, mapped. Raises NoCatalog, Damaged."""
         catalog, data = self._mapped(medium)
         if catalog is None:
             raise _no_log(medium)
@@ -146,7 +152,7 @@ class CatalogLogs:
         self.set_unsure(medium, None)
 
     def open(self, medium: bytes, media_set: bytes, seq_nr: int) -> LogWriter:
-        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NotFound,
+        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NoCatalog,
         Damaged, also where the log is that of another set."""
         catalog = self.load(medium)
         if catalog is None:
@@ -175,8 +181,8 @@ class CatalogLogs:
             self._place.remove(name)
 
 
-def _no_log(medium: bytes) -> NotFound:
-    return NotFound(
+def _no_log(medium: bytes) -> NoCatalog:
+    return NoCatalog(
         f"there is no catalog of the medium {encode_uuid(medium)}",
         hint="read it from the medium: archiver tape catalog",
     )

@@ -123,7 +123,9 @@ class _Run:
                 manifest = self._store.manifest(step.ref, from_file=True)
                 self._check(step.ref, manifest)
                 self._write(step.ref, manifest)
-        except NotFound:
+        except NotFound as error:
+            if error is self._media.failure:
+                raise
             check_present(self._store.layout)
             self._listener(Notice(f"{step.ref} was forgotten meanwhile"))
         except MediumError:
