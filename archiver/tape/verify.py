@@ -93,6 +93,9 @@ def verify(
         check = _Check(catalog, member, crypt, listener, result)
         try:
             visit_files(drive, member.label, FIRST_ARCHIVE, check.visit, check.damaged)
+        except TargetAbsent as error:  # taken away meanwhile: of the rest nothing is known
+            result.absent.append(error)
+            continue
         except ArchiverError as error:
             result.errors.append(Finding(member.label, None, str(error)))
         check.finish()

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from archiver.core.events import ignore
 from archiver.errors import TargetAbsent
 from archiver.tape.drive.interface import FileReader, FileWriter
 from archiver.tape.drive.virtual import VirtualDrive
 from archiver.tape.reading import visit_files
+from archiver.tape.verify import verify
 from formats.errors import FormatError
-from formats.tape.blocks import BlockWriter
+from formats.tape.blocks import BLOCK_SIZE, BlockWriter
 from formats.tape.catalog import MAX_FILE_NUMBER, decode_catalog, encode_labels
 from formats.tape.chunk_archive import encode_entry
 from formats.tape.content import CHUNK_ARCHIVE, MEDIA_SET_LABEL, SNAPSHOT_ARCHIVE, Content
@@ -26,7 +28,7 @@ from tests.random_trees import noise
 from tests.stores import make_store, save
 from tests.sync.pair import finished
 from tests.tape.restoring import restore_from
-from tests.tape.writing import Library
+from tests.tape.writing import Library, Online
 
 START = 1_700_000_000
 
@@ -108,6 +110,40 @@ def test_taken_away_while_read(at: int, tmp_path: Path, store: Path) -> None:
             visit_files(drive, "T1", 2, lambda file: None, lambda error: None)
 
 
+@pytest.mark.parametrize("at", [2, 4])
+def test_taken_away_while_verified(at: int, tmp_path: Path, store: Path) -> None:
+    """What could not be read is absent; it is no damage."""
+    library = Library(tmp_path)
+    library.label("T1")
+    assert library.backup(store).result.errors == []
+    known = library.known()
+    with Unplugged("shelf", str(library.media)) as drive:
+        drive.at = at
+        done = verify(known, known.members, Online(drive), None, ignore, library.clock)
+    assert [type(error) for error in done.absent] == [TargetAbsent] and done.errors == []
+    put_back(library)
+
+
+def test_taken_away_while_erased(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is not done, and not said to be."""
+    library = Library(tmp_path)
+    library.label("T1")
+    assert library.backup(store).result.errors == []
+    with library.drive() as drive:
+        drive.load("T1")
+        drop = drive._drop_files
+
+        def unplugged(*arguments: Any) -> None:
+            os.rename(drive.path, f"{drive.path}-away")
+            os.mkdir(drive.path)
+            drop(*arguments)
+
+        monkeypatch.setattr(drive, "_drop_files", unplugged)
+        with pytest.raises(TargetAbsent):
+            drive.format(fast=True)
+    put_back(library)
+
+
 # -- files that got lost -----------------------------------------------------------------------------------------------
 
 
@@ -144,6 +180,15 @@ def test_lost_last_file(written: Path, store: Path, tmp_path: Path) -> None:
     done = call("--json", "--store", store, "tape", "backup", "daily")
     assert done.code == 20 and "its catalog knows of 6" in done.document["error"]["message"]
     assert not (written / "tapefile-5-ONE.json").exists()
+
+
+@pytest.mark.parametrize("snapshot", [[], ["host/test/2023-11-14T22:13:20Z"]])
+def test_cut_between_two_blocks(snapshot: list[str], written: Path, tmp_path: Path) -> None:
+    """Why chunks are missing is said: their catalog knows where they should be."""
+    os.truncate(written / "tapefile-2-ONE.json", BLOCK_SIZE)
+    done = call("--json", "--store", make_store(tmp_path / "target"), "tape", "restore", "daily", *snapshot)
+    assert done.code == 20 and "file 2 of medium ONE cannot be read" in done.document["error"]["message"]
+    assert done.document["restored"] == []
 
 
 @pytest.mark.parametrize("command", ["scan", "verify", "catalog"])

@@ -179,7 +179,7 @@ class VirtualDrive:
 
     def _set(self, label: str | None, position: int) -> None:
         self._label, self._position = label, position
-        if self.write_protected:
+        if self.write_protected or identity(self.path) != self._identity:
             return  # then only this process knows
         current = None if label is None else {"name": label, "pos": position}
         path = os.path.join(self.path, STATUS)
@@ -375,6 +375,7 @@ class VirtualDrive:
             self._put_files(label, 0)
             self._drop_files(label, 0, 0)
             self._disk.sync_directory(self.path)
+        self._check_same()
         self._set(label, 0)
 
     def eject(self) -> None:

@@ -330,6 +330,8 @@ class _Run:
                         raise _not_as_catalogued(label, place[1], "chunks")
                     landing, digests = wanted[0][0], {row.tobytes() for _, rows in wanted for row in rows}
                     landing.chunks.bring(_only(file, digests), self._damaged)
+                    if digests:
+                        raise FormatError(f"{len(digests)} chunks that its catalog knows are not in it")
                 finally:
                     self._count(file)
         except EndOfData as error:
@@ -474,6 +476,8 @@ class _Run:
             rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
             entries.append(ChunkFile(file.number, file.content.uuid, source, rows))
         else:
+            cut = FileDamaged(member.label, file.number, "it was not written to its end")
+            self._lost[member.seq_nr, file.number] = cut  # which matters where chunks are missing
             self._listener(Notice(f"file {file.number} of medium {member.label} was not written to its end", "warning"))
 
     def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[ChunkFile | SnapshotEntry]) -> None:
