@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from archiver.core.events import Listener, Notice
 from archiver.errors import Damaged, UsageError
-from archiver.tape.drive.interface import Drive, EndOfData
+from archiver.tape.checking import ChunkChecker
+from archiver.tape.drive.interface import Drive, EndOfData, MediumError
 from archiver.tape.keys import TapeKeys, use_key
 from archiver.tape.labels import read_labels
 from archiver.tape.loading import set_of
@@ -30,6 +33,7 @@ from formats.tape.catalog import (
     encode_labels,
     encode_snapshot,
 )
+from formats.tape.chunk_archive import read_chunks
 from formats.tape.labels import MediaSetLabel
 
 _LARGEST = 1 << 31  # bytes of a catalog: 65 million chunks
@@ -188,11 +192,21 @@ def _is_usable_at(logs: CatalogLogs, medium: bytes, media_set: bytes, position: 
 def _scan(
     drive: Drive, logs: CatalogLogs, done: Catalogued, medium: bytes, media_set: MediaSetLabel, listener: Listener
 ) -> None:
-    """Read every file. What was cut, or cannot be read, is not catalogued."""
+    """Read every file. What was cut, or cannot be read, is not catalogued; but of a chunk archive that is damaged the
+    sound chunks are: else no restore would look for them there."""
     parts = [encode_labels(medium, media_set.uuid, media_set.seq_nr)]
 
     def visit(file: MediumFile) -> None:
-        entry = None if file.is_empty else entry_of(file)
+        entry: ChunkFile | SnapshotEntry | None = None
+        if not file.is_empty and file.content.kind == "chunk archive":
+            found, wrong = _sound_chunks(file)
+            if wrong is not None:
+                if len(found.digests):
+                    parts.append(encode_chunk_file(found))
+                raise wrong
+            entry = found if file.is_whole() else None
+        elif not file.is_empty:
+            entry = entry_of(file)
         if isinstance(entry, ChunkFile):
             parts.append(encode_chunk_file(entry))
         elif isinstance(entry, SnapshotEntry):
@@ -207,3 +221,20 @@ def _scan(
 
     visit_files(drive, done.label, FIRST_ARCHIVE, visit, damaged)
     logs.replace(medium, b"".join(parts))
+
+
+def _sound_chunks(file: MediumFile) -> tuple[ChunkFile, FormatError | MediumError | None]:
+    """Those that can be read, and what is wrong with the first that cannot."""
+    source, sound, checker = file.content.store, list[bytes](), ChunkChecker(None)
+    wrong: FormatError | MediumError | None = None
+    try:
+        for digest, data in read_chunks(file.stream):
+            try:
+                checker.check(digest, data)
+                sound.append(digest)
+            except FormatError as error:
+                wrong = wrong or error
+    except (FormatError, MediumError) as error:
+        wrong = wrong or error
+    digests = np.frombuffer(b"".join(sound), np.uint8).reshape(-1, 32)
+    return ChunkFile(file.number, file.content.uuid, source, digests), wrong

@@ -172,6 +172,25 @@ def test_lost_file(written: Path, tmp_path: Path) -> None:
     assert [item["file"] for item in done.document["damaged"]] == [3]
 
 
+@pytest.mark.parametrize("how", ["flip", "cut"])
+def test_catalog_of_a_damaged_archive(how: str, written: Path, store: Path, tmp_path: Path) -> None:
+    """A catalog made anew still finds the sound chunks that are in it."""
+    file = written / "tapefile-2-ONE.json"
+    before = ask("tape", "catalog", "--scan", "--force")["chunks"]
+    if how == "flip":
+        data = bytearray(file.read_bytes())
+        data[file.stat().st_size // 2] ^= 1
+        file.write_bytes(data)
+    else:
+        os.truncate(file, file.stat().st_size - 1000)
+    done = call("--json", "tape", "catalog", "--scan", "--force")
+    assert done.code == 20 and [item["file"] for item in done.document["damaged"]] == [2]
+    chunks = done.document["chunks"]
+    target = make_store(tmp_path / "target")
+    restored = call("--json", "--store", target, "tape", "restore", "daily").document
+    assert restored["new_chunks"] == chunks and before - 2 <= chunks < before
+
+
 def test_lost_last_file(written: Path, store: Path, tmp_path: Path) -> None:
     """The medium ends before it: that is seen, and told, before anything is written behind it."""
     for number in (5, 6):
