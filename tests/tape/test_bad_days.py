@@ -207,7 +207,7 @@ def test_cut_between_two_blocks(snapshot: list[str], written: Path, tmp_path: Pa
     os.truncate(written / "tapefile-2-ONE.json", BLOCK_SIZE)
     done = call("--json", "--store", make_store(tmp_path / "target"), "tape", "restore", "daily", *snapshot)
     assert done.code == 20 and "file 2 of medium ONE cannot be read" in done.document["error"]["message"]
-    assert done.document["restored"] == []
+    assert "test:host/test/2023-11-14T22:13:20Z" not in done.document["restored"]
 
 
 @pytest.mark.parametrize("command", ["scan", "verify", "catalog"])
@@ -341,3 +341,11 @@ def test_state_that_is_no_utf8(written: Path) -> None:
     place.write_text(place.read_text().replace('"path": "/', '"path": "/\\ud800'))
     for command in ("drive list", "media list", "inventory", "scan"):
         assert call("--json", "tape", *command.split()).code == 20
+
+
+def test_waiting_for_no_number(written: Path, tmp_path: Path) -> None:
+    """Which would be for ever, without a pause."""
+    for file in written.glob("*ONE*"):
+        file.unlink()
+    store = make_store(tmp_path / "target")
+    assert call("--store", store, "tape", "restore", "daily", "--wait", "nan").code == 2
