@@ -351,3 +351,11 @@ def test_state_that_is_no_utf8(written: Path) -> None:
     place.write_text(place.read_text().replace('"path": "/', '"path": "/\\ud800'))
     for command in ("drive list", "media list", "inventory", "scan"):
         assert call("--json", "tape", *command.split()).code == 20
+
+
+def test_waiting_for_no_number(written: Path, tmp_path: Path) -> None:
+    """Which would be for ever, without a pause."""
+    for file in written.glob("*ONE*"):
+        file.unlink()
+    store = make_store(tmp_path / "target")
+    assert call("--store", store, "tape", "restore", "daily", "--wait", "nan").code == 2
