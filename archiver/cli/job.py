@@ -13,7 +13,7 @@ from archiver.cli.context import Context, global_options, prompt
 from archiver.cli.job_report import report
 from archiver.cli.job_units import install, notify, uninstall
 from archiver.cli.output import Output
-from archiver.errors import EXIT_INTERRUPTED, ArchiverError, Locked, NotFound, Skipped, UsageError, worst
+from archiver.errors import ArchiverError, Locked, NotFound, UsageError, worst
 
 if TYPE_CHECKING:
     from archiver.jobs.history import History, Run
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from archiver.jobs.tables import Origin
 
 STALE = 31
-_NOT_DONE = (Skipped.exit_code, EXIT_INTERRUPTED)
 _STEPS = ("backup", "guard", "prune", "gc", "verify", "sync", "tape", "drill")
 
 
@@ -169,6 +168,7 @@ def run(
     from archiver.jobs.load import check_name
     from archiver.jobs.plan import plan_run
     from archiver.jobs.run import run_job
+    from archiver.jobs.standing import crash_of
 
     output = context.output
     _refuse_global(context)
@@ -189,28 +189,31 @@ def run(
         rows = [(step.name, step.target, "yes" if step.is_due else "no", step.reason) for step in chosen]
         output.table(("step", "target", "due", "reason"), rows)
         return
-    if if_due and not _is_due(profile, history):
+    if if_due and (history.is_running() or not _is_due(profile, history)):
         if output.as_json:
             output.document({"schema": 1, "job": name, "dry_run": False, "items": []})
         output.summary("no run is due")
         return
-    if any(run.state == "crashed" for run in history.settled()[:1]):  # the run that begins now would hide it
+    if crash_of(history.settled()) is not None:  # the run that begins now would hide it
         _notify(profile, history, None, output)
-    done = run_job(profile, history, around, only=only, whatever_the_power=any_power)
+    try:
+        done = run_job(profile, history, around, only=only, whatever_the_power=any_power)
+    except ArchiverError:
+        raise
+    except Exception:  # a bug of ours is told by main, but not to whom the profile names
+        _notify(profile, history, None, output)
+        raise
     _notify(profile, history, done, output)
     tell_run(output, done)
     ctx.exit(done.exit_code or 0)
 
 
 def _is_due(profile: Profile, history: History) -> bool:
-    """A run that was skipped does not count: perhaps it need not be now."""
-    from archiver.jobs.schedule import last_due
+    from archiver.jobs.schedule import is_due
 
     if profile.schedule is None:
         raise UsageError(f"the job {profile.name} has no [schedule] that says when it is due")
-    due = last_due(profile.schedule, history.clock.now())
-    codes = [run.exit_code for run in history.settled() if due is not None and run.began >= due]
-    return not any(code is not None and code not in _NOT_DONE for code in codes)
+    return is_due(profile.schedule, history.settled(), history.clock.now())
 
 
 def _notify(profile: Profile, history: History, run: Run | None, output: Output) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from archiver.core.clock import Clock
 from archiver.core.disk import Disk, explained
 from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Locked
+from archiver.errors import EXIT_INTERRUPTED, ArchiverError, Locked, Skipped
 
 State = Literal["ok", "partial", "deferred", "skipped", "held", "failed", "interrupted"]
 RunState = Literal["running", "done", "crashed"]
@@ -136,6 +136,11 @@ class Run:
             tuple(map(StepResult.of, known["items"])),
         )
 
+    @property
+    def is_put_off(self) -> bool:
+        """It was skipped by policy or interrupted, so that nothing is known of it but that it is still to be done."""
+        return self.exit_code in (Skipped.exit_code, EXIT_INTERRUPTED)
+
     def steps_named(self, name: str, target: str | None = None) -> list[StepResult]:
         return [step for step in self.steps if step.name == name and target in (None, step.target)]
 
@@ -149,6 +154,7 @@ class History:
         self._disk = disk if disk is not None else Disk()
         self._lock: DirectoryLock | None = None
         self._known: dict[int, Run] = {}  # those that are over: nobody writes them again
+        self._unwritten: dict[int, Run] = {}  # the disk has no room for them
 
     @property
     def job(self) -> str:
@@ -160,9 +166,10 @@ class History:
         """Of all runs, the newest first."""
         try:
             found = map(_FILE.fullmatch, os.listdir(self._runs))
+            written = {int(match[1]) for match in found if match}
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+            written = set()
+        return sorted(written | self._unwritten.keys(), reverse=True)
 
     def runs(self, most: int = _KEPT) -> list[Run]:
         """The newest first. A record that cannot be read is left out."""
@@ -170,8 +177,9 @@ class History:
         return [run for run in found if run is not None]
 
     def run(self, number: int) -> Run | None:
-        if number in self._known:
-            return self._known[number]
+        for known in (self._unwritten, self._known):
+            if number in known:
+                return known[number]
         try:
             with open(self._path(number), "rb") as file:
                 run = Run.of(json.loads(file.read(_LARGEST)))
@@ -236,15 +244,31 @@ class History:
                 with suppress(ArchiverError):
                     self.put(crashed(run))
         for number in numbers[_KEPT - 1 :]:
-            self._disk.remove_file(self._path(number))
+            self._remove(number)
         return Run(self.job, (numbers[0] if numbers else 0) + 1, self.clock.now())
 
     def put(self, run: Run) -> None:
-        """Durable. Raises ArchiverError."""
+        """Durable. Raises ArchiverError; this process knows it then all the same, and can tell people of it."""
         path = self._path(run.number)
         self._known.pop(run.number, None)
+        self._unwritten[run.number] = run
         with explained("write", path):
             self._disk.put(path, [json.dumps(run.as_json()).encode() + b"\n"], 0o600, sync=True)
+        del self._unwritten[run.number]
+
+    def forget_skipped(self, before: int) -> None:
+        """Of those that were skipped one after the other the last one is enough: who asks each hour, on battery for
+        weeks, would lose the records of what was done."""
+        for number in self.numbers():
+            if number < before:
+                run = self.run(number)
+                if run is None or run.exit_code != Skipped.exit_code or run.steps:
+                    return
+                self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        with suppress(OSError):
+            self._disk.remove_file(self._path(number))
 
     def acknowledge(self, number: int) -> None:
         """What the guard held back up to this run is right. Raises ArchiverError."""

@@ -94,9 +94,7 @@ class _JobRun:
             try:
                 self._hooks("finally")
             finally:
-                codes = [step.exit_code for step in self._record.steps if self._counts(step)]
-                code = EXIT_INTERRUPTED if interrupt is not None else worst(codes, _ORDER)
-                self._end(code)
+                self._end(EXIT_INTERRUPTED if interrupt is not None else self._worst())
         if interrupt is not None:
             raise interrupt
         if self._bug is not None:
@@ -107,12 +105,17 @@ class _JobRun:
         ages = all_ages(self._profile, self._before, self._around.clock.now())
         due = min((age.due for age in ages if age.step == "backup" and age.due is not None), default=None)
         self._record = replace(self._record, text=f"skipped: {reason}", due=due)
-        return self._end(Skipped.exit_code)
+        done = self._end(Skipped.exit_code)
+        self._history.forget_skipped(done.number)
+        return done
 
     def _end(self, code: int) -> Run:
         self._record = replace(self._record, state="done", ended=self._around.clock.now(), exit_code=code)
         self._save()
         return self._record
+
+    def _worst(self) -> int:
+        return worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
 
     def _counts(self, step: StepResult) -> bool:
         return step.name != "hook" or step.figures.get("required") is True
@@ -210,7 +213,8 @@ class _JobRun:
         made = next((each for each in self._record.steps_named("backup", step.target) if each.is_good), None)
         open_hold = self._open_hold(step.target)
         if open_hold is not None:
-            text = f"held since run {open_hold[0]}: {open_hold[1].text}"
+            reason = open_hold[1].text
+            text = reason if reason.startswith("held since") else f"held since run {open_hold[0]}: {reason}"
             held = Done(text, open_hold[1].figures, "held", Held.exit_code)
             self._step(step, lambda: held)
         elif made is None:
@@ -229,13 +233,14 @@ class _JobRun:
         return self._steps.judge(target, figures, before, self._past(target), only_counted=is_last)
 
     def _open_hold(self, target: str) -> tuple[int, StepResult] | None:
-        """The run whose mass change nobody has accepted yet."""
+        """The run whose mass change nobody has accepted yet; when its record is too old to be kept, the next that was
+        held for it."""
         found = None
         for run in self._before:
             if run.number <= self._history.acknowledged:
                 break
             for each in run.steps_named("guard", target):
-                if each.state == "held" and not each.text.startswith("held since"):
+                if each.state == "held":
                     found = (run.number, each)
         return found
 
@@ -287,7 +292,7 @@ class _JobRun:
         return ready
 
     def _hook(self, hook: Hook, target: str) -> StepResult:
-        code = worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
+        code = self._worst()
         facts = {
             "JOB": self._profile.name,
             "RUN": str(self._record.number),
