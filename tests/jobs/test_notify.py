@@ -387,6 +387,7 @@ def test_desktop_by_busctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         wait_for(lambda: (tmp_path / "bus").exists())
         with open(tmp_path / "seen", "wb") as seen:
             monitor = subprocess.Popen(["dbus-monitor", "--address", address], stdout=seen)
+            wait_for(lambda: (tmp_path / "seen").stat().st_size)  # else the name may be taken before anybody looks
             echo = subprocess.Popen(["dbus-test-tool", "echo", "--name=org.freedesktop.Notifications"])
             try:
                 wait_for(lambda: b"Notifications" in (tmp_path / "seen").read_bytes())
