@@ -143,7 +143,7 @@ def _origin_json(origin: Origin, loaded: Loaded) -> dict[str, Any]:
 @click.argument("name")
 @click.option("--only", multiple=True, type=click.Choice(_STEPS), help="This step, due or not (repeatable).")
 @click.option("--any-power", is_flag=True, help="Also on battery and on a metered network.")
-@click.option("--if-due", is_flag=True, help="Only when none was since the [schedule] wanted one last: for cron.")
+@click.option("--if-due", is_flag=True, help="Only when none has ended since the [schedule] wanted one last.")
 @click.option("--dry-run", is_flag=True, help="Only show which steps are due.")
 @global_options
 @click.pass_context

@@ -11,7 +11,8 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import Output
-from archiver.errors import ArchiverError, Locked, NotFound, worst
+from archiver.core.events import Notice
+from archiver.errors import ArchiverError, NotFound, worst
 
 if TYPE_CHECKING:
     from archiver.jobs.history import History, Run
@@ -61,8 +62,7 @@ def _tell_of(name: str, path: str, output: Output) -> None:
     except ArchiverError:  # what is wrong with it is shown
         tell_of_profile(name, output)
         return
-    with suppress(ArchiverError):
-        tell_people(profile, history_of(name), None, output)
+    tell_people(profile, history_of(name), None, output)
 
 
 def tell_of_profile(name: str, output: Output) -> None:
@@ -72,12 +72,8 @@ def tell_of_profile(name: str, output: Output) -> None:
 
     history = history_of(name)
     if os.path.isdir(history.directory):
-        with suppress(ArchiverError):
-            history.lock()
-            try:
-                tell_them(name, history.directory, history.clock, output.hear)
-            finally:
-                history.close()
+        with suppress(ArchiverError), history.telling():
+            tell_them(name, history.directory, history.clock, output.hear)
 
 
 def standings(chosen: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
@@ -149,13 +145,13 @@ def tell_people(profile: Profile, history: History, run: Run | None, output: Out
     from archiver.jobs.notify.after import tell
     from archiver.jobs.standing import standing
 
-    found = standing(profile, history, history.clock.now())
-    with suppress(Locked):
-        history.lock()
-        try:
-            tell(profile, found, run, history.directory, output.hear, history.clock)
-        finally:
-            history.close()
+    try:
+        with history.telling():
+            if not history.is_running():
+                found = standing(profile, history, history.clock.now())
+                tell(profile, found, run, history.directory, output.hear, history.clock)
+    except ArchiverError as error:
+        output.hear(Notice(f"nobody was told how the job stands: {error}", "warning"))
 
 
 def _places() -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,7 @@ _FILE = re.compile(r"([0-9]{8})\.json")
 _KEPT = 1000  # runs
 _LARGEST = 4 << 20  # bytes
 _PATIENCE = 2.0  # seconds: who only looks whether a run is going on holds the lock for a moment
+_TELLING = 120.0  # seconds: on each channel a server may not answer
 _STATES, _RUN_STATES = get_args(State), get_args(RunState)
 SKEW = 300  # seconds that a record may be ahead of the clock
 
@@ -234,6 +235,21 @@ class History:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Be the only one who tells people how the job stands. That is no matter of a run, which would not begin while
+        somebody who only looked waits for a server. Raises Locked, ArchiverError."""
+        with explained("make", self._runs):
+            self._disk.make_directories(self._runs, 0o700)
+        try:
+            lock = DirectoryLock(self._runs, wait_seconds=_TELLING)
+        except BlockingIOError as error:
+            raise Locked(f"somebody else tells of the job {self.job} just now") from error
+        except OSError as error:
+            raise ArchiverError(f"cannot lock {self._runs}: {(error.strerror or str(error)).lower()}") from error
+        with lock:
+            yield
 
     def begin(self) -> Run:
         """A new run, which is not recorded yet; those that crashed are told to have. Call ``lock`` first."""

@@ -178,6 +178,17 @@ def test_no_name_of_an_encrypted_backup(place: Path) -> None:
         assert SECRET not in text
 
 
+def test_a_run_does_not_wait_for_who_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer somebody who looks must not keep a run from beginning."""
+    history = History(state_directory(os.environ, "home"))
+    monkeypatch.setattr("archiver.jobs.history._TELLING", 0.0)
+    with history.telling():
+        assert not history.is_running()
+        done = call("job", "run", "home")
+    assert done.code == 0 and "nobody was told how the job stands" in done.err
+    assert call("job", "status", "home").err == ""
+
+
 def test_if_due_while_it_is_running(place: Path) -> None:
     """cron asks each hour, and would send a mail about it."""
     write(place, '[schedule]\nat = "00:00"\n')
