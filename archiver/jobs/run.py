@@ -99,9 +99,7 @@ class _JobRun:
             except KeyboardInterrupt as error:
                 interrupt = interrupt or error
             finally:
-                codes = [step.exit_code for step in self._record.steps if self._counts(step)]
-                code = EXIT_INTERRUPTED if interrupt is not None else worst(codes, _ORDER)
-                self._end(code)
+                self._end(EXIT_INTERRUPTED if interrupt is not None else self._worst())
         if interrupt is not None:
             raise interrupt
         if self._bug is not None:
@@ -112,12 +110,17 @@ class _JobRun:
         ages = all_ages(self._profile, self._before, self._around.clock.now())
         due = min((age.due for age in ages if age.step == "backup" and age.due is not None), default=None)
         self._record = replace(self._record, text=f"skipped: {reason}", due=due)
-        return self._end(Skipped.exit_code)
+        done = self._end(Skipped.exit_code)
+        self._history.forget_skipped(done.number)
+        return done
 
     def _end(self, code: int) -> Run:
         self._record = replace(self._record, state="done", ended=self._around.clock.now(), exit_code=code)
         self._save()
         return self._record
+
+    def _worst(self) -> int:
+        return worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
 
     def _counts(self, step: StepResult) -> bool:
         return step.name != "hook" or step.figures.get("required") is True
@@ -307,7 +310,7 @@ class _JobRun:
         return ready
 
     def _hook(self, hook: Hook, target: str) -> StepResult:
-        code = worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
+        code = self._worst()
         facts = {
             "JOB": self._profile.name,
             "RUN": str(self._record.number),

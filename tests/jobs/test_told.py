@@ -81,6 +81,16 @@ def test_crash_is_told_by_the_next_run(place: Path) -> None:
     assert call("job", "run", "home").code == 0 and told(place) == []
 
 
+def test_a_bug_of_ours_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr("archiver.jobs.steps.collect", bug)
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        call("job", "run", "home")
+    assert [event for event, _ in told(place)] == ["failure"]
+
+
 def test_killed_run_is_told_at_once(place: Path) -> None:
     """systemd starts job status when the service failed."""
     (place / "wait").touch()
@@ -166,6 +176,27 @@ def test_no_name_of_an_encrypted_backup(place: Path) -> None:
     assert told(place) and len(written) > 3
     for text in (*reports, *written, done.out):
         assert SECRET not in text
+
+
+def test_a_run_does_not_wait_for_who_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer somebody who looks must not keep a run from beginning."""
+    history = History(state_directory(os.environ, "home"))
+    monkeypatch.setattr("archiver.jobs.history._TELLING", 0.0)
+    with history.telling():
+        assert not history.is_running()
+        done = call("job", "run", "home")
+    assert done.code == 0 and "nobody was told how the job stands" in done.err
+    assert call("job", "status", "home").err == ""
+
+
+def test_if_due_while_it_is_running(place: Path) -> None:
+    """cron asks each hour, and would send a mail about it."""
+    write(place, '[schedule]\nat = "00:00"\n')
+    history = History(state_directory(os.environ, "home"))
+    history.lock()
+    assert call("job", "run", "home").code == 11
+    assert ask("job", "run", "home", "--if-due")["items"] == []
+    history.close()
 
 
 @pytest.mark.parametrize("since", [(), ("--if-due",)])
