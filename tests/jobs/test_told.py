@@ -248,6 +248,17 @@ def test_state_that_cannot_be_kept_or_read_is_told(place: Path, command: str) ->
     assert line.startswith("the job cannot be run: cannot make" if command == "run" else "there was never a snapshot")
 
 
+def test_a_history_that_cannot_be_read_is_told_by_who_asks_whether_a_run_is_due(place: Path) -> None:
+    """cron and systemd only ever ask that."""
+    write(place, '[schedule]\nat = "00:00"\n')
+    assert call("job", "run", "home").code == 0
+    record = place / ".xdg/state/archiver/jobs/home/runs/00000001.json"
+    record.write_text(record.read_text().replace('"schema": 1', '"schema": 2'))
+    for count in (1, 0):
+        assert call("job", "run", "home", "--if-due").code == 50
+        assert [event for event, _ in told(place)] == ["failure"] * count
+
+
 @pytest.mark.parametrize("number", ["1e999", "1e18", "-1e15", "NaN", '"1"', "[]"])
 def test_records_with_numbers_that_were_never_recorded(place: Path, number: str) -> None:
     """They are damaged, and as if they were not there."""
