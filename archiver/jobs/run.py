@@ -93,6 +93,8 @@ class _JobRun:
                 interrupt = error
             try:
                 self._hooks("finally")
+            except KeyboardInterrupt as error:
+                interrupt = error
             finally:
                 self._end(EXIT_INTERRUPTED if interrupt is not None else self._worst())
         if interrupt is not None:
