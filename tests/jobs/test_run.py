@@ -327,6 +327,18 @@ def test_hooks_have_streams_though_we_have_none(tmp_path: Path) -> None:
     assert len(job.snapshots()) == 1
 
 
+def test_interrupted_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("archiver.jobs.run.run_hook", interrupt)
+    job = Job(tmp_path, hook("finally", "true"))
+    with pytest.raises(KeyboardInterrupt):
+        job.run("backup")
+    (run,) = job.history.runs()
+    assert (run.exit_code, states(run)) == (130, {"backup": "ok", "finally 1": "interrupted"})
+
+
 def test_a_crash_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(tmp_path)
 
