@@ -26,6 +26,7 @@ from archiver.errors import (
     NotFound,
     Skipped,
     TargetAbsent,
+    UsageError,
     worst,
 )
 from archiver.jobs.history import History, Run, StepResult
@@ -348,7 +349,9 @@ def _is_judged(run: Run, target: str) -> bool:
 
 
 def _failed(error: ArchiverError) -> Done:
-    return Done(_sentence(error), {}, "failed", error.exit_code)
+    """What would be called wrong in a command is wrong on the machine here: the profile has been found right."""
+    code = ArchiverError.exit_code if isinstance(error, UsageError) else error.exit_code
+    return Done(_sentence(error), {}, "failed", code)
 
 
 def _sentence(error: ArchiverError) -> str:

@@ -244,6 +244,14 @@ def test_a_store_that_has_lost_a_part_is_no_absent_drive(tmp_path: Path) -> None
     assert (the_step(run, "backup").state, run.exit_code) == ("failed", 10)
 
 
+def test_a_copy_into_the_store_itself_is_no_wrong_usage(tmp_path: Path) -> None:
+    """By a link, so that the profile does not tell."""
+    (tmp_path / "link").symlink_to("store")
+    job = Job(tmp_path, f"[[sync]]\ntarget = '{tmp_path}/link'\n")
+    run = job.run()
+    assert (the_step(run, "sync").state, run.exit_code) == ("failed", 1)
+
+
 def test_the_worst_exit_code() -> None:
     assert worst([]) == worst([0]) == 0
     assert worst([3, 31, 20, 40, 13, 1]) == 1
