@@ -25,6 +25,7 @@ _DOTS = 60  # more points than that are a line without dots
 _LABEL = 40  # characters
 _ROOM = 60  # for half of the last label
 _DAY = 86400
+_THIN = 300  # bars beside each other
 _BAR_SHARE = 0.8  # of the room that there is for a bar
 _WIDTH, _HEIGHT, _ROW = 820, 260, 34
 
@@ -57,7 +58,8 @@ def size_bars(label: str, points: Sequence[Point], name: str) -> str:
     from pygal import Histogram
 
     gaps = sorted(after[0] - before[0] for before, after in pairwise(points))
-    width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), 1) if gaps else _DAY // 2
+    least = max(sum(gaps) // _THIN, 2)  # that a bar can be seen, also of runs in the same second
+    width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), least) if gaps else _DAY // 2
     chart = Histogram(_config(show_legend=False))
     chart.add(label, [(size, moment - width // 2, moment + width // 2) for moment, size in points])
     _axes(chart, [(moment + sign * width // 2 * bool(gaps), size) for moment, size in points for sign in (-1, 1)])
