@@ -242,4 +242,9 @@ def _run(command: Sequence[str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise ArchiverError(f"{' '.join(command)} was not done after {_SECONDS} seconds") from error
     if done.returncode:
-        raise ArchiverError(f"{' '.join(command)} failed: {' '.join(done.stderr.split())}")
+        raise ArchiverError(
+            f"{' '.join(command)} failed: {' '.join(done.stderr.split())}",
+            hint="yours runs while you are logged in, or always: loginctl enable-linger"
+            if "--user" in command
+            else None,
+        )

@@ -79,6 +79,7 @@ class _JobRun:
         self._steps = Steps(profile, around)
         self._before = history.settled()
         self._bug: Exception | None = None
+        self._is_unrecorded = False
         self._record = Run(profile.name, 0, 0)
 
     def run(self, whatever_the_power: bool) -> Run:
@@ -341,7 +342,9 @@ class _JobRun:
         try:
             self._history.put(self._record)
         except ArchiverError as error:
-            self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            if not self._is_unrecorded:  # said once
+                self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            self._is_unrecorded = True
 
 
 def _is_judged(run: Run, target: str) -> bool:

@@ -398,10 +398,11 @@ def test_desktop_by_busctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         wait_for(lambda: (tmp_path / "bus").exists())
         with open(tmp_path / "seen", "wb") as seen:
             monitor = subprocess.Popen(["dbus-monitor", "--address", address], stdout=seen)
-            wait_for(lambda: (tmp_path / "seen").read_bytes())  # else the other may be there before it listens
+            wait_for(lambda: (tmp_path / "seen").read_bytes())  # it sees what comes now
             echo = subprocess.Popen(["dbus-test-tool", "echo", "--name=org.freedesktop.Notifications"])
             try:
-                wait_for(lambda: b"Notifications" in (tmp_path / "seen").read_bytes())
+                asked = ["busctl", f"--address={address}", "status", "org.freedesktop.Notifications"]
+                wait_for(lambda: not subprocess.run(asked, capture_output=True).returncode)
                 Desktop().send(MESSAGE)
                 wait_for(lambda: b"member=Notify" in (tmp_path / "seen").read_bytes())
             finally:

@@ -303,19 +303,25 @@ def as_cron(line: str) -> str:
 MANAGER = """
 mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system {place}/drive && mkdir -m 700 /run/own
 export XDG_RUNTIME_DIR=/run/own
+await() {{ for i in $(seq 600); do "$@" 2>/dev/null && return; sleep 0.1; done; echo "$* did not come" >&2; }}
+mkdir -p {place}/.local/share/systemd/timers
+touch -d '9 days ago' {place}/.local/share/systemd/timers/stamp-archiver-job-home.timer
 /lib/systemd/systemd --user >{place}/log 2>&1 &
 manager=$!
-for i in $(seq 100); do systemctl --user is-active -q basic.target 2>/dev/null && break; sleep 0.1; done
+await systemctl --user is-active -q basic.target
 {python} {script} install
 systemctl --user list-timers --all --no-legend > {place}/timers
+await test -s {place}/called
+await sh -c '! systemctl --user is-active -q archiver-job-home.service'
+mv {place}/called {place}/by-timer
 mount -t tmpfs tmpfs {place}/drive
-for i in $(seq 100); do [ -e {place}/called ] && break; sleep 0.1; done
-cp {place}/called {place}/by-drive
-rm {place}/called
+await test -s {place}/called
+mv {place}/called {place}/by-drive
+await sh -c '! systemctl --user is-active -q archiver-job-home.service'
 touch {place}/fail
 systemctl --user start archiver-job-home.service
-for i in $(seq 100); do grep -q status {place}/called && break; sleep 0.1; done
-cp {place}/called {place}/by-failure
+await grep -q status {place}/called
+mv {place}/called {place}/by-failure
 {python} {script} uninstall
 systemctl --user list-timers --all --no-legend > {place}/timers-after
 kill $manager; wait $manager
@@ -340,7 +346,11 @@ carry_out(plan)
 
 @pytest.mark.skipif(not has_manager(), reason="no systemd can be started here")
 def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
-    """A manager takes the units, runs the job when the drive is mounted, and the watch when the job crashed."""
+    """A manager takes the units; it runs the job that was missed while it was off, and when the drive is mounted, and
+    the watch when the job crashed."""
+    (tmp_path / "home.toml").write_text(
+        (tmp_path / "home.toml").read_text().replace("on-plug", 'delay = "1s"\non-plug')
+    )
     program = tmp_path / 'it\'s "50%n" of $HOME;\\x\nä' / "program"
     program.parent.mkdir()
     program.write_text(
@@ -353,9 +363,10 @@ def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
     text = MANAGER.format(place=tmp_path, python=shlex.quote(sys.executable), script=tmp_path / "script.py")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     environment["PYTHONPATH"] = str(Path(install.__file__).parent.parent.parent)
-    subprocess.run(["unshare", "-m", "sh", "-c", text], env=environment, check=True, timeout=100)
+    subprocess.run(["unshare", "-m", "sh", "-c", text], env=environment, check=True, timeout=500)
     timers = (tmp_path / "timers").read_text()
     assert "archiver-job-home.timer" in timers and "archiver-watch-home.timer" in timers
+    assert (tmp_path / "by-timer").read_text() == "job run home\n"
     assert (tmp_path / "by-drive").read_text() == "job run home\n"
     assert (tmp_path / "by-failure").read_text() == "job run home\njob status home --quiet\n"
     assert "archiver" not in (tmp_path / "timers-after").read_text()

@@ -27,7 +27,6 @@ from archiver.tape.drive.interface import (
     EndOfData,
     FileReader,
     FileWriter,
-    MediumError,
     MediumFull,
     NoMedium,
     WriteProtected,
@@ -39,6 +38,7 @@ from archiver.tape.drive.virtual_place import (
     STATUS,
     check_there,
     encoded,
+    failed,
     labels_in,
     lock_drive,
     read_object,
@@ -242,6 +242,10 @@ class VirtualDrive:
             self._label is not None, self.write_protected, position, used, capacity, f"directory {self.path}"
         )
 
+    def complaint(self) -> str | None:
+        """Nothing watches over a directory."""
+        return None
+
     def wait_until_ready(self, seconds: float) -> bool:
         """Nobody else can put a medium in while this one has the directory."""
         return self._label is not None
@@ -332,7 +336,7 @@ class VirtualDrive:
         try:
             file.sync()
         except OSError as error:
-            raise MediumError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+            raise failed(self.path, f"{path} cannot be written", error) from error
         finally:
             file.close()
 

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Self
 
 from archiver.core.disk import NewFile, available, is_full
-from archiver.tape.drive.interface import MediumError, MediumFull
+from archiver.errors import ArchiverError
+from archiver.tape.drive.interface import MediumFull
+from archiver.tape.drive.virtual_place import failed
 from formats.tape.blocks import BLOCK_SIZE
 from formats.wire import Buffer
 
@@ -21,6 +23,7 @@ _WRITE_BACK_BLOCKS = 32
 class FileOnDisk:
     def __init__(self, path: str, what: str) -> None:
         self._what = what
+        self._directory = os.path.dirname(path)
         self._buffer = bytearray(BLOCK_SIZE)
         self._view = memoryview(self._buffer)
         try:
@@ -32,8 +35,8 @@ class FileOnDisk:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: OSError) -> MediumError:
-        return MediumError(f"{self._what} cannot be read: {(error.strerror or str(error)).lower()}")
+    def _failed(self, error: OSError) -> ArchiverError:
+        return failed(self._directory, f"{self._what} cannot be read", error)
 
     def read_block(self) -> Buffer | None:
         filled = 0
@@ -87,7 +90,7 @@ class NewFileOnDisk:
                 self._file.cut(self._blocks * BLOCK_SIZE)
             if is_full(error):
                 raise MediumFull(f"the file system of {self._directory} is full: {self._what} does not fit") from error
-            raise MediumError(f"{self._what} cannot be written: {(error.strerror or str(error)).lower()}") from error
+            raise failed(self._directory, f"{self._what} cannot be written", error) from error
 
     def finish(self) -> None:
         self._open = False
