@@ -208,6 +208,9 @@ def run(
     except ArchiverError as error:
         tell_of_failure(profile, error, history.directory, history.clock, output.hear)
         raise
+    except Exception:  # a bug of ours, which the record tells of
+        _notify(profile, history, None, output)
+        raise
     _notify(profile, history, done, output)
     tell_run(output, done)
     ctx.exit(done.exit_code or 0)

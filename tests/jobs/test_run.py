@@ -464,3 +464,24 @@ def test_documents(tmp_path: Path) -> None:
     assert call("job", "run", "nightly", "--only", "drill").code == 2  # the profile has none
     for wrong in (("--store", "/x"), ("--ns", "a"), ("--keyfile", "/x"), ("--read-only",)):
         assert call(*wrong, "job", "run", "nightly").code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("passphrase-file = '/nowhere'", "the profile names a passphrase"),
+        ("passphrase-command = 'echo x'", "the profile names a passphrase"),
+        ("master-public = '/nowhere'", "the profile names a master key"),
+        ("crypt = 'encrypt'", 'the profile says crypt = "encrypt"'),
+    ],
+)
+def test_nothing_is_saved_readable_where_a_key_is_gone(tmp_path: Path, line: str, reason: str) -> None:
+    job = Job(tmp_path, f"[key]\n{line}\n")
+    run = job.run()
+    assert run.exit_code == 12 and the_step(run, "backup").text.startswith(f"{reason}, and there is no key")
+    assert job.snapshots() == []
+    (note,) = ask("job", "check", "nightly")["items"]
+    assert (note["level"], note["line"], note["text"]) == ("note", 4, f"{reason}, and there is no key now")
+    if line.startswith("passphrase"):
+        job.say(f"[key]\n{line}\ncrypt = 'none'\n")
+        assert job.run().exit_code == 0
