@@ -26,6 +26,7 @@ from archiver.errors import (
     NotFound,
     Skipped,
     TargetAbsent,
+    UsageError,
     worst,
 )
 from archiver.jobs.history import History, Run, StepResult
@@ -78,6 +79,7 @@ class _JobRun:
         self._steps = Steps(profile, around)
         self._before = history.settled()
         self._bug: Exception | None = None
+        self._is_unrecorded = False
         self._record = Run(profile.name, 0, 0)
 
     def run(self, whatever_the_power: bool) -> Run:
@@ -343,7 +345,9 @@ class _JobRun:
         try:
             self._history.put(self._record)
         except ArchiverError as error:
-            self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            if not self._is_unrecorded:  # said once
+                self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            self._is_unrecorded = True
 
 
 def _is_judged(run: Run, target: str) -> bool:
@@ -351,7 +355,9 @@ def _is_judged(run: Run, target: str) -> bool:
 
 
 def _failed(error: ArchiverError) -> Done:
-    return Done(_sentence(error), {}, "failed", error.exit_code)
+    """What would be called wrong in a command is wrong on the machine here: the profile has been found right."""
+    code = ArchiverError.exit_code if isinstance(error, UsageError) else error.exit_code
+    return Done(_sentence(error), {}, "failed", code)
 
 
 def _sentence(error: ArchiverError) -> str:

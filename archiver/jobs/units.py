@@ -23,7 +23,7 @@ MARK = "# Written by archiver job install; archiver job uninstall removes it."
 # 3: some files could not be read; 11: it is running already; 13: the drive is absent; 14: by policy, as on battery
 _NO_FAILURE = "3 11 13 14"
 _AGAIN = "*-*-* *:00:00"
-_STALE = "2 10 20 30 31"  # what the watch may find: it has told of it
+_STALE = "2 10 20 30 31 50"  # what the watch may find: it has told of it
 _WATCHED = "*-*-* 12:00:00"
 _WATCH_DELAY = 600  # seconds
 _KEPT = (

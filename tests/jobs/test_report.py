@@ -362,3 +362,10 @@ def test_rendered(tmp_path: Path, scheme: str, color: str) -> None:
     )
     assert first_pixel(tmp_path / "page.png").hex() == color
     assert (tmp_path / "page.png").stat().st_size > 40_000  # more than an empty page
+
+
+@pytest.mark.parametrize("moments", [(1000, 1001, 1003), (1000, 1001), (1000, 1001, 1002, 1000 + 30 * 86400), (1000,)])
+def test_bars_can_be_seen_whatever_is_between_them(moments: tuple[int, ...]) -> None:
+    drawn = charts.size_bars("stored", [(moment, 5_000_000) for moment in moments], "x")
+    widths = re.findall(r'<rect [^>]*width="([0-9.]+)"[^>]*class="rect reactive', drawn)
+    assert len(widths) == len(moments) and all(float(width) >= 1 for width in widths)

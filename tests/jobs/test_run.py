@@ -108,7 +108,7 @@ def test_a_full_disk_does_not_keep_prune_from_its_work(tmp_path: Path, monkeypat
     assert run.exit_code == 40
     (trouble,) = standing(job.profile, history, job.clock.now()).troubles  # so that people are told
     assert trouble.key == f"failure backup {job.store}"
-    assert any("cannot be recorded" in text for text in job.told)
+    assert sum("cannot be recorded" in text for text in job.told) == 1
 
 
 def test_unreadable_files_are_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +252,14 @@ def test_a_store_that_has_lost_a_part_is_no_absent_drive(tmp_path: Path) -> None
     (job.store / ".chunks").rename(job.store / ".chunks.old")
     run = job.run()
     assert (the_step(run, "backup").state, run.exit_code) == ("failed", 10)
+
+
+def test_a_copy_into_the_store_itself_is_no_wrong_usage(tmp_path: Path) -> None:
+    """By a link, so that the profile does not tell."""
+    (tmp_path / "link").symlink_to("store")
+    job = Job(tmp_path, f"[[sync]]\ntarget = '{tmp_path}/link'\n")
+    run = job.run()
+    assert (the_step(run, "sync").state, run.exit_code) == ("failed", 1)
 
 
 def test_the_worst_exit_code() -> None:
@@ -544,3 +552,24 @@ def test_documents(tmp_path: Path) -> None:
     assert call("job", "run", "nightly", "--only", "drill").code == 2  # the profile has none
     for wrong in (("--store", "/x"), ("--ns", "a"), ("--keyfile", "/x"), ("--read-only",)):
         assert call(*wrong, "job", "run", "nightly").code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("passphrase-file = '/nowhere'", "the profile names a passphrase"),
+        ("passphrase-command = 'echo x'", "the profile names a passphrase"),
+        ("master-public = '/nowhere'", "the profile names a master key"),
+        ("crypt = 'encrypt'", 'the profile says crypt = "encrypt"'),
+    ],
+)
+def test_nothing_is_saved_readable_where_a_key_is_gone(tmp_path: Path, line: str, reason: str) -> None:
+    job = Job(tmp_path, f"[key]\n{line}\n")
+    run = job.run()
+    assert run.exit_code == 12 and the_step(run, "backup").text.startswith(f"{reason}, and there is no key")
+    assert job.snapshots() == []
+    (note,) = ask("job", "check", "nightly")["items"]
+    assert (note["level"], note["line"], note["text"]) == ("note", 4, f"{reason}, and there is no key now")
+    if line.startswith("passphrase"):
+        job.say(f"[key]\n{line}\ncrypt = 'none'\n")
+        assert job.run().exit_code == 0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from archiver.cli.main import run
+from archiver.jobs import steps
 from archiver.jobs.history import History, state_directory
 from tests.cli.command import BUG, ROOT, ask, call, start
 from tests.golden_store import write_key
@@ -276,3 +278,14 @@ def test_records_with_numbers_that_were_never_recorded(place: Path, number: str)
     for command in (["status"], ["report", "--json"], ["run"], ["ack"]):
         assert call("job", command[0], "home", *command[1:]).code == 0
     assert began
+
+
+def test_bug_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run itself: cron has no OnFailure."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(steps, "backup", broken)
+    assert run(["job", "run", "home"], as_json=False) == BUG
+    assert told(place) == [("failure", f"backup of {place}/store: a bug of archiver's: RuntimeError")]
