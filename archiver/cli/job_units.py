@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.job_status import load_profile
 from archiver.errors import EXIT_OK, ArchiverError, UsageError
 
 if TYPE_CHECKING:
     from archiver.cli.output import Output
     from archiver.jobs.install import Plan, Scope, Way
-    from archiver.jobs.profile import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def install(context: Context, name: str, scope: Scope | None, way: Way | None, d
 
     output = context.output
     chosen_way = way or ("systemd" if is_systemd_running() else "cron")
-    plan = plan_install(_profile(name), program(), os.environ, _scope(scope), chosen_way)
+    plan = plan_install(load_profile(name), program(), os.environ, _scope(scope), chosen_way)
     if not dry_run:
         carry_out(plan)
     _tell(plan, output, dry_run)
@@ -64,7 +64,7 @@ def install(context: Context, name: str, scope: Scope | None, way: Way | None, d
 def uninstall(context: Context, name: str, scope: Scope | None, dry_run: bool) -> None:
     """Have a job run by itself no more. Its profile, its history and all snapshots stay."""
     from archiver.jobs.install import carry_out, plan_uninstall
-    from archiver.jobs.load import check_name
+    from archiver.jobs.places import check_name
 
     check_name(name)
     plan = plan_uninstall(name, os.environ, _scope(scope))
@@ -83,7 +83,7 @@ def notify(ctx: click.Context, context: Context, name: str) -> None:
     from archiver.jobs.notify.chosen import heartbeats, subscriptions
     from archiver.jobs.notify.deliver import Told, beat, try_out
 
-    output, profile = context.output, _profile(name)
+    output, profile = context.output, load_profile(name)
     told = try_out(name, subscriptions(profile.channels), clock=Clock(), listener=output.hear)
     told = Told((*told.items, *(beat(url, output.hear) for url in heartbeats(profile.channels))))
     if not told.items:
@@ -111,12 +111,6 @@ def program() -> list[str]:
 
 def _scope(chosen: Scope | None) -> Scope:
     return chosen or ("system" if os.geteuid() == 0 else "user")
-
-
-def _profile(name: str) -> Profile:
-    from archiver.jobs.load import directories, find, load
-
-    return load(name, find(name, directories(os.environ)))
 
 
 def _tell(plan: Plan, output: Output, dry_run: bool) -> None:

@@ -45,7 +45,7 @@ def status(ctx: click.Context, context: Context) -> None:
     Exit code 31 when anything of a job is older than its profile allows. Without --store and a store in the default
     place all jobs are told.
     """
-    from archiver.cli.job import jobs_of, show_standings, standings
+    from archiver.cli.job_status import jobs_of, show_standings, standings
 
     output = context.output
     place = None if context.uses_default_store() and not os.path.lexists(context.store_path()) else context.store_path()

@@ -46,11 +46,14 @@ def _notes(loaded: Loaded, profile: Profile, around: Surroundings) -> Iterator[P
             Pools(TapePlace.default(around.environment)).get(tape.pool)
         except ArchiverError as error:
             yield _problem(loaded, f"tape[{number}].pool", str(error))
-    path = JobKey(profile.key, around.environment, around.prompt).path
+    job_key = JobKey(profile.key, around.environment, around.prompt)
+    path = job_key.path
     if path is not None and not os.path.lexists(path):
         yield _problem(loaded, "key.file", f"there is no key file {path} now")
-    if path is None and profile.key.crypt in ("encrypt", "sign-only"):
-        yield _problem(loaded, "key.crypt", f'crypt is "{profile.key.crypt}", and there is no key now')
+    if path is None and job_key.wanted_by is not None:
+        named = ("crypt", "passphrase-file", "passphrase-command", "master-public")
+        key = next(key for key in named if loaded.origins[f"key.{key}"].place == "file")
+        yield _problem(loaded, f"key.{key}", f"{job_key.wanted_by}, and there is no key now")
 
 
 def _problem(loaded: Loaded, key: str, text: str) -> Problem:

@@ -13,15 +13,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from archiver.core.clock import Clock
 from archiver.core.disk import Disk, explain, explained
 from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Locked, TooNew, UsageError
+from archiver.errors import EXIT_INTERRUPTED, ArchiverError, Locked, Skipped, TooNew, UsageError
 from formats.naming import MAX_TIME
 
 State = Literal["ok", "partial", "deferred", "skipped", "held", "failed", "interrupted"]
@@ -32,6 +32,7 @@ _FILE = re.compile(r"([0-9]{8})\.json")
 _KEPT = 1000  # runs
 _LARGEST = 4 << 20  # bytes
 _PATIENCE = 2.0  # seconds: who only looks whether a run is going on holds the lock for a moment
+_TELLING = 120.0  # seconds: on each channel a server may not answer
 _STATES, _RUN_STATES = get_args(State), get_args(RunState)
 SKEW = 300  # seconds that a record may be ahead of the clock
 
@@ -137,6 +138,11 @@ class Run:
             tuple(map(StepResult.of, known["items"])),
         )
 
+    @property
+    def is_put_off(self) -> bool:
+        """It was skipped by policy or interrupted, so that nothing is known of it but that it is still to be done."""
+        return self.exit_code in (Skipped.exit_code, EXIT_INTERRUPTED)
+
     def steps_named(self, name: str, target: str | None = None) -> list[StepResult]:
         return [step for step in self.steps if step.name == name and target in (None, step.target)]
 
@@ -150,6 +156,7 @@ class History:
         self._disk = disk if disk is not None else Disk()
         self._lock: DirectoryLock | None = None
         self._known: dict[int, Run] = {}  # those that are over: nobody writes them again
+        self._unwritten: dict[int, Run] = {}  # the disk has no room for them
 
     @property
     def job(self) -> str:
@@ -161,11 +168,12 @@ class History:
         """Of all runs, the newest first. Raises ArchiverError."""
         try:
             found = map(_FILE.fullmatch, os.listdir(self._runs))
+            written = {int(match[1]) for match in found if match}
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            written = set()
         except OSError as error:
             raise explain(error, "read", self._runs) from error
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        return sorted(written | self._unwritten.keys(), reverse=True)
 
     def runs(self, most: int = _KEPT) -> list[Run]:
         """The newest first. A record that cannot be read is left out. Raises TooNew for one of a later version, which
@@ -174,8 +182,9 @@ class History:
         return [run for run in found if run is not None]
 
     def run(self, number: int) -> Run | None:
-        if number in self._known:
-            return self._known[number]
+        for known in (self._unwritten, self._known):
+            if number in known:
+                return known[number]
         try:
             with open(self._path(number), "rb") as file:
                 known = json.loads(file.read(_LARGEST))
@@ -239,6 +248,21 @@ class History:
             self._lock.close()
             self._lock = None
 
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Be the only one who tells people how the job stands. That is no matter of a run, which would not begin while
+        somebody who only looked waits for a server. Raises Locked, ArchiverError."""
+        with explained("make", self._runs):
+            self._disk.make_directories(self._runs, 0o700)
+        try:
+            lock = DirectoryLock(self._runs, wait_seconds=_TELLING)
+        except BlockingIOError as error:
+            raise Locked(f"somebody else tells of the job {self.job} just now") from error
+        except OSError as error:
+            raise ArchiverError(f"cannot lock {self._runs}: {(error.strerror or str(error)).lower()}") from error
+        with lock:
+            yield
+
     def begin(self) -> Run:
         """A new run, which is not recorded yet; those that crashed are told to have. Call ``lock`` first."""
         numbers = self.numbers()
@@ -248,15 +272,31 @@ class History:
                 with suppress(ArchiverError):
                     self.put(crashed(run))
         for number in numbers[_KEPT - 1 :]:
-            self._disk.remove_file(self._path(number))
+            self._remove(number)
         return Run(self.job, (numbers[0] if numbers else 0) + 1, self.clock.now())
 
     def put(self, run: Run) -> None:
-        """Durable. Raises ArchiverError."""
+        """Durable. Raises ArchiverError; this process knows it then all the same, and can tell people of it."""
         path = self._path(run.number)
         self._known.pop(run.number, None)
+        self._unwritten[run.number] = run
         with explained("write", path):
             self._disk.put(path, [json.dumps(run.as_json()).encode() + b"\n"], 0o600, sync=True)
+        del self._unwritten[run.number]
+
+    def forget_skipped(self, before: int) -> None:
+        """Of those that were skipped one after the other the last one is enough: who asks each hour, on battery for
+        weeks, would lose the records of what was done."""
+        for number in self.numbers():
+            if number < before:
+                run = self.run(number)
+                if run is None or run.exit_code != Skipped.exit_code or run.steps:
+                    return
+                self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        with suppress(OSError):
+            self._disk.remove_file(self._path(number))
 
     def acknowledge(self, number: int) -> None:
         """What the guard held back up to this run is right. Raises ArchiverError."""

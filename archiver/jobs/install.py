@@ -94,7 +94,7 @@ def plan_install(
         lines = cron_lines(job, program, environment, os.uname().nodename)
         return _plan(job, scope, way, environment, [], lines, ())
     mounts = drives(profile) if schedule.on_plug else []
-    wanted = units(job, program, schedule, mounts, environment, _systemctl(scope))
+    wanted = units(job, program, schedule, mounts, environment)
     return _plan(job, scope, way, environment, wanted, [], tuple(mounts))
 
 

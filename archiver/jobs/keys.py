@@ -27,6 +27,18 @@ class JobKey:
             return None
         return self._key.file or self._environment.get("ARCHIVER_KEYFILE") or default_keyfile(self._environment)
 
+    @property
+    def wanted_by(self) -> str | None:
+        """What in the profile says that there has to be a key: without one nothing is saved, least of all readable."""
+        key = self._key
+        if key.crypt == "none":
+            return None
+        if key.crypt is not None:
+            return f'the profile says crypt = "{key.crypt}"'
+        if key.passphrase_file is not None or key.passphrase_command is not None:
+            return "the profile names a passphrase"
+        return "the profile names a master key" if key.master_public is not None else None
+
     def unlocked(self) -> UnlockedKey | None:
         """Raises KeyProblem, also where the profile wants a key and there is none."""
         if not self._tried:
@@ -42,9 +54,9 @@ class JobKey:
     def _unlock(self) -> UnlockedKey | None:
         path = self.path
         if path is None:
-            if self._key.crypt in ("encrypt", "sign-only"):
+            if self.wanted_by is not None:
                 raise KeyProblem(
-                    f"the profile says crypt = {self._key.crypt!r}, and there is no key", hint="name its file"
+                    f"{self.wanted_by}, and there is no key", hint="name its file, or: archiver key create"
                 )
             return None
         return unlock(read_key_file(path), path, self._passphrases(), self._prompt)

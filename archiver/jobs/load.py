@@ -16,8 +16,7 @@ from typing import cast
 from archiver.backup.specification import ArchiveSpec, check_names, form_of
 from archiver.browse.verify_result import Budget
 from archiver.core.disk import read_at
-from archiver.errors import ArchiverError, NotFound, UsageError
-from archiver.jobs.history import checked_home
+from archiver.errors import ArchiverError, UsageError
 from archiver.jobs.notify.channels import check_address
 from archiver.jobs.notify.web import check_url
 from archiver.jobs.profile import (
@@ -43,7 +42,6 @@ from archiver.jobs.profile import (
     When,
 )
 from archiver.jobs.tables import File, Origin, Problem, Table, full_path
-from archiver.keys.ring import configuration
 from archiver.source.image import STANDARD_INPUT
 from archiver.store.filters import GroupFilter
 from archiver.store.layout import DEFAULT_OWNER
@@ -53,10 +51,6 @@ from archiver.sync.rate import parse_rate
 from formats.naming import check_backup_id, check_namespace, check_owner
 from formats.patterns import parse_exclude_option
 
-SYSTEM = "/etc/archiver"
-ENDING = ".toml"
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _LARGEST = 1 << 20  # bytes
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _AT = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
@@ -90,42 +84,6 @@ class ProfileProblem(UsageError):
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(f"{errors[0]}{more}", hint=f"nothing was done; see: archiver job check {loaded.name}")
         self.problems = errors
-
-
-def directories(environment: Mapping[str, str], system: str = SYSTEM) -> tuple[str, str]:
-    """Where profiles are, the user's own first. Raises UsageError where there is no home."""
-    return checked_home(os.path.dirname(configuration(environment, "any"))), system
-
-
-def check_name(name: str) -> None:
-    """Raises UsageError for what can be no job's name."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name of a job", hint="letters, digits, _ and - are allowed, 64 at most")
-
-
-def profiles(places: tuple[str, ...]) -> dict[str, str]:
-    """The path of each profile by its name; of two with the same name the first one's."""
-    found: dict[str, str] = {}
-    for place in places:
-        try:
-            entries = sorted(os.listdir(place))
-        except OSError:
-            continue
-        for entry in entries:
-            name = entry.removesuffix(ENDING)
-            if name != entry and _NAME.fullmatch(name):
-                found.setdefault(name, os.path.join(place, entry))
-    return dict(sorted(found.items()))
-
-
-def find(name: str, places: tuple[str, ...]) -> str:
-    """The path of a profile. Raises NotFound, UsageError."""
-    check_name(name)
-    for place in places:
-        path = os.path.join(place, name + ENDING)
-        if os.path.lexists(path):
-            return path
-    raise NotFound(f"there is no job {name}", hint=f"its profile would be {places[0]}/{name}{ENDING}")
 
 
 def load(name: str, path: str) -> Profile:
@@ -202,6 +160,7 @@ def _profile(name: str, file: File, data: bytes) -> Profile:
         schedule=None if schedule is None else _schedule(schedule),
         guard=_guard(root.table("guard")),
         channels=tuple(map(_channel, root.tables("notify"))),
+        reports=_reports(root.table("report")),
     )
     root.end()
     return profile
@@ -450,6 +409,12 @@ def _channel(table: Table) -> Channel:
     on = table.texts("on", _occasion, "of " + ", ".join(OCCASIONS)) or OCCASIONS[:3]
     table.end()
     return Channel(kind or "desktop", to, on)
+
+
+def _reports(table: Table) -> str | None:
+    directory = table.path("directory")
+    table.end()
+    return directory
 
 
 def _check_to(table: Table, check: Callable[[str], str], to: str) -> None:

@@ -111,3 +111,5 @@ def awake(job: str, listener: Listener) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.returncode > 0:
+            listener(Notice("nothing kept the machine awake: systemd-inhibit was refused"))

@@ -147,7 +147,8 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """``data``: the file as it was read. ``gc_every`` in seconds; None: never."""
+    """``data``: the file as it was read. ``gc_every`` in seconds; None: never. ``reports``: the directory that they are
+    written to after each run."""
 
     name: str
     path: str
@@ -172,6 +173,7 @@ class Profile:
     schedule: Schedule | None
     guard: Guard
     channels: tuple[Channel, ...]
+    reports: str | None
 
     @property
     def group(self) -> GroupRef:

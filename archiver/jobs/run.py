@@ -26,6 +26,7 @@ from archiver.errors import (
     NotFound,
     Skipped,
     TargetAbsent,
+    UsageError,
     worst,
 )
 from archiver.jobs.history import History, Run, StepResult
@@ -78,6 +79,7 @@ class _JobRun:
         self._steps = Steps(profile, around)
         self._before = history.settled()
         self._bug: Exception | None = None
+        self._is_unrecorded = False
         self._record = Run(profile.name, 0, 0)
 
     def run(self, whatever_the_power: bool) -> Run:
@@ -99,9 +101,7 @@ class _JobRun:
             except KeyboardInterrupt as error:
                 interrupt = interrupt or error
             finally:
-                codes = [step.exit_code for step in self._record.steps if self._counts(step)]
-                code = EXIT_INTERRUPTED if interrupt is not None else worst(codes, _ORDER)
-                self._end(code)
+                self._end(EXIT_INTERRUPTED if interrupt is not None else self._worst())
         if interrupt is not None:
             raise interrupt
         if self._bug is not None:
@@ -112,12 +112,17 @@ class _JobRun:
         ages = all_ages(self._profile, self._before, self._around.clock.now())
         due = min((age.due for age in ages if age.step == "backup" and age.due is not None), default=None)
         self._record = replace(self._record, text=f"skipped: {reason}", due=due)
-        return self._end(Skipped.exit_code)
+        done = self._end(Skipped.exit_code)
+        self._history.forget_skipped(done.number)
+        return done
 
     def _end(self, code: int) -> Run:
         self._record = replace(self._record, state="done", ended=self._around.clock.now(), exit_code=code)
         self._save()
         return self._record
+
+    def _worst(self) -> int:
+        return worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
 
     def _counts(self, step: StepResult) -> bool:
         return step.name != "hook" or step.figures.get("required") is True
@@ -307,7 +312,7 @@ class _JobRun:
         return ready
 
     def _hook(self, hook: Hook, target: str) -> StepResult:
-        code = worst((step.exit_code for step in self._record.steps if self._counts(step)), _ORDER)
+        code = self._worst()
         facts = {
             "JOB": self._profile.name,
             "RUN": str(self._record.number),
@@ -340,7 +345,9 @@ class _JobRun:
         try:
             self._history.put(self._record)
         except ArchiverError as error:
-            self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            if not self._is_unrecorded:  # said once
+                self._around.listener(Notice(f"the run cannot be recorded: {error}", "warning"))
+            self._is_unrecorded = True
 
 
 def _is_judged(run: Run, target: str) -> bool:
@@ -348,7 +355,9 @@ def _is_judged(run: Run, target: str) -> bool:
 
 
 def _failed(error: ArchiverError) -> Done:
-    return Done(_sentence(error), {}, "failed", error.exit_code)
+    """What would be called wrong in a command is wrong on the machine here: the profile has been found right."""
+    code = ArchiverError.exit_code if isinstance(error, UsageError) else error.exit_code
+    return Done(_sentence(error), {}, "failed", code)
 
 
 def _sentence(error: ArchiverError) -> str:

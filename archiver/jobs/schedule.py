@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from archiver.jobs.history import SKEW, Run
 from archiver.jobs.profile import Schedule
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -20,6 +21,18 @@ def calendar_lines(schedule: Schedule) -> list[str]:
 def last_due(schedule: Schedule, now: int) -> int | None:
     """The latest moment until ``now`` at which a run was to begin; None when there is none: it is not for the clock."""
     return max((moment for moment in _moments(schedule, now) if moment <= now), default=None)
+
+
+def is_due(schedule: Schedule, runs: Sequence[Run], now: int) -> bool:
+    """Whether no run has ended since the schedule wanted one last. One that crashed or was put off does not count, nor
+    one of single steps without a backup, nor one of a time that is still to come: the clock was wrong then, and who
+    trusted it would not run the job for years."""
+    due = last_due(schedule, now)
+    return due is not None and not any(due <= run.began <= now + SKEW and _is_whole(run) for run in runs)
+
+
+def _is_whole(run: Run) -> bool:
+    return run.state == "done" and not run.is_put_off and bool(run.steps_named("backup"))
 
 
 def _moments(schedule: Schedule, now: int) -> Iterator[int]:

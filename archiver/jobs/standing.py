@@ -174,10 +174,18 @@ class _Kept:
             return True
 
 
+def crash_of(runs: Sequence[Run]) -> Run | None:
+    """The first of those that crashed one after the other until now. One that was skipped or interrupted since then
+    heals nothing."""
+    crashes = list(takewhile(lambda run: run.state == "crashed", (run for run in runs if not run.is_put_off)))
+    return crashes[-1] if crashes else None
+
+
 def _troubles(profile: Profile, runs: Sequence[Run], ages: Sequence[Age], acknowledged: int) -> list[Trouble]:
     found = []
-    if runs and runs[0].state == "crashed":
-        found.append(Trouble(f"crash {runs[0].number}", "crash", f"the run did not end: {runs[0].text}", runs[0].began))
+    crash = crash_of(runs)
+    if crash is not None:
+        found.append(Trouble(f"crash {crash.number}", "crash", f"the run did not end: {crash.text}", crash.began))
     for key, ends in _ends(profile, runs).items():
         run, step = ends[0]
         since = _since(step, ends)

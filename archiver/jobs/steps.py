@@ -7,7 +7,7 @@ A step raises ArchiverError when it fails. What it has to tell beyond that is it
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -107,9 +107,8 @@ class Steps:
             text = str(error)
             for spec in self._profile.sources.specs:
                 text = text.replace(spec.command, spec.archive) if spec.command is not None else text
-            if text == str(error):
-                raise
-            raise type(error)(text, hint=error.hint) from error
+            error.args = (text,)
+            raise
 
     def _options(self) -> BackupOptions:
         profile, key = self._profile, self._key.unlocked()
@@ -356,6 +355,3 @@ def _device(path: str) -> int:
         return os.stat(path).st_dev
     except OSError as error:
         raise ArchiverError(f"include-dev {path}: {(error.strerror or str(error)).lower()}") from error
-
-
-StepFunction = Callable[[], Done]

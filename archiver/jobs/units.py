@@ -1,10 +1,11 @@
 """What systemd is told of a job: a service that runs it, a timer, and a look once a day whether all is well.
 
 ``archiver-job-NAME.timer`` starts the service when the schedule says so, or as soon as the machine is on when that was
-missed. ``archiver-plug-NAME.service`` is wanted by the mount unit of a drive and starts the service when that is
-mounted, by whomever; a unit of its own, as nothing that is always loaded may name the mount unit: one that systemd
-knows before the drive is there is never asked what it wants. The watch is what tells of a run that crashed, or that
-never began: at once (OnFailure), or the next noon.
+missed; and once an hour, for what is left to be done: ``job run --if-due`` does nothing unless the last run that was to
+be was skipped, as on battery, or broke off. ``archiver-plug-NAME.service`` is wanted by the mount unit of a drive and
+runs the job when that is mounted, by whomever; a unit of its own, as nothing that is always loaded may name the mount
+unit: one that systemd knows before the drive is there is never asked what it wants. The watch is what tells of a run
+that crashed, or that never began: at once (OnFailure), or the next noon.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from archiver.jobs.schedule import calendar_lines
 
 MARK = "# Written by archiver job install; archiver job uninstall removes it."
 
-# 3: some files could not be read; 13: the drive is absent; 14: by policy, as on battery
-_NO_FAILURE = "3 13 14"
-_STALE = "2 10 20 30 31"  # what the watch may find: it has told of it
+# 3: some files could not be read; 11: it is running already; 13: the drive is absent; 14: by policy, as on battery
+_NO_FAILURE = "3 11 13 14"
+_AGAIN = "*-*-* *:00:00"
+_STALE = "2 10 20 30 31 50"  # what the watch may find: it has told of it
 _WATCHED = "*-*-* 12:00:00"
 _WATCH_DELAY = 600  # seconds
 _KEPT = (
@@ -69,17 +71,17 @@ def units(
     schedule: Schedule,
     mounts: Sequence[str],
     environment: Mapping[str, str],
-    systemctl: Sequence[str],
 ) -> list[Unit]:
     """``program``: how this program is started. ``mounts``: mount points of drives that start a run. Raises
     ArchiverError for a path that systemd cannot be told."""
     program = _started(program, environment)
     watch = f"Looks every day whether the archiver job {job} is well"
-    plug = [Unit(plug_name(job), _plug(job, mounts, systemctl))] if mounts else []
+    calendar = [*calendar_lines(schedule), _AGAIN]
+    plug = [Unit(plug_name(job), _plug(job, program, mounts, environment))] if mounts else []
     return [
         *plug,
         Unit(service_name(job), _service(job, program, environment)),
-        Unit(timer_name(job), _timer(f"Runs the archiver job {job}", calendar_lines(schedule), schedule.delay)),
+        Unit(timer_name(job), _timer(f"Runs the archiver job {job}", calendar, schedule.delay)),
         Unit(f"archiver-watch-{job}.service", _watch(job, program, environment)),
         Unit(f"archiver-watch-{job}.timer", _timer(watch, [_WATCHED], _WATCH_DELAY)),
     ]
@@ -111,26 +113,35 @@ def _service(job: str, program: Sequence[str], environment: Mapping[str, str]) -
         "",
         "[Service]",
         "Type=oneshot",
-        f"ExecStart={command_line([*program, 'job', 'run', job])}",
+        f"ExecStart={command_line([*program, 'job', 'run', job, '--if-due'])}",
+        *_manners(environment),
+    )
+
+
+def _manners(environment: Mapping[str, str]) -> list[str]:
+    return [
         f"SuccessExitStatus={_NO_FAILURE}",
         "CPUSchedulingPolicy=idle",
         "IOSchedulingClass=idle",
         "KillMode=mixed",
         "TimeoutStopSec=5min",
         *_variables(environment),
-    )
+    ]
 
 
-def _plug(job: str, mounts: Sequence[str], systemctl: Sequence[str]) -> str:
+def _plug(job: str, program: Sequence[str], mounts: Sequence[str], environment: Mapping[str, str]) -> str:
+    """``exec``: whatever waits for the mount, such as the start of the machine, does not wait for the run."""
     names = " ".join(map(mount_unit, mounts))
     return _text(
         "[Unit]",
         f"Description=Run the archiver job {job} when its drive is there",
         f"After={names}",
+        f"OnFailure=archiver-watch-{job}.service",
         "",
         "[Service]",
-        "Type=oneshot",
-        f"ExecStart={command_line([*systemctl, 'start', '--no-block', service_name(job)])}",
+        "Type=exec",
+        f"ExecStart={command_line([*program, 'job', 'run', job])}",
+        *_manners(environment),
         "",
         "[Install]",
         f"WantedBy={names}",

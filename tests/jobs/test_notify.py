@@ -33,11 +33,13 @@ from archiver.jobs.notify import desktop as desktop_module
 from archiver.jobs.notify import web
 from archiver.jobs.notify.after import tell
 from archiver.jobs.notify.channels import Channel, Command, Desktop, Mail, Webhook, check_address
+from archiver.jobs.notify.chosen import subscriptions
 from archiver.jobs.notify.deliver import SAID, Subscription, Told, beat, deliver, try_out
 from archiver.jobs.notify.memory import Memory
 from archiver.jobs.notify.message import Message
 from archiver.jobs.notify.program import run_program
 from archiver.jobs.notify.web import check_url
+from archiver.jobs.profile import Channel as Chosen
 from archiver.jobs.standing import Standing, Trouble
 
 FULL = Trouble("failure backup /s", "failure", "backup of /s: the disk is full", 1_690_000_000)
@@ -237,6 +239,13 @@ def test_only_what_a_channel_is_for(tmp_path: Path) -> None:
     assert [line.partition(" (")[0] for line in heard.take()[0][1]][:1] == [FULL.text]
 
 
+def test_a_channel_that_is_named_twice(tmp_path: Path) -> None:
+    """It hears all that it is named for, each once."""
+    channels = [Chosen("mail", "me", (event,)) for event in ("failure", "overdue", "recovery")]
+    (only,) = subscriptions([*channels, Chosen("heartbeat", "http://h/", ())])
+    assert only.on == {"failure", "overdue", "recovery"}
+
+
 def test_said_survives_the_process(tmp_path: Path) -> None:
     memory = Memory()
     memory.said("one", [FULL], is_all=True)
@@ -398,7 +407,7 @@ def test_desktop_by_busctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         wait_for(lambda: (tmp_path / "bus").exists())
         with open(tmp_path / "seen", "wb") as seen:
             monitor = subprocess.Popen(["dbus-monitor", "--address", address], stdout=seen)
-            wait_for(lambda: (tmp_path / "seen").read_bytes())  # it sees what comes now
+            wait_for(lambda: (tmp_path / "seen").stat().st_size)  # else the name may be taken before anybody looks
             echo = subprocess.Popen(["dbus-test-tool", "echo", "--name=org.freedesktop.Notifications"])
             try:
                 asked = ["busctl", f"--address={address}", "status", "org.freedesktop.Notifications"]
@@ -501,6 +510,7 @@ def test_after_a_run(server: Server, tmp_path: Path) -> None:
     assert asked(good) == [("/hook", "success"), ("/beat", "")]
     assert asked(absent) == [("/beat", "")]  # deferred is no failure
     assert asked(None) == []
+    assert asked(Run("home", 1, 0, "done", 9, 40)) == []  # it failed, though there is no record that says so
     assert asked(good, FULL) == [("/hook", "failure")]
     assert asked(good, FULL) == asked(None, STALE) == []
     assert asked(good) == [("/hook", "success"), ("/beat", "")]

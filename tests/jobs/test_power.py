@@ -83,7 +83,15 @@ def test_no_sleep_while_a_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     job = Job(tmp_path, f"[[hook]]\nwhen = 'before'\ncommand = '''{wait}'''\nrequired = true\n")
     assert job.run("backup", keep_awake=True).exit_code == 0
     assert "--what=sleep:idle" in began.read_text() and began.read_text().split()[-1] == "cat"
-    assert ended.exists()
+    assert ended.exists() and not any("awake" in text for text in job.told)
+
+
+def test_sleep_that_may_not_be_inhibited_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin", "systemd-inhibit", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    job = Job(tmp_path)
+    assert job.run("backup", keep_awake=True).exit_code == 0
+    assert job.told[-1] == "nothing kept the machine awake: systemd-inhibit was refused"
 
 
 @pytest.mark.parametrize(("said", "metered"), [("no\n\nno", False), ("no\n\nyes (guessed)", True), ("yes", True)])

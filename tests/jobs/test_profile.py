@@ -10,7 +10,8 @@ import pytest
 
 from archiver.browse.verify_result import Budget
 from archiver.errors import NotFound, UsageError
-from archiver.jobs.load import ProfileProblem, find, load, profiles, read
+from archiver.jobs.load import ProfileProblem, load, read
+from archiver.jobs.places import find, profiles
 from archiver.jobs.profile import Channel, Schedule
 from archiver.jobs.tables import Origin
 from tests.cli.command import ROOT, ask, call
@@ -301,6 +302,8 @@ on-plug = true
 [guard]
 enabled = true
 share = 1
+[report]
+directory = "/r"
 [[notify]]
 kind = "mail"
 to = "me"

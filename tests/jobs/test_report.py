@@ -259,6 +259,24 @@ def test_readme_tells_the_members(job: Path) -> None:
                 assert inner_members(document[member]) == inner, (name, member)
 
 
+def test_written_after_each_run(job: Path) -> None:
+    """Where the profile says so; pages of runs that are not remembered go, and no other file."""
+    place, profile = job / "pages", job / ".xdg/config/archiver/home.toml"
+    profile.write_text(profile.read_text() + f'[report]\ndirectory = "{place}"\n')
+    place.mkdir()
+    for name in ("home-00000900.html", "home-mine.html", "other-00000001.html"):
+        (place / name).write_text("x")
+    assert call("job", "run", "home", "--any-power").code == 0
+    names = ["home-00000003.html", "home-mine.html", "home.html", "other-00000001.html"]
+    assert sorted(path.name for path in place.iterdir()) == names
+    assert "Run 3 of the job home" in Checked((place / names[0]).read_text()).text
+    assert "Backup job home" in Checked((place / "home.html").read_text()).text
+    shutil.rmtree(place)
+    place.write_text("in the way")
+    done = call("job", "run", "home", "--any-power", "--json")
+    assert done.code == 0 and "the report of the run is missing" in done.err
+
+
 def test_pages(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(job)
     assert call("job", "report", "home").out == "wrote home.html\n"
@@ -344,3 +362,10 @@ def test_rendered(tmp_path: Path, scheme: str, color: str) -> None:
     )
     assert first_pixel(tmp_path / "page.png").hex() == color
     assert (tmp_path / "page.png").stat().st_size > 40_000  # more than an empty page
+
+
+@pytest.mark.parametrize("moments", [(1000, 1001, 1003), (1000, 1001), (1000, 1001, 1002, 1000 + 30 * 86400), (1000,)])
+def test_bars_can_be_seen_whatever_is_between_them(moments: tuple[int, ...]) -> None:
+    drawn = charts.size_bars("stored", [(moment, 5_000_000) for moment in moments], "x")
+    widths = re.findall(r'<rect [^>]*width="([0-9.]+)"[^>]*class="rect reactive', drawn)
+    assert len(widths) == len(moments) and all(float(width) >= 1 for width in widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,14 +15,17 @@ from typing import Any
 
 import pytest
 
-from archiver.core.disk import no_space
+from archiver.core.disk import Disk, no_space
 from archiver.errors import ArchiverError, Locked, TooNew, worst, worst_of
 from archiver.jobs import steps as steps_module
 from archiver.jobs.history import History, Run, StepResult
-from archiver.jobs.run import STALE
+from archiver.jobs.profile import Schedule
+from archiver.jobs.run import STALE, run_job
+from archiver.jobs.schedule import is_due
+from archiver.jobs.standing import standing
 from archiver.store.store import Store
 from tests.cli.command import ROOT, ask, call
-from tests.jobs.jobs import DAY, NIGHT, Job, states, the_step
+from tests.jobs.jobs import DAY, NIGHT, Job, states, the_step, write_supplies
 from tests.stores import chunk_files
 from tests.test_readme import documented, inner_members
 
@@ -92,13 +96,19 @@ def test_a_full_disk_does_not_keep_prune_from_its_work(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise no_space("write", "x")
 
+    class Full(Disk):  # the same disk
+        def put(self, *_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    history = History(job.history.directory, job.clock, Full())
     with monkeypatch.context() as patched:
         patched.setattr(steps_module, "backup", full)
-        patched.setattr(History, "put", full)  # the same disk
-        run = job.run()
+        run = run_job(job.profile, history, job.around)
     assert states(run) == {"backup": "failed", "prune": "ok", "gc": "ok", "verify": "ok"}
     assert run.exit_code == 40
-    assert any("cannot be recorded" in text for text in job.told)
+    (trouble,) = standing(job.profile, history, job.clock.now()).troubles  # so that people are told
+    assert trouble.key == f"failure backup {job.store}"
+    assert sum("cannot be recorded" in text for text in job.told) == 1
 
 
 def test_unreadable_files_are_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +254,14 @@ def test_a_store_that_has_lost_a_part_is_no_absent_drive(tmp_path: Path) -> None
     assert (the_step(run, "backup").state, run.exit_code) == ("failed", 10)
 
 
+def test_a_copy_into_the_store_itself_is_no_wrong_usage(tmp_path: Path) -> None:
+    """By a link, so that the profile does not tell."""
+    (tmp_path / "link").symlink_to("store")
+    job = Job(tmp_path, f"[[sync]]\ntarget = '{tmp_path}/link'\n")
+    run = job.run()
+    assert (the_step(run, "sync").state, run.exit_code) == ("failed", 1)
+
+
 def test_the_worst_exit_code() -> None:
     assert worst([]) == worst([0]) == 0
     assert worst([3, 31, 20, 40, 13, 1]) == 1
@@ -317,6 +335,18 @@ def test_hooks_have_streams_though_we_have_none(tmp_path: Path) -> None:
     assert len(job.snapshots()) == 1
 
 
+def test_interrupted_at_the_very_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("archiver.jobs.run.run_hook", interrupt)
+    job = Job(tmp_path, hook("finally", "true"))
+    with pytest.raises(KeyboardInterrupt):
+        job.run("backup")
+    (run,) = job.history.runs()
+    assert (run.exit_code, states(run)) == (130, {"backup": "ok", "finally 1": "interrupted"})
+
+
 def test_a_crash_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(tmp_path)
 
@@ -333,6 +363,72 @@ def test_a_crash_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     job.run()
     assert [run.state for run in job.history.runs()] == ["done", "crashed"]
     assert job.troubles() == []
+
+
+def test_a_crash_is_over_when_a_run_has_ended(tmp_path: Path) -> None:
+    """One that is skipped, as after a battery was empty, heals nothing; several crashes in a row are one trouble."""
+    job = Job(tmp_path)
+    for _ in range(2):
+        history = job.history
+        history.lock()
+        history.put(history.begin())
+        history.close()
+        job.clock.time += 3600
+    battery = write_supplies(tmp_path / "supplies", [{"type": "Battery", "status": "Discharging"}])
+    for _ in range(2):
+        assert job.run(supplies=str(battery)).exit_code == 14
+        assert [(trouble.key, trouble.since) for trouble in job.troubles()] == [("crash 1", NIGHT)]
+    job.run()
+    assert job.troubles() == []
+
+
+def test_of_runs_that_were_skipped_the_last_is_kept(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    good = job.run()
+    battery = write_supplies(tmp_path / "supplies", [{"type": "Battery", "status": "Discharging"}])
+    for number in (2, 3, 4):
+        assert job.run(supplies=str(battery)).number == number
+    assert [run.number for run in job.history.runs()] == [4, 1]
+    assert job.history.run(1) == good and job.run().number == 5
+
+
+def test_when_a_run_is_due(tmp_path: Path) -> None:
+    """What was put off, crashed, was not the whole job or is of a clock that was wrong leaves it due."""
+    job = Job(tmp_path)
+    schedule = Schedule(((time.localtime(NIGHT).tm_hour, 0),), (), 0, on_plug=False)
+    whole = (StepResult("backup", "/s", "ok", 0, "", NIGHT),)
+    run = Run("nightly", 1, NIGHT + 60, "done", NIGHT + 90, 0, steps=whole)
+    now = NIGHT + 7200
+    assert is_due(schedule, [], now) and not is_due(schedule, [run], now)
+    for code in (1, 13, 30, 40, 70):
+        assert not is_due(schedule, [replace(run, exit_code=code)], now)
+    for other in (
+        replace(run, exit_code=14, steps=()),
+        replace(run, exit_code=130),
+        replace(run, state="crashed", exit_code=None),
+        replace(run, steps=(replace(whole[0], name="verify"),)),
+        replace(run, began=NIGHT - 60),
+        replace(run, began=NIGHT + 365 * DAY),
+    ):
+        assert is_due(schedule, [other], now), other
+    assert job.run().exit_code == 0 and not is_due(schedule, job.history.settled(), now)
+
+
+def test_a_hold_outlives_its_record(tmp_path: Path) -> None:
+    """History is kept for so many runs; a mass change that nobody has accepted stays one."""
+    job = Job(tmp_path, KEEP, files=40)
+    job.run()
+    for path in job.source.iterdir():
+        path.write_text("other\n")
+    for _ in range(2):
+        job.clock.time += DAY
+        assert states(job.run())["guard"] == "held"
+    os.unlink(os.path.join(job.history.directory, "runs", "00000002.json"))
+    for _ in range(2):
+        job.clock.time += DAY
+        run = job.run()
+        assert (states(run)["prune"], run.exit_code) == ("skipped", 30)
+        assert the_step(run, "guard").text.startswith("held since run 2: 40 of 41 files")
 
 
 def test_a_bug_is_told_when_all_else_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -456,3 +552,24 @@ def test_documents(tmp_path: Path) -> None:
     assert call("job", "run", "nightly", "--only", "drill").code == 2  # the profile has none
     for wrong in (("--store", "/x"), ("--ns", "a"), ("--keyfile", "/x"), ("--read-only",)):
         assert call(*wrong, "job", "run", "nightly").code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("passphrase-file = '/nowhere'", "the profile names a passphrase"),
+        ("passphrase-command = 'echo x'", "the profile names a passphrase"),
+        ("master-public = '/nowhere'", "the profile names a master key"),
+        ("crypt = 'encrypt'", 'the profile says crypt = "encrypt"'),
+    ],
+)
+def test_nothing_is_saved_readable_where_a_key_is_gone(tmp_path: Path, line: str, reason: str) -> None:
+    job = Job(tmp_path, f"[key]\n{line}\n")
+    run = job.run()
+    assert run.exit_code == 12 and the_step(run, "backup").text.startswith(f"{reason}, and there is no key")
+    assert job.snapshots() == []
+    (note,) = ask("job", "check", "nightly")["items"]
+    assert (note["level"], note["line"], note["text"]) == ("note", 4, f"{reason}, and there is no key now")
+    if line.startswith("passphrase"):
+        job.say(f"[key]\n{line}\ncrypt = 'none'\n")
+        assert job.run().exit_code == 0

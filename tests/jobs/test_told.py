@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from archiver.cli.main import run
+from archiver.jobs import steps
 from archiver.jobs.history import History, state_directory
 from tests.cli.command import BUG, ROOT, ask, call, start
 from tests.golden_store import write_key
@@ -79,6 +81,16 @@ def test_crash_is_told_by_the_next_run(place: Path) -> None:
     events = [event for event, _ in told(place)]
     assert events == ["failure", "recovery"]
     assert call("job", "run", "home").code == 0 and told(place) == []
+
+
+def test_a_bug_of_ours_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr("archiver.jobs.steps.collect", bug)
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        call("job", "run", "home")
+    assert [event for event, _ in told(place)] == ["failure"]
 
 
 def test_killed_run_is_told_at_once(place: Path) -> None:
@@ -168,6 +180,27 @@ def test_no_name_of_an_encrypted_backup(place: Path) -> None:
         assert SECRET not in text
 
 
+def test_a_run_does_not_wait_for_who_tells(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that does not answer somebody who looks must not keep a run from beginning."""
+    history = History(state_directory(os.environ, "home"))
+    monkeypatch.setattr("archiver.jobs.history._TELLING", 0.0)
+    with history.telling():
+        assert not history.is_running()
+        done = call("job", "run", "home")
+    assert done.code == 0 and "nobody was told how the job stands" in done.err
+    assert call("job", "status", "home").err == ""
+
+
+def test_if_due_while_it_is_running(place: Path) -> None:
+    """cron asks each hour, and would send a mail about it."""
+    write(place, '[schedule]\nat = "00:00"\n')
+    history = History(state_directory(os.environ, "home"))
+    history.lock()
+    assert call("job", "run", "home").code == 11
+    assert ask("job", "run", "home", "--if-due")["items"] == []
+    history.close()
+
+
 @pytest.mark.parametrize("since", [(), ("--if-due",)])
 def test_if_due(place: Path, since: tuple[str, ...]) -> None:
     assert call("job", "run", "home", "--if-due").code == 2  # there is no schedule
@@ -217,6 +250,17 @@ def test_state_that_cannot_be_kept_or_read_is_told(place: Path, command: str) ->
     assert line.startswith("the job cannot be run: cannot make" if command == "run" else "there was never a snapshot")
 
 
+def test_a_history_that_cannot_be_read_is_told_by_who_asks_whether_a_run_is_due(place: Path) -> None:
+    """cron and systemd only ever ask that."""
+    write(place, '[schedule]\nat = "00:00"\n')
+    assert call("job", "run", "home").code == 0
+    record = place / ".xdg/state/archiver/jobs/home/runs/00000001.json"
+    record.write_text(record.read_text().replace('"schema": 1', '"schema": 2'))
+    for count in (1, 0):
+        assert call("job", "run", "home", "--if-due").code == 50
+        assert [event for event, _ in told(place)] == ["failure"] * count
+
+
 @pytest.mark.parametrize("number", ["1e999", "1e18", "-1e15", "NaN", '"1"', "[]"])
 def test_records_with_numbers_that_were_never_recorded(place: Path, number: str) -> None:
     """They are damaged, and as if they were not there."""
@@ -234,3 +278,14 @@ def test_records_with_numbers_that_were_never_recorded(place: Path, number: str)
     for command in (["status"], ["report", "--json"], ["run"], ["ack"]):
         assert call("job", command[0], "home", *command[1:]).code == 0
     assert began
+
+
+def test_bug_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the run itself: cron has no OnFailure."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(steps, "backup", broken)
+    assert run(["job", "run", "home"], as_json=False) == BUG
+    assert told(place) == [("failure", f"backup of {place}/store: a bug of archiver's: RuntimeError")]

@@ -51,8 +51,8 @@ def profile(tmp_path: Path) -> Profile:
 
 @needs_systemd
 def test_verified_by_systemd(tmp_path: Path) -> None:
-    words, ctl = ["/bin/echo", "a b", "50%", "$x"], ["systemctl", "--user"]
-    for unit in units("home", words, SCHEDULE, ["/mnt/a b-c"], {"XDG_STATE_HOME": "/a b"}, ctl):
+    words = ["/bin/echo", "a b", "50%", "$x"]
+    for unit in units("home", words, SCHEDULE, ["/mnt/a b-c"], {"XDG_STATE_HOME": "/a b"}):
         (tmp_path / unit.name).write_text(unit.text)
     (tmp_path / "run").mkdir()
     for scope in ("--system", "--user"):
@@ -70,7 +70,7 @@ def test_verified_by_systemd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("days", [(), ("mon",), ("mon", "tue", "sun")])
 def test_calendar(days: tuple[str, ...]) -> None:
     for line in calendar_lines(replace(SCHEDULE, days=days)):
-        subprocess.run(["systemd-analyze", "calendar", line], check=True, capture_output=True)
+        subprocess.run(["systemd-analyze", "calendar", line, "*-*-* *:00:00"], check=True, capture_output=True)
 
 
 def test_calendar_lines() -> None:
@@ -119,7 +119,7 @@ def test_words_of_a_command() -> None:
 def test_paths_that_systemd_cannot_be_told(path: str) -> None:
     for program, environment in (([path], {}), (["/a"], {"XDG_STATE_HOME": path})):
         with pytest.raises(ArchiverError, match="systemd takes no path with a control character"):
-            units("home", program, SCHEDULE, (), environment, ["systemctl"])
+            units("home", program, SCHEDULE, (), environment)
 
 
 def test_drives(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +181,11 @@ def test_installed_once(profile: Profile, tmp_path: Path, offline: Path, is_boot
     assert "IOSchedulingClass=idle\n" in service and "CPUSchedulingPolicy=idle\n" in service
     assert f"Environment=XDG_CONFIG_HOME={tmp_path}/config\n" in service
     assert "Persistent=true\n" in timer and "RandomizedDelaySec=1800\n" in timer
+    assert [line for line in timer.splitlines() if line.startswith("OnCalendar=")] == [
+        "OnCalendar=Mon,Sun *-*-* 02:00:00",
+        "OnCalendar=Mon,Sun *-*-* 14:30:00",
+        "OnCalendar=*-*-* *:00:00",  # what was skipped is tried again
+    ]
     enable = "--user enable archiver-job-home.timer archiver-watch-home.timer archiver-plug-home.service"
     start = ["--user start archiver-job-home.timer archiver-watch-home.timer"]
     called = offline.read_text().splitlines()
@@ -317,7 +322,7 @@ mv {place}/called {place}/by-timer
 mount -t tmpfs tmpfs {place}/drive
 await test -s {place}/called
 mv {place}/called {place}/by-drive
-await sh -c '! systemctl --user is-active -q archiver-job-home.service'
+await sh -c '! systemctl --user is-active -q archiver-plug-home.service'
 touch {place}/fail
 systemctl --user start archiver-job-home.service
 await grep -q status {place}/called
@@ -366,9 +371,9 @@ def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
     subprocess.run(["unshare", "-m", "sh", "-c", text], env=environment, check=True, timeout=500)
     timers = (tmp_path / "timers").read_text()
     assert "archiver-job-home.timer" in timers and "archiver-watch-home.timer" in timers
-    assert (tmp_path / "by-timer").read_text() == "job run home\n"
+    assert (tmp_path / "by-timer").read_text() == "job run home --if-due\n"
     assert (tmp_path / "by-drive").read_text() == "job run home\n"
-    assert (tmp_path / "by-failure").read_text() == "job run home\njob status home --quiet\n"
+    assert (tmp_path / "by-failure").read_text() == "job run home --if-due\njob status home --quiet\n"
     assert "archiver" not in (tmp_path / "timers-after").read_text()
     assert (tmp_path / "state").read_text() == state
     assert MARK not in "".join(path.read_text() for path in (tmp_path / "config").rglob("*archiver*") if path.is_file())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from archiver.core.clock import Clock
 from archiver.core.events import Listener
-from archiver.errors import ArchiverError
+from archiver.errors import ArchiverError, Skipped, TargetAbsent
 from archiver.jobs.history import Run
 from archiver.jobs.notify.chosen import heartbeats, subscriptions
 from archiver.jobs.notify.deliver import Told, beat, deliver
@@ -13,6 +13,7 @@ from archiver.jobs.profile import Profile
 from archiver.jobs.standing import Standing, Trouble
 
 _GOOD = (0, 3)  # exit codes of a run that saved what there was to save
+_NO_FAILURE = (*_GOOD, TargetAbsent.exit_code, Skipped.exit_code)
 
 
 def tell(
@@ -41,7 +42,7 @@ def tell(
         clock=clock or Clock(),
         listener=listener,
     )
-    if run is None or standing.troubles:
+    if run is None or run.exit_code not in _NO_FAILURE or standing.troubles:
         return told
     return Told((*told.items, *(beat(url, listener) for url in heartbeats(profile.channels))))
 

@@ -10,12 +10,13 @@ from archiver.jobs.profile import Channel as Chosen
 
 
 def subscriptions(chosen: Sequence[Chosen]) -> list[Subscription]:
-    """Whom to tell, and of what."""
-    return [
-        Subscription(_channel(each.kind, each.to or ""), frozenset(each.on))
-        for each in chosen
-        if each.kind != "heartbeat"
-    ]
+    """Whom to tell, and of what. A channel that is named twice is one: it has one memory of what it said."""
+    found: dict[Channel, frozenset[str]] = {}
+    for each in chosen:
+        if each.kind != "heartbeat":
+            channel = _channel(each.kind, each.to or "")
+            found[channel] = found.get(channel, frozenset()) | frozenset(each.on)
+    return [Subscription(channel, on) for channel, on in found.items()]
 
 
 def heartbeats(chosen: Sequence[Chosen]) -> list[str]:

@@ -60,7 +60,7 @@ def size_bars(label: str, points: Sequence[Point], name: str) -> str:
     gaps = sorted(after[0] - before[0] for before, after in pairwise(points))
     width = _DAY // 2
     if gaps:  # bars that can be seen, also where a few runs follow each other closely
-        width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), (points[-1][0] - points[0][0]) // _BARS, 1)
+        width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), (points[-1][0] - points[0][0]) // _BARS, 2)
     chart = Histogram(_config(show_legend=False))
     chart.add(label, [(size, moment - width // 2, moment + width // 2) for moment, size in points])
     _axes(chart, [(moment + sign * width // 2 * bool(gaps), size) for moment, size in points for sign in (-1, 1)])
