@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.tape.drive.virtual import VirtualDrive
 from archiver.tape.reading import opened
 from archiver.tape.tail import entry_of
 from formats.tape.blocks import BLOCK_SIZE
@@ -119,3 +120,10 @@ def test_some_moments(root: Path) -> None:
 @pytest.mark.slow
 def test_many_moments(root: Path) -> None:
     check_some(root, MANY)
+
+
+def test_it_would_be_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the flush there are states in which a catalog knows too much."""
+    monkeypatch.setattr(VirtualDrive, "flush", lambda drive: None)
+    with pytest.raises(AssertionError):
+        check_some(root, 80)
