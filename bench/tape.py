@@ -27,7 +27,7 @@ _PIECE = 16 << 20
 
 
 def build(place: Path, size: int, environment: Mapping[str, str]) -> Path:
-    """A store with one snapshot of ``size`` random bytes, and a drive with a medium of that."""
+    """A store with one snapshot of ``size`` random bytes, and a drive."""
     store, tree = place / "store", place / "tree"
     tree.mkdir()
     Store.create(store)
@@ -38,8 +38,7 @@ def build(place: Path, size: int, environment: Mapping[str, str]) -> Path:
                 left -= file.write(os.urandom(min(left, _PIECE)))
     _do(environment, "--store", store, "backup", f"data.pxar:{tree}", "--id", "bench")
     _do(environment, "tape", "drive", "add", "bench", "--path", place / "media")
-    _do(environment, "tape", "pool", "create", "bench", "--allocation", "always", "--retention", "overwrite")
-    _do(environment, "tape", "label", "--label-text", "BENCH1", "--pool", "bench")
+    _do(environment, "tape", "pool", "create", "bench", "--allocation", "always")
     shutil.rmtree(tree)
     return store
 
@@ -52,21 +51,13 @@ def _do(environment: Mapping[str, str], *arguments: str | Path) -> None:
     subprocess.run(_command(*arguments), env=environment, check=True, capture_output=True)
 
 
-def measured(place: Path, environment: Mapping[str, str], *arguments: str | Path) -> Usage:
+def measured(place: Path, environment: Mapping[str, str], command: Sequence[str]) -> Usage:
     """Raises SystemExit for a command that failed."""
     log = place / "log"
-    done = run(_command(*arguments), environment=environment, cwd=place, output=log)
+    done = run(command, environment=environment, cwd=place, output=log)
     if done.code:
-        raise SystemExit(f"{' '.join(map(str, arguments))} failed:\n{log.read_text()}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()}")
     return done.usage
-
-
-def copied(store: Path, target: Path) -> float:
-    """Seconds of a copy that is on the disk."""
-    began = time.perf_counter()
-    subprocess.run(["cp", "-r", str(store / ".chunks"), str(target)], check=True)
-    subprocess.run(["sync", "-f", str(target)], check=True)
-    return time.perf_counter() - began
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,18 +73,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment |= {f"XDG_{name}_HOME": str(place / ".xdg" / name.lower()) for name in names}
         size = options.size << 20
         store = build(place, size, environment)
-        cp, tape = [], []
-        for _ in range(options.rounds):
-            cp.append(copied(store, place / "copy"))
+        cp: list[Usage] = []
+        tape: list[Usage] = []
+        for number in range(options.rounds):
+            cp.append(measured(place, environment, ["sh", "-c", f"cp -r {store}/.chunks copy && sync -f copy"]))
             shutil.rmtree(place / "copy")
-            tape.append(measured(place, environment, "--store", store, "tape", "backup", "bench"))
-            time.sleep(1)  # each medium is used again by the next set, which must be later
+            for old in (place / "media").glob("*BENCH*"):
+                old.unlink()
+            _do(environment, "tape", "label", "--label-text", f"BENCH{number}", "--pool", "bench")
+            tape.append(measured(place, environment, _command("--store", store, "tape", "backup", "bench")))
+            time.sleep(1)  # sets are known by the second in which they begin
         restores = []
         for kind in ("bench", "one"):
             target = place / f"target-{kind}"
             Store.create(target)
             snapshot = [] if kind == "bench" else [str(ref) for ref in _snapshots(store)]
-            restores.append(measured(place, environment, "--store", target, "tape", "restore", "bench", *snapshot))
+            restores.append(
+                measured(place, environment, _command("--store", target, "tape", "restore", "bench", *snapshot))
+            )
             shutil.rmtree(target)
         return _tell(size, cp, tape, restores)
 
@@ -103,12 +100,12 @@ def _snapshots(path: Path) -> list[object]:
         return list(store.snapshots())
 
 
-def _tell(size: int, cp: list[float], tape: list[Usage], restores: list[Usage]) -> int:
-    plain, ours = median(cp), median(usage.wall for usage in tape)
+def _tell(size: int, cp: list[Usage], tape: list[Usage], restores: list[Usage]) -> int:
+    plain, ours = median(usage.wall for usage in cp), median(usage.wall for usage in tape)
     share = plain / ours
     anon = max(usage.anon for usage in [*tape, *restores])
     rate = size / (1 << 20)
-    print(f"cp and sync        {plain:7.2f} s  {rate / plain:7.0f} MiB/s")
+    print(f"cp and sync        {plain:7.2f} s  {rate / plain:7.0f} MiB/s  CPU {median(u.cpu for u in cp):.2f} s")
     print(f"tape backup        {ours:7.2f} s  {rate / ours:7.0f} MiB/s  CPU {median(u.cpu for u in tape):.2f} s")
     for name, usage in zip(("whole set", "one snapshot"), restores, strict=True):
         print(f"restore {name:12}{usage.wall:6.2f} s  {rate / usage.wall:7.0f} MiB/s  CPU {usage.cpu:.2f} s")

@@ -182,7 +182,17 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "key recover": (*master, "--kdf", "none", "--force"),
     }
     table = documented()
-    later = {"import", "verify", "heal", "restore", "restore --dry-run", "forget", "diff", "diff --sizes"}
+    later = {
+        "import",
+        "verify",
+        "heal",
+        "restore",
+        "restore --dry-run",
+        "backup --dry-run",
+        "forget",
+        "diff",
+        "diff --sizes",
+    }
     later |= {"debug recover", "debug recover-chunks", "mount", "shell"}
     later |= {"job install", "job uninstall", "job notify", "job report", "job report --run"}
     later |= {"manpages", "completion", "drill", "job run", "job run --dry-run"}

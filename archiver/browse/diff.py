@@ -90,7 +90,7 @@ class Comparison:
             yield from self._both(path, old, new)
         elif old is not None and self._before is not None:
             yield Change(path, self._before.entry(old), None)
-        elif new is not None and self._after is not None:
+        elif new is not None and self._after is not None and self._after.readable(new):
             yield Change(path, None, self._after.entry(new))
 
     def _both(self, path: bytes, old: AnyNode, new: AnyNode) -> Iterator[Change]:

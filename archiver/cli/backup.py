@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.entries import change_line
 from archiver.cli.output import Output, size_text
 from archiver.errors import EXIT_OK, EXIT_PARTIAL, NotFound, TargetAbsent, UsageError
 
 if TYPE_CHECKING:
     from archiver.backup.archive import Compare
+    from archiver.backup.rehearsal import Rehearsed
     from archiver.backup.run import BackupOptions, BackupResult, CryptMode, Mode
     from archiver.backup.specification import ArchiveSpec
+    from archiver.browse.diff import Change
     from archiver.keys.ring import UnlockedKey
+    from archiver.source.problem import Problem
     from archiver.store.store import Store
 
 _KIB = ("64", "128", "256", "512", "1024", "2048", "4096")
@@ -110,6 +115,9 @@ def snapshot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="COMMAND",
     help="NAME.img:- is what this command prints, run in a shell. When it fails nothing is saved.",
 )
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Only say what would be saved; with -v name what is new or changed."
+)
 @snapshot_options
 @global_options
 @click.pass_context
@@ -127,6 +135,7 @@ def backup(
     skip_lost_and_found: bool,
     skip_e2big_xattr: bool,
     command: str | None,
+    dry_run: bool,
     **named: Unpack[_Named],
 ) -> None:
     """Save directories, images and small files as one snapshot.
@@ -155,6 +164,8 @@ def backup(
         exclude_caches=exclude_caches,
     )
     options = replace(_options(context, **named), mode=mode, compare=compare, audit=audit, walk=walk)
+    if dry_run:
+        ctx.exit(_rehearse(context, sources, options))
     _run(ctx, context, sources, options)
 
 
@@ -216,6 +227,68 @@ def _run(ctx: click.Context, context: Context, sources: Sequence[ArchiveSpec], o
         result = run(store, sources, options, output.hear)
     _print(output, result)
     ctx.exit(EXIT_PARTIAL if result.errors else EXIT_OK)
+
+
+def _rehearse(context: Context, sources: Sequence[ArchiveSpec], options: BackupOptions) -> int:
+    """The exit code."""
+    from archiver.backup.rehearsal import rehearse
+    from archiver.backup.run import check_options
+    from archiver.core.events import FileProblem
+
+    output, errors = context.output, list[FileProblem]()
+    check_options(options)
+
+    def told(archive: str, change: Change) -> None:
+        if output.verbose:
+            output.line(change_line(archive, change))
+
+    def problem(found: Problem) -> None:
+        event = FileProblem(*found)
+        output.hear(event)
+        if found.kind == "unreadable":
+            errors.append(event)
+
+    with _store_if_any(context, output) as store:
+        archives = rehearse(store, sources, options, told, problem)
+    if output.as_json:
+        output.document(
+            {
+                "schema": 1,
+                "dry_run": True,
+                "archives": [archive.as_json() for archive in archives],
+                "errors": [{"path": os.fsdecode(error.path), "reason": error.reason} for error in errors],
+            }
+        )
+    for archive in archives:
+        output.summary(_rehearsed_text(archive))
+    output.summary("nothing was saved")
+    return EXIT_PARTIAL if errors else EXIT_OK
+
+
+def _rehearsed_text(archive: Rehearsed) -> str:
+    if archive.bytes is None or archive.bytes_to_read is None:
+        return f"{archive.name}: of unknown size"
+    if archive.kind != "tree":
+        return f"{archive.name}: {size_text(archive.bytes)}"
+    against = "no earlier snapshot" if archive.since is None else f"since {archive.since}"
+    return (
+        f"{archive.name}: {archive.files} files, {size_text(archive.bytes)}; {against}: {archive.added} new,"
+        f" {archive.changed} changed, {archive.removed} gone; {size_text(archive.bytes_to_read)} to read"
+    )
+
+
+@contextmanager
+def _store_if_any(context: Context, output: Output) -> Iterator[Store | None]:
+    """The default one need not be there yet."""
+    try:
+        store = context.open_store(output)
+    except (NotFound, TargetAbsent):
+        if not context.uses_default_store():
+            raise
+        yield None
+        return
+    with store:
+        yield store
 
 
 def _open_store(context: Context, output: Output) -> Store:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.entries import archive_option, bytes_of, entry_json, print0_option, text_of
+from archiver.cli.entries import CHANGE_MARKS, archive_option, bytes_of, change_line, entry_json, print0_option, text_of
 from archiver.cli.output import Output, printable, size_text
 from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from archiver.store.store import Store
     from formats.pxar.items import Entry
 
-_MARKS = {"added": "+", "removed": "-", "changed": "M"}
 _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
 
 
@@ -80,7 +79,7 @@ def diff(
                 if print0:
                     output.raw((change.path or archive.encode()) + b"\0")
                 else:
-                    output.line(_line(archive, change))
+                    output.line(change_line(archive, change))
             if not print0:
                 output.summary(tally.text())
     ctx.exit(EXIT_PARTIAL if run.errors else EXIT_DIFFERENT if tally.count else EXIT_OK)
@@ -106,7 +105,7 @@ class Tally:
     """What was told, counted."""
 
     def __init__(self, depth: int) -> None:
-        self.counts = dict.fromkeys(_MARKS, 0)
+        self.counts = dict.fromkeys(CHANGE_MARKS, 0)
         self.added = self.removed = 0
         self._depth = depth
         self.sizes: dict[str, Sizes] = {}  # by archive
@@ -243,13 +242,6 @@ def _side(entry: Entry | WholeState | None) -> dict[str, Any] | None:
     from archiver.browse.sides import WholeState
 
     return {"kind": entry.kind, "size": entry.size} if isinstance(entry, WholeState) else entry_json(entry)
-
-
-def _line(archive: str, change: Change | WholeChange) -> str:
-    what = f"  ({', '.join(change.what)})" if change.what else ""
-    sizes = f"+{size_text(change.bytes_added)} " * bool(change.bytes_added)
-    sizes += f"-{size_text(change.bytes_removed)}" * bool(change.bytes_removed)
-    return f"{_MARKS[change.change]} {printable(change.path or archive)}{what}  {sizes}".rstrip()
 
 
 def _show_sizes(output: Output, run: _Run) -> None:

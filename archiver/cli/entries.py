@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.cli.output import printable
+from archiver.cli.output import printable, size_text
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
+    from archiver.browse.diff import Change
+    from archiver.browse.sides import WholeChange
     from formats.pxar.items import Entry
 
 _KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo": "p", "socket": "s"}
 _SIZE = re.compile(r"([+-]?)([0-9]{1,15})([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
 LARGEST = (1 << 63) - 1
+CHANGE_MARKS = {"added": "+", "removed": "-", "changed": "M"}
 
 archive_option: Callable[..., Any] = click.option(
     "--archive", "archive_name", metavar="NAME", help="Look into this archive, for example home.pxar."
@@ -66,6 +69,14 @@ def long_line(entry: Entry, name: bytes, size: int | None = None) -> str:
     mode = letter + st.filemode(stat.mode)[1:]
     when = time_text(stat.mtime_secs)
     return f"{mode} {stat.uid:>6} {stat.gid:>6} {shown:>12} {when:19} {printable(name)}{target}"
+
+
+def change_line(archive: str, change: Change | WholeChange) -> str:
+    """One difference; ``archive`` is the name of what it is in."""
+    what = f"  ({', '.join(change.what)})" if change.what else ""
+    sizes = f"+{size_text(change.bytes_added)} " * bool(change.bytes_added)
+    sizes += f"-{size_text(change.bytes_removed)}" * bool(change.bytes_removed)
+    return f"{CHANGE_MARKS[change.change]} {printable(change.path or archive)}{what}  {sizes}".rstrip()
 
 
 def time_text(seconds: int) -> str:

@@ -19,7 +19,14 @@ From = Literal["file", "default", "environment", "machine"]
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SPAN = re.compile(r"(?:[0-9]{1,6}[smhdw])+")
+_LONGEST = 36525 * 86400  # seconds: what is later than in a hundred years has no date
 _LONGEST_SHOWN = 60
+_DEEPEST = 64
+# So many dots between keys cost the parser the square of them in time and room.
+_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')"""
+_DEEP = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_KEY}[ \t]*\.[ \t]*){{{_DEEPEST}}}", re.MULTILINE)
+_TOO_DEEP = "its arrays or tables are nested too deeply"
+_LARGE_NUMBER = re.compile(r"[0-9_]{4000}")
 _AT_LINE = re.compile(r"(.*) \(at line (\d+), column \d+\)", re.DOTALL)
 _AT_END = re.compile(r"(.*) \(at end of document\)", re.DOTALL)
 
@@ -57,14 +64,25 @@ def span_of(text: str) -> int:
     total = sum(int(number) * _SECONDS[unit] for number, unit in parts)
     if not total or len({unit for _, unit in parts}) < len(parts):
         raise ValueError("a time span such as 90s, 10m, 36h, 2d, 1w or 1d12h")
+    if total > _LONGEST:
+        raise ValueError("a time span of at most a hundred years")
     return total
 
 
 def shown(value: object) -> str:
     """A value as it may stand in a sentence."""
-    text = value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else repr(value)
-    text = text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
-    return ascii(text) if isinstance(value, str) else text
+    if isinstance(value, str):
+        return ascii(_cut(value))
+    try:
+        return _cut(str(value).lower() if isinstance(value, bool) else repr(value))
+    except ValueError:  # Python writes no number that has thousands of digits
+        return "a very large number"
+    except RecursionError:
+        return "a very deep table"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
 
 
 @dataclass(slots=True)
@@ -83,6 +101,10 @@ class File:
         file = cls(path)
         try:
             text = data.decode().replace("\r\n", "\n")
+            deep = _DEEP.search(text)
+            if deep is not None:
+                file.problems.append(Problem(path, text.count("\n", 0, deep.end()) + 1, _TOO_DEEP))
+                return file
             file.values = tomllib.loads(text)
             file.lines = lines_of(text)
         except UnicodeDecodeError as error:
@@ -91,7 +113,10 @@ class File:
         except tomllib.TOMLDecodeError as error:
             file.problems.append(_no_toml(path, str(error), text))
         except RecursionError:
-            file.problems.append(Problem(path, None, "its arrays or tables are nested too deeply"))
+            file.problems.append(Problem(path, None, _TOO_DEEP))
+        except ValueError:  # TOML knows no numbers so large, and the parser says so in an error that is not its own
+            at = _line_of_large_number(text)
+            file.problems.append(Problem(path, at, "this is no TOML: a number has thousands of digits"))
         return file
 
     @property
@@ -101,6 +126,11 @@ class File:
     @property
     def table(self) -> Table:
         return Table(self, self.values, ())
+
+
+def _line_of_large_number(text: str) -> int | None:
+    found = _LARGE_NUMBER.search(text)
+    return None if found is None else text.count("\n", 0, found.start()) + 1
 
 
 def _no_toml(path: str, message: str, text: str) -> Problem:
@@ -186,8 +216,9 @@ class Table:
         """What ``parse`` makes of a text; it raises UsageError, FormatError or ValueError."""
         return self._value(key, default, lambda value: parse(_text(value)), Origin(shown_default, "default"))
 
-    def texts(self, key: str, check: Callable[[str], T]) -> tuple[T, ...]:
-        """An array of texts, or one text; ``check`` as ``parse`` above. Each wrong one is told in its own line."""
+    def texts(self, key: str, check: Callable[[str], T], at_least: str | None = None) -> tuple[T, ...]:
+        """An array of texts, or one text; ``check`` as ``parse`` above. Each wrong one is told in its own line.
+        ``at_least``: what there has to be one of."""
         self._known.append(key)
         if key not in self._values:
             self._note(key, Origin([], "default"))
@@ -199,6 +230,8 @@ class Table:
             self._take(found, (*self._path, key), self.name(key), value, check)
         elif not isinstance(value, list):
             self.tell(key, f"{self.name(key)} is {shown(value)}; a text or an array of texts is allowed")
+        elif not value and at_least is not None:
+            self.tell(key, f"{self.name(key)} is empty; at least one {at_least} is allowed")
         else:
             for number, each in enumerate(value):
                 path = (*self._path, key, number)
@@ -266,7 +299,7 @@ class Table:
                 continue
             near = difflib.get_close_matches(key, self._known, 1)
             allowed = f"{'here' if not self._path else f'in {self.name()}'} are allowed: {', '.join(self._known)}"
-            self.tell(key, f"{self.name(key)} is unknown; {f'is {near[0]} meant?' if near else allowed}")
+            self.tell(key, f"{_cut(self.name(key))} is unknown; {f'is {near[0]} meant?' if near else allowed}")
 
 
 def _sentence(name: str, value: Any, error: Exception) -> str:

@@ -19,24 +19,15 @@ from archiver.tape.drive.interface import Drive, EndOfData, MediumError
 from archiver.tape.keys import TapeKeys, use_key
 from archiver.tape.labels import read_labels
 from archiver.tape.loading import set_of
-from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, opened, visit_files
+from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, opened, read_catalog, visit_files
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
 from archiver.tape.tail import entry_of
 from formats.errors import FormatError
-from formats.tape.catalog import (
-    ChunkFile,
-    SnapshotEntry,
-    decode_catalog,
-    encode_chunk_file,
-    encode_labels,
-    encode_snapshot,
-)
+from formats.tape.catalog import ChunkFile, Entry
 from formats.tape.chunk_archive import read_chunks
 from formats.tape.labels import MediaSetLabel
-
-_LARGEST = 1 << 31  # bytes of a catalog: 65 million chunks
 
 
 @dataclass(slots=True)
@@ -83,7 +74,7 @@ def catalogue(
         if logs.stamp(medium) is not None:
             logs.remove(medium)
         return done
-    if not force and _is_usable(logs, medium, media_set):
+    if not force and _is_usable(logs, medium, media_set.uuid, media_set.seq_nr):
         raise UsageError(
             f"there is a catalog of {done.label} already",
             hint="to make it anew: --force; see: archiver tape media content",
@@ -95,13 +86,15 @@ def catalogue(
     return _told(done, logs, medium, "scan")
 
 
-def _is_usable(logs: CatalogLogs, medium: bytes, media_set: MediaSetLabel) -> bool:
+def _is_usable(logs: CatalogLogs, medium: bytes, media_set: bytes, position: int) -> bool:
+    """Whether there is a catalog that needs not be made anew."""
     try:
         found = logs.load(medium)
     except Damaged:
         return False
-    is_of_set = found is not None and (found.media_set, found.seq_nr) == (media_set.uuid, media_set.seq_nr)
-    return is_of_set and found is not None and found.torn is None and logs.unsure(medium) is None
+    if found is None or (found.media_set, found.seq_nr) != (media_set, position):
+        return False
+    return found.torn is None and logs.unsure(medium) is None
 
 
 def _told(done: Catalogued, logs: CatalogLogs, medium: bytes, method: str) -> Catalogued:
@@ -158,15 +151,12 @@ class _Fast:
         return True
 
     def _read(self, file: MediumFile) -> None:
-        medium, uuid = file.content.uuid_of("uuid"), file.content.uuid_of("media_set_uuid")
-        position = file.content.number("seq_nr")
-        data = file.stream.read(_LARGEST)
-        if not file.is_whole():
+        found = read_catalog(file)
+        if found is None:
             return
-        catalog = decode_catalog(data)
-        if catalog.torn is not None or (catalog.media, catalog.media_set, catalog.seq_nr) != (medium, uuid, position):
-            raise FormatError("a catalog that is not the one of its header", got=catalog.torn)
-        if uuid != self._set.uuid:
+        data, catalog = found
+        medium, position = catalog.media, catalog.seq_nr
+        if catalog.media_set != self._set.uuid:
             return
         if medium == self._medium:
             if position == self._set.seq_nr and catalog.last_file < file.number:
@@ -174,19 +164,9 @@ class _Fast:
                 self._has_own = True
             return
         other = self._members.get(position)
-        if other is not None and other.uuid == medium and not _is_usable_at(self._logs, medium, uuid, position):
+        if other is not None and other.uuid == medium and not _is_usable(self._logs, medium, self._set.uuid, position):
             self._logs.replace(medium, data)
             self._done.others.append(other.name)
-
-
-def _is_usable_at(logs: CatalogLogs, medium: bytes, media_set: bytes, position: int) -> bool:
-    try:
-        found = logs.load(medium)
-    except Damaged:
-        return False
-    return (
-        found is not None and (found.media_set, found.seq_nr) == (media_set, position) and logs.unsure(medium) is None
-    )
 
 
 def _scan(
@@ -194,23 +174,21 @@ def _scan(
 ) -> None:
     """Read every file. What was cut, or cannot be read, is not catalogued; but of a chunk archive that is damaged the
     sound chunks are: else no restore would look for them there."""
-    parts = [encode_labels(medium, media_set.uuid, media_set.seq_nr)]
+    entries: list[Entry] = []
 
     def visit(file: MediumFile) -> None:
-        entry: ChunkFile | SnapshotEntry | None = None
+        entry: Entry | None = None
         if not file.is_empty and file.content.kind == "chunk archive":
             found, wrong = _sound_chunks(file)
             if wrong is not None:
                 if len(found.digests):
-                    parts.append(encode_chunk_file(found))
+                    entries.append(found)
                 raise wrong
             entry = found if file.is_whole() else None
         elif not file.is_empty:
             entry = entry_of(file)
-        if isinstance(entry, ChunkFile):
-            parts.append(encode_chunk_file(entry))
-        elif isinstance(entry, SnapshotEntry):
-            parts.append(encode_snapshot(entry))
+        if entry is not None:
+            entries.append(entry)
         elif file.is_empty or file.content.kind != "catalog archive":
             done.passed_over.append(file.number)
         listener(Notice(f"file {file.number}: {'empty' if file.is_empty else file.content.kind}"))
@@ -220,7 +198,8 @@ def _scan(
         listener(Notice(str(error), "warning"))
 
     visit_files(drive, done.label, FIRST_ARCHIVE, visit, damaged)
-    logs.replace(medium, b"".join(parts))
+    unsure = f"{len(done.damaged)} of its files cannot be read" if done.damaged else None
+    logs.rebuild(medium, media_set.uuid, media_set.seq_nr, entries, unsure)
 
 
 def _sound_chunks(file: MediumFile) -> tuple[ChunkFile, FormatError | MediumError | None]:

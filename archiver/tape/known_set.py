@@ -9,13 +9,13 @@ import numpy as np
 from archiver.errors import NotFound
 from archiver.tape.media_sets.media_sets import MediaSets, SnapshotPlace
 from archiver.tape.media_sets.records import NOWHERE
-from archiver.tape.members import Digests, Member, Numbers
+from archiver.tape.members import Member, Numbers
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import Inventory, MediaSet
 from archiver.tape.state.place import TapePlace
 from archiver.tape.state.pools import Pool
 from formats.errors import FormatError
-from formats.tape.catalog import MediaCatalog
+from formats.tape.catalog import Digests, MediaCatalog
 from formats.tape.content import decode_uuid, encode_uuid
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from formats.tape.content import Content, read_content
 from formats.tape.labels import MEDIA_LABEL_FILE, MEDIA_SET_LABEL_FILE, MediaLabel, MediaSetLabel
 
 T = TypeVar("T")
+
+_FOREIGN = "a medium with other data is never overwritten; if it may be: archiver tape format"
 
 
 class NotALabel(Damaged):
@@ -41,6 +44,7 @@ def read_labels(drive: Drive) -> Labels | None:
     except EndOfData:
         return None
     if label is None:
+        _check_nothing_behind(drive)
         return None
     try:
         set_label = _read(drive, "the second file", MediaSetLabel.decode)
@@ -49,29 +53,32 @@ def read_labels(drive: Drive) -> Labels | None:
     return Labels(label, set_label)
 
 
+def _check_nothing_behind(drive: Drive) -> None:
+    """A file mark at the start is all that some drives leave when they erase. Others wrote it before their data."""
+    drive.locate(MEDIA_SET_LABEL_FILE)
+    with suppress(EndOfData), drive.open_file():
+        raise NotALabel(
+            f"the first file of the medium in the drive {drive.name} is empty, and others are behind it",
+            hint=_FOREIGN,
+        )
+
+
 def _read(drive: Drive, what: str, decode: Callable[[Content], T]) -> T | None:
     """A label; None where there is nothing but a file mark."""
     with drive.open_file() as file:
         stream = BlockReader(file.read_block)
         try:
-            start = stream.read(1)
-            if not start and not stream.blocks:
+            if stream.at_end() and not stream.blocks:
                 return None
-            first = [start]
-
-            def read(length: int) -> bytes:
-                before = first.pop() if first else b""
-                return before + stream.read(length - len(before))
-
-            label = decode(read_content(read))
-            if stream.read(1):
+            label = decode(read_content(stream.read))
+            if not stream.at_end():
                 raise FormatError("something behind the JSON of a label")
             if not stream.has_end_marker:
                 raise FormatError("the label is cut")
         except FormatError as error:
             raise NotALabel(
                 f"{what} of the medium in the drive {drive.name} is no label: {error}",
-                hint="a medium with other data is never overwritten; if it may be: archiver tape format",
+                hint=_FOREIGN,
             ) from error
         return label
 

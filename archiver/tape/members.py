@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from archiver.tape.drive.interface import Drive
 from archiver.tape.media_sets.media_sets import SnapshotPlace
-from formats.tape.catalog import MediaCatalog
+from formats.tape.catalog import Digests, MediaCatalog
 
-Digests = NDArray[np.uint8]  # (n, 32)
 Numbers = NDArray[np.int64]
 
 

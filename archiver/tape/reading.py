@@ -6,18 +6,25 @@ read is :class:`FileDamaged`, and the next file can be gone on with.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from archiver.errors import Damaged
-from archiver.tape.drive.interface import Drive, EndOfData, MediumError
+from archiver.tape.drive.interface import Drive, EndOfData, FileReader, MediumError
+from archiver.tape.state.catalog_log import mapped
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE, BlockReader
+from formats.tape.catalog import MediaCatalog, decode_catalog
+from formats.tape.chunk_archive import StoredChunk, read_chunks
 from formats.tape.content import Content, read_content
 from formats.wire import Buffer
 
 FIRST_ARCHIVE = 2
 _HOPELESS = 100  # files in a row
+
+_LARGEST_CATALOG = 1 << 31  # bytes: 65 million chunks
+_PIECE = 1 << 20
 
 
 class FileDamaged(Damaged):
@@ -59,20 +66,21 @@ class MediumFile:
         return self.stream.has_end_marker and not self.stream.incomplete
 
 
-class _Blocks:
-    """Data that end without a file mark (power failure) end like a file that was cut."""
-
-    def __init__(self, read_block: Callable[[], Buffer | None]) -> None:
-        self._read_block = read_block
-        self.count = 0
-
-    def __call__(self) -> Buffer | None:
-        try:
-            block = self._read_block()
-        except EndOfData:
+def read_catalog(file: MediumFile) -> tuple[memoryview, MediaCatalog] | None:
+    """The log in a catalog archive, and what it says; None where it was not written to its end. Raises FormatError for
+    one that is cut, or is not the one of its header."""
+    with tempfile.TemporaryFile(prefix="archiver-") as spool:
+        left = _LARGEST_CATALOG
+        while left and (piece := file.stream.read(min(left, _PIECE))):
+            left -= spool.write(piece)
+        if not file.is_whole():
             return None
-        self.count += block is not None
-        return block
+        data = mapped(spool)
+    catalog = decode_catalog(data)
+    said = file.content.uuid_of("uuid"), file.content.uuid_of("media_set_uuid"), file.content.number("seq_nr")
+    if catalog.torn is not None or (catalog.media, catalog.media_set, catalog.seq_nr) != said:
+        raise FormatError("a catalog that is not the one of its header", got=catalog.torn)
+    return data, catalog
 
 
 @contextmanager
@@ -81,15 +89,17 @@ def opened(drive: Drive, label: str, number: int) -> Iterator[MediumFile]:
     is wrong with the file becomes FileDamaged."""
     drive.locate(number)
     with damage_told(label, number), drive.open_file() as reader:
-        blocks = _Blocks(reader.read_block)
-        stream = BlockReader(blocks)
-        try:
-            content = read_content(stream.read)
-        except FormatError:
-            if blocks.count:
-                raise
-            content = None
-        yield MediumFile(number, content, stream)
+        stream = BlockReader(lambda: _next_block(reader))
+        is_empty = stream.at_end() and not stream.blocks
+        yield MediumFile(number, None if is_empty else read_content(stream.read), stream)
+
+
+def _next_block(reader: FileReader) -> Buffer | None:
+    """Data that end without a file mark (power failure) end like a file that was cut."""
+    try:
+        return reader.read_block()
+    except EndOfData:
+        return None
 
 
 @contextmanager
@@ -139,3 +149,14 @@ class Patience:
         self._lost += 1
         if self._lost >= _HOPELESS:
             raise Damaged(f"no file of medium {self._label} from {number - _HOPELESS + 1} to {number} can be read")
+
+
+def only(file: MediumFile, wanted: set[bytes]) -> Iterator[StoredChunk]:
+    """Those chunks of a chunk archive; it is read no further than to the last of them."""
+    left = set(wanted)
+    for chunk in read_chunks(file.stream):
+        if chunk.digest in left:
+            yield chunk
+            left.discard(chunk.digest)
+            if not left:
+                return

@@ -50,16 +50,12 @@ def _scan(number: int, stream: BlockReader) -> ScannedFile:
     content = None
     warnings = []
     try:
-        start = stream.read(1)
-        if not start and not stream.blocks:
+        if stream.at_end() and not stream.blocks:
             return ScannedFile(number, None, 0, ("there is nothing in it",))
-        pending = [start]
-        content = read_content(lambda length: _joined(pending, stream, length))
+        content = read_content(stream.read)
         while stream.skip(_PIECE):
             pass
-    except FormatError as error:
-        warnings.append(str(error))
-    except MediumError as error:
+    except (FormatError, MediumError) as error:
         warnings.append(str(error))
     except EndOfData:
         warnings.append("the data end without a file mark")
@@ -68,8 +64,3 @@ def _scan(number: int, stream: BlockReader) -> ScannedFile:
     elif not warnings and not stream.has_end_marker:
         warnings.append("it has no end marker: its writing was interrupted")
     return ScannedFile(number, content, stream.blocks, tuple(warnings))
-
-
-def _joined(pending: list[bytes], stream: BlockReader, length: int) -> bytes:
-    before = pending.pop() if pending else b""
-    return before + stream.read(length - len(before))

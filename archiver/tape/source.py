@@ -12,8 +12,8 @@ from archiver.errors import Damaged, TargetAbsent
 from archiver.store.database.database import unique_digests
 from archiver.tape.drive.interface import EndOfData
 from archiver.tape.members import Loader, SetCatalog
-from archiver.tape.reading import opened
-from formats.tape.chunk_archive import StoredChunk, read_chunks
+from archiver.tape.reading import only, opened
+from formats.tape.chunk_archive import StoredChunk
 
 
 class _Place(NamedTuple):
@@ -48,7 +48,7 @@ class ChunksOnMedia:
                 with opened(drive, members[place.position].label, place.file) as file:
                     if file.is_empty or file.content.kind != "chunk archive":
                         continue
-                    yield from _only(read_chunks(file.stream), wanted[place])
+                    yield from only(file, wanted[place])
             except EndOfData:
                 continue
             except TargetAbsent as error:
@@ -56,13 +56,3 @@ class ChunksOnMedia:
                 self._listener(Notice(str(error), "warning"))
             except Damaged as error:
                 self._listener(Notice(str(error), "warning"))
-
-
-def _only(chunks: Iterator[StoredChunk], wanted: set[bytes]) -> Iterator[StoredChunk]:
-    left = set(wanted)
-    for chunk in chunks:
-        if chunk.digest in left:
-            yield chunk
-            left.discard(chunk.digest)
-            if not left:
-                return

@@ -4,37 +4,33 @@ machine. What is whole is catalogued, all else passed over; a medium that holds 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged
+from archiver.errors import Damaged
+from archiver.store.database.database import unique_digests
 from archiver.tape.checking import ChunkChecker
+from archiver.tape.digests import without
 from archiver.tape.drive.interface import Drive, EndOfData
 from archiver.tape.reading import FileDamaged, MediumFile, opened, visit_files
+from archiver.tape.restore.arrival import looked_at
 from archiver.tape.restore.routes import snapshot_on_medium
 from archiver.tape.state.catalog_log import LogWriter
 from formats.errors import FormatError
-from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry
+from formats.index import Index
+from formats.tape.catalog import ChunkFile, Digests, Entry, MediaCatalog, SnapshotEntry
 from formats.tape.chunk_archive import read_chunks
 from formats.tape.snapshot_archive import read_files
 
 _HINT = "make its catalog anew: archiver tape catalog --force; or write no more on it: archiver tape media set-status"
 
 
-@dataclass(slots=True)
-class Tail:
-    """``adopted``: whole files; ``passed_over``: numbers of those that are of no use."""
-
-    adopted: list[ChunkFile | SnapshotEntry] = field(default_factory=list)
-    passed_over: list[int] = field(default_factory=list)
-
-
 def check_end(drive: Drive, label: str, log: MediaCatalog) -> int:
     """How many files the medium has. Raises Damaged when it is not what the catalog describes: less, or another last
     file. The position is behind the data then."""
-    entries: list[ChunkFile | SnapshotEntry] = [*log.archives, *log.snapshots]
+    entries: list[Entry] = [*log.archives, *log.snapshots]
     known = max(entries, key=lambda entry: entry.file, default=None)
     count = drive.locate_end()
     if count <= log.last_file:
@@ -57,37 +53,66 @@ def check_end(drive: Drive, label: str, log: MediaCatalog) -> int:
     return count
 
 
-def adopt(drive: Drive, label: str, first: int, log: LogWriter, listener: Listener) -> Tail:
+def adopt(
+    drive: Drive,
+    label: str,
+    first: int,
+    log: LogWriter,
+    absent: Callable[[str, Digests], Digests],
+    listener: Listener,
+) -> int:
     """Read everything from file ``first`` to the end of the data, and add to the catalog what is whole: not committed
-    yet. Its chunks are checked as a restore would do it without a key."""
-    tail = Tail()
+    yet; how many files that are. Chunks are checked as a restore would do it without a key. A snapshot counts only when
+    the set has all of its chunks: of files that a power cut met the earlier ones may be the worse. ``absent``: those of
+    sorted digests that the set does not hold."""
+    adopted: list[Entry] = []
+    passed_over: list[int] = []
+
+    def holds(source: str, index: Index) -> bool:
+        missing = absent(source, unique_digests(index.digests)[0])
+        for each in adopted:
+            if isinstance(each, ChunkFile) and each.store == source:
+                missing = without(missing, each.digests)
+        return not len(missing)
+
+    def is_complete(file: MediumFile) -> bool:
+        try:
+            with looked_at(file, None) as arrival:
+                return all(holds(file.content.store, index) for _, index in arrival.indexes())
+        except FileDamaged:
+            raise
+        except Damaged:
+            return False
 
     def visit(file: MediumFile) -> None:
-        entry = None if file.is_empty else entry_of(file)
-        if entry is not None:
-            tail.adopted.append(entry)
-        elif file.is_empty or file.content.kind != "catalog archive":
-            tail.passed_over.append(file.number)
+        kind = None if file.is_empty else file.content.kind
+        if kind == "catalog archive":
+            return
+        if kind == "chunk archive":
+            entry: Entry | None = entry_of(file)
+        else:
+            entry = snapshot_entry(file) if kind == "snapshot archive" and is_complete(file) else None
+        if entry is None:
+            passed_over.append(file.number)
+        else:
+            adopted.append(entry)
 
     def damaged(error: FileDamaged) -> None:
-        tail.passed_over.append(error.file)
+        passed_over.append(error.file)
 
     visit_files(drive, label, first, visit, damaged)
-    for entry in tail.adopted:
-        if isinstance(entry, ChunkFile):
-            log.add_archive(entry)
-        else:
-            log.add_snapshot(entry)
-    if tail.adopted or tail.passed_over:
+    for entry in adopted:
+        log.add(entry)
+    if adopted or passed_over:
         text = (
-            f"medium {label} holds more than its catalog knew: {len(tail.adopted)} files are catalogued now,"
-            f" {len(tail.passed_over)} were not written to their end"
+            f"medium {label} holds more than its catalog knew: {len(adopted)} files are catalogued now,"
+            f" {len(passed_over)} are not whole"
         )
         listener(Notice(text, "warning"))
-    return tail
+    return len(adopted)
 
 
-def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
+def entry_of(file: MediumFile) -> Entry | None:
     """What the catalog says of a file; None for one that is not whole, or is no archive. Raises FormatError."""
     match file.content.kind:
         case "chunk archive":
@@ -100,16 +125,22 @@ def entry_of(file: MediumFile) -> ChunkFile | SnapshotEntry | None:
                 rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
                 return ChunkFile(file.number, file.content.uuid, source, rows)
         case "snapshot archive":
-            source, path = file.content.store, file.content.text("snapshot")
-            try:
-                snapshot_on_medium(path)
-            except ArchiverError as error:
-                raise FormatError(str(error)) from error
+            entry = snapshot_entry(file)
             for each in read_files(file.stream):
                 for _ in each.contents:
                     pass
             if file.is_whole():
-                return SnapshotEntry(file.number, file.content.uuid, source, path)
+                return entry
         case _:
             pass
     return None
+
+
+def snapshot_entry(file: MediumFile) -> SnapshotEntry:
+    """Of a snapshot archive. Raises FormatError for one that names what cannot be a snapshot."""
+    source, path = file.content.store, file.content.text("snapshot")
+    try:
+        snapshot_on_medium(path)
+    except Damaged as error:
+        raise FormatError(str(error)) from error
+    return SnapshotEntry(file.number, file.content.uuid, source, path)

@@ -4,7 +4,6 @@ that is what the catalogs say.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,21 +11,17 @@ from typing import Any
 import numpy as np
 
 from archiver.core.clock import Clock
-from archiver.core.disk import Disk
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError, Damaged, TargetAbsent
 from archiver.store.database.database import unique_digests
 from archiver.tape.checking import ChunkChecker
-from archiver.tape.members import Digests, Loader, Member, SetCatalog
-from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, visit_files
-from archiver.tape.restore.arrival import CutArchive, receive
-from archiver.tape.restore.routes import snapshot_on_medium
+from archiver.tape.members import Loader, Member, SetCatalog
+from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, read_catalog, visit_files
+from archiver.tape.restore.arrival import Arrival, CutArchive, looked_at
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
-from formats.tape.catalog import ChunkFile, SnapshotEntry, decode_catalog
+from formats.tape.catalog import ChunkFile, Digests, Entry, SnapshotEntry
 from formats.tape.chunk_archive import read_chunks
-
-_LARGEST_CATALOG = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +78,7 @@ def verify(
     """Read these media of the set. Media that cannot be had are told, the others are read."""
     began = clock.steady()
     result = VerifyResult()
+    unopened: set[bytes] = set()
     for member in members:
         try:
             drive = media.load(member)
@@ -90,7 +86,7 @@ def verify(
             result.absent.append(error)
             continue
         result.media.append(member.label)
-        check = _Check(catalog, member, crypt, listener, result)
+        check = _Check(catalog, member, crypt, listener, result, unopened)
         try:
             visit_files(drive, member.label, FIRST_ARCHIVE, check.visit, check.damaged)
         except TargetAbsent as error:  # taken away meanwhile: of the rest nothing is known
@@ -105,13 +101,21 @@ def verify(
 
 class _Check:
     def __init__(
-        self, catalog: SetCatalog, member: Member, crypt: CryptConfig | None, listener: Listener, result: VerifyResult
+        self,
+        catalog: SetCatalog,
+        member: Member,
+        crypt: CryptConfig | None,
+        listener: Listener,
+        result: VerifyResult,
+        unopened: set[bytes],
     ) -> None:
+        """``unopened``: encrypted chunks that the key at hand does not open: a snapshot tells whether it should."""
+        self._unopened = unopened
         self._catalog, self._member = catalog, member
         self._crypt, self._checker = crypt, ChunkChecker(crypt)
         self._listener, self._result = listener, result
         log = catalog.log(member)
-        entries: list[ChunkFile | SnapshotEntry] = [] if log is None else [*log.archives, *log.snapshots]
+        entries: list[Entry] = [] if log is None else [*log.archives, *log.snapshots]
         self._expected = {entry.file: entry for entry in entries}
         self._has_log = log is not None
 
@@ -145,7 +149,7 @@ class _Check:
             self._listener(Progress("tape verify", result.files, result.bytes))
         self._expected.pop(file.number, None)
 
-    def _chunks(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
+    def _chunks(self, file: MediumFile, expected: Entry | None) -> None:
         digests: list[bytes] = []
         bad: list[str] = []
         for digest, data in read_chunks(file.stream):
@@ -154,6 +158,8 @@ class _Check:
             try:
                 found = self._checker.check(digest, data)
                 self._result.unchecked += found.size is None
+                if found.size is None and self._crypt is not None:
+                    self._unopened.add(digest)
             except FormatError as error:
                 bad.append(f"chunk {digest.hex()}: {error}")
         for reason in bad:
@@ -169,7 +175,7 @@ class _Check:
         elif self._has_log:
             self._found(file.number, "its catalog does not know it; adopt it: archiver tape catalog --scan --force")
 
-    def _is_whole(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> bool:
+    def _is_whole(self, file: MediumFile, expected: Entry | None) -> bool:
         if file.is_whole():
             return True
         if expected is not None:
@@ -177,42 +183,45 @@ class _Check:
         self._result.cut += 1
         return False
 
-    def _snapshot(self, file: MediumFile, expected: ChunkFile | SnapshotEntry | None) -> None:
+    def _snapshot(self, file: MediumFile, expected: Entry | None) -> None:
         source, path = file.content.store, file.content.text("snapshot")
-        with tempfile.TemporaryDirectory(prefix="archiver-") as place:
-            try:
-                ref = snapshot_on_medium(path)
-                arrival = receive(Disk(), file, f"{source}:{path}", (ref,), f"{place}/snapshot", self._crypt)
+        try:
+            with looked_at(file, self._crypt) as arrival:
                 nowhere = sum(self._nowhere(source, index.digests) for _, index in arrival.indexes())
-            except CutArchive:
-                self._is_whole(file, expected)
-                return
-            except FileDamaged:
-                raise
-            except Damaged as error:
-                raise FormatError(str(error)) from error
+                closed = self._closed(arrival)
+        except CutArchive:
+            self._is_whole(file, expected)
+            return
+        except FileDamaged:
+            raise
+        except Damaged as error:
+            raise FormatError(str(error)) from error
         self._result.snapshots += 1
+        for digest in closed:
+            self._found(file.number, f"chunk {digest.hex()} of {source}:{path} is damaged: its key does not open it")
         if expected is not None:
             found = SnapshotEntry(file.number, file.content.uuid, source, path)
             if expected != found:
                 raise FormatError("its catalog has another file in its place")
         elif self._has_log:
             self._found(file.number, "its catalog does not know it; adopt it: archiver tape catalog --scan --force")
-        if nowhere and self._has_log:
+        if nowhere and expected is not None:
             self._found(file.number, f"{nowhere} chunks of {source}:{path} are in no catalog of the set")
+
+    def _closed(self, arrival: Arrival) -> list[bytes]:
+        """Chunks of a snapshot that its key, which is at hand, does not open."""
+        if not arrival.with_key or not self._unopened:
+            return []
+        encrypted = (index for info, index in arrival.indexes() if info.crypt_mode == "encrypt")
+        return sorted({digest for index in encrypted for digest in map(bytes, index.digests)} & self._unopened)
 
     def _nowhere(self, source: str, digests: Digests) -> int:
         unique, _ = unique_digests(digests)
         return int((self._catalog.find_chunks(source, unique)[0] < 0).sum())
 
     def _other_catalog(self, file: MediumFile) -> None:
-        data = file.stream.read(_LARGEST_CATALOG)
-        if not file.is_whole():
+        if read_catalog(file) is None:
             self._result.cut += 1
-            return
-        found = decode_catalog(data)
-        if found.torn is not None or found.media != file.content.uuid_of("uuid"):
-            raise FormatError("a catalog that is not the one of its header", got=found.torn)
 
     def finish(self) -> None:
         for number in sorted(self._expected):

@@ -6,11 +6,14 @@ header of an entry: "070701", then 13 fields of 8 hex digits: inode, mode, uid, 
 
 from __future__ import annotations
 
+import compileall
 import importlib.metadata
 import os
+import py_compile
 import re
 import shutil
 import stat
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,9 +40,26 @@ def add_project(root: Path) -> None:
                 continue
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target / file)
+    _compile(root)
     init = root / "init"
     shutil.copy(_GUEST / "init", init)
     init.chmod(0o755)
+
+
+def _compile(root: Path) -> None:
+    """Bytecode, since compiling is slow in there; it holds whatever the times of the files are."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    library = root / "usr/lib" / version
+    if not library.is_dir():
+        raise RigError(f"Debian's python3 is another one than this {version}: run this with Debian's")
+    for directory in (library, root / "project", root / "site-packages"):
+        compileall.compile_dir(
+            directory,
+            quiet=2,
+            stripdir=str(root),
+            prependdir="/",
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
 
 
 def _needed(name: str) -> list[importlib.metadata.Distribution]:

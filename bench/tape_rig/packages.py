@@ -7,8 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-PROGRAMS = ("busybox-static", "python3", "tgt", "open-iscsi", "mtx")
-MODULES = ("iscsi_tcp", "crc32c_generic", "sd_mod", "st", "sg", "ch")
+PROGRAMS = (
+    *("busybox-static", "python3", "libstdc++6"),  # numpy's wheel needs the library
+    *("tgt", "open-iscsi", "mtx", "dosfstools", "exfatprogs"),
+)
+MODULES = (
+    *("iscsi_tcp", "crc32c_generic", "sd_mod", "st", "sg", "ch"),
+    *("loop", "vfat", "exfat", "nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"),
+)
 _UNWANTED = (
     "usr/share/doc",
     "usr/share/locale",
@@ -30,18 +36,18 @@ class RigError(Exception):
 
 def fetch(work: Path) -> list[Path]:
     """All packages that a machine with nothing needs for PROGRAMS, and the kernel's; those in ``work`` are kept."""
-    debs = work / "debs"
-    (debs / "partial").mkdir(parents=True, exist_ok=True)
-    found = sorted(debs.glob("*.deb"))
-    if not any(path.name.startswith("linux-image-") for path in found):
+    debs, fetched = work / "debs", work / "fetched"
+    wanted = " ".join(PROGRAMS)
+    if not fetched.exists() or fetched.read_text() != wanted:
+        (debs / "partial").mkdir(parents=True, exist_ok=True)
         nothing = work / "no-packages"
         nothing.write_bytes(b"")
         options = [f"Dir::State::status={nothing}", f"Dir::Cache::archives={debs}", "Debug::NoLocking=1"]
         command = ["apt-get", "-y", "-q", "--no-install-recommends", "--download-only", "install", *PROGRAMS]
         _run([command[0], *(word for option in options for word in ("-o", option)), *command[1:]], work)
         _run(["apt-get", "-q", "download", _kernel_package()], debs)
-        found = sorted(debs.glob("*.deb"))
-    return found
+        fetched.write_text(wanted)
+    return sorted(debs.glob("*.deb"))
 
 
 def _kernel_package() -> str:

@@ -95,6 +95,10 @@ class BlockReader:
             length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def at_end(self) -> bool:
+        """Whether nothing follows. Where there is not even a block, ``blocks`` is 0 then."""
+        return not self._piece and not self._advance()
+
     def skip(self, length: int) -> int:
         """Pass over ``length`` bytes; how many there were."""
         left = length

@@ -64,6 +64,9 @@ class SnapshotEntry(NamedTuple):
     path: str
 
 
+Entry = ChunkFile | SnapshotEntry
+
+
 @dataclass(slots=True)
 class MediaCatalog:
     """``media`` and ``media_set`` are uuids, the latter None on a medium of no set; ``seq_nr`` its position in there.
@@ -101,6 +104,10 @@ def encode_chunk_file(entry: ChunkFile) -> bytes:
 def encode_snapshot(entry: SnapshotEntry) -> bytes:
     store, path = entry.store.encode(), entry.path.encode()
     return b"".join((_SNAPSHOT.pack(b"S", entry.file, entry.uuid, len(store), len(path)), store, b":", path))
+
+
+def encode_entry(entry: Entry) -> bytes:
+    return encode_chunk_file(entry) if isinstance(entry, ChunkFile) else encode_snapshot(entry)
 
 
 def catalog_archive(

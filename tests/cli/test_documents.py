@@ -110,7 +110,7 @@ def test_verify_tells_of_unfinished_snapshots(store: Path) -> None:
 def test_status(store: Path) -> None:
     document = ask("--store", store, "status")
     totals = {"path", "name", "total", "used", "available", "chunks", "stored_bytes", "logical_bytes", "snapshots"}
-    assert document.keys() == totals | {"schema", "items", "deduplication_factor"}
+    assert document.keys() == totals | {"schema", "items", "deduplication_factor", "jobs"}
     (group,) = document["items"]
     assert group.keys() == {"group", "snapshots", "logical_bytes", "stored_bytes", "last", "deduplication_factor"}
     assert document["chunks"] == 2 and document["snapshots"] == group["snapshots"] == 1

@@ -100,7 +100,7 @@ def nightly(home: Home, *, encrypted: bool) -> None:
     assert "is right" in home.run(profile)
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("encrypted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nightly(home: Home, encrypted: bool) -> None:
     nightly(home, encrypted=encrypted)
     if encrypted:  # who looks is asked for it
@@ -116,6 +116,14 @@ def test_nightly(home: Home, encrypted: bool) -> None:
     assert "letter.txt" in home.run(block("nightly.md", "archiver restore"))
     assert [path.name for path in (home.place / "home/restored").iterdir()] == ["letter.txt"]
     home.run("archiver job uninstall home --scope user")
+
+
+def test_tour_of_the_readme(home: Home) -> None:
+    nightly(home, encrypted=False)
+    found = re.findall(r"(?:^    archiver job .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (tour,) = ["\n".join(line[4:] for line in text.splitlines()) for text in found if "job install" in text]
+    assert tour.count("\n") == 5 and "job home: good" in home.run(tour)
+    assert "all is well" in (home.place / "home.html").read_text()
 
 
 def test_drive(home: Home) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archiver.errors import Skipped
-from archiver.jobs.power import Supply, refusal, supply
+from archiver.jobs.power import Supply, is_metered, refusal, supply
 from archiver.jobs.profile import Power
 from tests.jobs.jobs import DAY, NIGHT, Job, states, write_supplies
 
@@ -66,3 +66,33 @@ def test_a_job_on_battery_is_skipped_with_a_due_date(tmp_path: Path) -> None:
     assert (run.text, run.due) == ("skipped: the machine runs on battery", NIGHT + 2 * DAY)
     assert len(job.snapshots()) == 1
     assert states(job.run(supplies=place, any_power=True))["backup"] == "ok"
+
+
+def program(place: Path, name: str, text: str) -> None:
+    place.mkdir(exist_ok=True)
+    (place / name).write_text(f"#!/bin/sh\n{text}\n")
+    (place / name).chmod(0o755)
+
+
+def test_no_sleep_while_a_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps the machine awake is there while the hooks run, and gone afterwards."""
+    began, ended = tmp_path / "began", tmp_path / "ended"
+    program(tmp_path / "bin", "systemd-inhibit", f'echo "$@" > {began}; cat; echo > {ended}')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    wait = f"for i in $(seq 500); do test -s {began} && break; sleep 0.01; done; test -s {began} && ! test -e {ended}"
+    job = Job(tmp_path, f"[[hook]]\nwhen = 'before'\ncommand = '''{wait}'''\nrequired = true\n")
+    assert job.run("backup", keep_awake=True).exit_code == 0
+    assert "--what=sleep:idle" in began.read_text() and began.read_text().split()[-1] == "cat"
+    assert ended.exists()
+
+
+@pytest.mark.parametrize(("said", "metered"), [("no\n\nno", False), ("no\n\nyes (guessed)", True), ("yes", True)])
+def test_metered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, metered: bool) -> None:
+    program(tmp_path / "bin", "nmcli", f"printf '{said}\\n'")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=":")
+    assert is_metered() is metered
+
+
+def test_without_networkmanager_nothing_is_metered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not is_metered()

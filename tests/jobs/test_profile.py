@@ -71,6 +71,15 @@ WRONG = {
     "[key]\npassphrase-file = '/p'\npassphrase-command = 'x'": "5: a passphrase file and a command are both given",
     "[stdin-from-command]\n'db.pxar' = 'dump'": "4: 'db.pxar' is no name of an image",
     "[stdin-from-command]\n'db.img' = 3": "4: stdin-from-command.db.img is 3; a text is allowed",
+    "[max-age]\nsnapshot = '999999w'": "4: max-age.snapshot is '999999w'; a time span of at most a hundred years",
+    "[schedule]\nat = []": "4: schedule.at is empty; at least one time of day is allowed",
+    "[[notify]]\nkind = 'desktop'\non = []": "5: notify[0].on is empty; at least one of failure, overdue,",
+    "id = 0x" + "f" * 9000: "3: id is a very large number; a text is allowed",
+    "[keep]\ndaily = 0x" + "f" * 9000: "4: keep.daily is a very large number; a whole number from 1 to",
+    "id = 1\nnote = " + "9" * 5000: "4: this is no TOML: a number has thousands of digits",
+    "id." + "a." * 50 + "a = 1": "3: id is {'a': {'a': ",
+    "id." + "a." * 5000 + "a = 1": "3: its arrays or tables are nested too deeply",
+    "x" * 5000 + " = 1": f"3: {'x' * 57}... is unknown; here are allowed: store,",
     "x = ": "3: this is no TOML: ",
     "[keep]\n[keep]": "4: this is no TOML: ",
     "x = 1\nx = 1": "4: this is no TOML: ",
@@ -84,6 +93,7 @@ WRONG_FILES = {
     "stores = ['/a', '/a']\nsources = ['/home']": "1: stores names one of them twice",
     "store = '/x'": "sources is missing: what is to be saved",
     "store = '/x'\nsources = []": "2: sources is empty; at least one source is allowed",
+    "stores = []\nsources = ['/home']": "1: stores is empty; at least one store is allowed",
     "store = '/x'\nsources = ['home']": "2: sources[0]: 'home' is relative; a path from / or ~ is allowed",
     "store = '/x'\nsources = ['a.img:-']": "2: sources[0]: 'a.img:-' is standard input, which no job has",
     "store = '/x'\nsources = ['a b.pxar:/x']": "2: sources[0]: 'a b.pxar:/x' is ",
@@ -320,3 +330,40 @@ def test_readme_has_every_key(tmp_path: Path) -> None:
         else:
             found |= set(names)
     assert found == keys - {"stdin-from-command.db.img"}
+
+
+def test_a_file_that_cannot_be_read_is_a_wrong_profile(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    reasons = {
+        "loop": "this cannot be read: too many levels of symbolic links",
+        "gone": "this cannot be read: no such file or directory",
+        "zero": "this is not a regular file",
+        "large": "this is larger than 1 MiB, which no profile is",
+    }
+    for name, target in (("loop", "loop.toml"), ("gone", "/nowhere/at/all"), ("zero", "/dev/zero")):
+        (job.directory / f"{name}.toml").symlink_to(target)
+    (job.directory / "large.toml").write_bytes(b"#" * ((1 << 20) + 1))
+    for name, reason in reasons.items():
+        for command in ("run", "check", "show", "status", "report", "ack"):
+            done = call("job", command, name)
+            assert done.code == 2
+            assert f"{name}.toml: {reason}" in done.out + done.err
+    checked = call("job", "check", "--json").document
+    assert {item["job"]: item["text"] for item in checked["items"]} == reasons
+    assert {item["job"]: item["state"] for item in ask("job", "list")["items"]} == {
+        **dict.fromkeys(reasons, "profile wrong"),
+        "nightly": "never run",
+    }
+    assert job.snapshots() == []
+
+
+@pytest.mark.parametrize("name", ["XDG_CONFIG_HOME", "XDG_STATE_HOME"])
+def test_a_home_that_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As that of a user without a home directory, whose ~ is one of the working directory's files."""
+    Job(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, os.path.relpath(os.environ[name]))
+    for command in ("run", "status", "report", "ack"):
+        done = call("job", command, "nightly", "--json")
+        text = done.error["message"] if command != "status" or "error" in done.document else done.out
+        assert done.code == 2 and "is relative, and a nightly run starts anywhere" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,13 @@ def test_points_have_titles_without_scripts() -> None:
     assert svg.startswith("<svg") and "954 MiB" in svg and svg.count("<title>") == 2
 
 
+def test_bars_are_wide_enough_to_be_seen() -> None:
+    """Also those of runs that follow each other in seconds."""
+    svg = charts.size_bars("stored", [(NOW, 5), (NOW + 3000, 7), (NOW + 3001, 9)], "Stored")
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([0-9.]+)"[^>]*class="rect reactive', svg)]
+    assert len(widths) == 3 and min(widths) > 2
+
+
 @given(some.integers(min_value=0, max_value=1 << 62))
 def test_size_ticks(most: int) -> None:
     ticks = size_ticks(most)
@@ -174,10 +182,11 @@ def test_figures_in_words() -> None:
     sizes = [0, 999, 1000, 10**6, 123456789, 10**12]
     assert list(map(bytes_text, sizes)) == ["0 B", "999 B", "0.98 KiB", "977 KiB", "118 MiB", "931 GiB"]
     assert bytes_text(512 << 20, like=2 << 30) == "0.5 GiB"
-    ages = [0, 0.25, 59, 121, 7200, 3 * DAY, 800 * DAY]
+    ages = [0, 0.25, 1, 59, 121, 7200, 3 * DAY, 800 * DAY]
     assert list(map(age_text, ages)) == [
         "0 seconds",
         "0.2 seconds",
+        "1 second",
         "59 seconds",
         "2 minutes",
         "2 hours",
@@ -280,7 +289,7 @@ def test_no_run_yet_and_no_store(job: Path) -> None:
     shutil.rmtree(state_directory({"XDG_STATE_HOME": str(job / ".xdg/state")}, "home"))
     document = ask("job", "report", "home", job / "page.html")
     assert document["items"] == [] and "there is no directory" in document["stores"][0]["absent"]
-    assert "never run yet" in Checked((job / "page.html").read_text()).text
+    assert "not saved yet" in Checked((job / "page.html").read_text()).text
     done = call("job", "report", "home", "--run", "last")
     assert done.code == 10 and "no run yet" in done.err
 

@@ -115,6 +115,13 @@ def test_words_of_a_command() -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["/a\rb", "/a\x01b", "/a\udcffb", "/a\x7fb"])
+def test_paths_that_systemd_cannot_be_told(path: str) -> None:
+    for program, environment in (([path], {}), (["/a"], {"XDG_STATE_HOME": path})):
+        with pytest.raises(ArchiverError, match="systemd takes no path with a control character"):
+            units("home", program, SCHEDULE, (), environment, ["systemctl"])
+
+
 def test_drives(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the root nor what the profile is on."""
     mounted = ["/", str(tmp_path), "/media/other"]
@@ -127,6 +134,9 @@ def test_drives(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     mounted.pop()
     (tmp_path / "fstab").write_text(f"# comment\n\nUUID=1 {tmp_path}/drive ext4 noauto 0 0\nUUID=2 none swap\n")
     assert drives(profile) == [f"{tmp_path}/drive"]
+    (tmp_path / "fstab").write_text(f"UUID=1 {tmp_path}/my\\040drive\\134 ext4\n")
+    (tmp_path / "link").symlink_to(f"{tmp_path}/my drive\\/store")
+    assert drives(replace(profile, stores=(f"{tmp_path}/link",), syncs=())) == [f"{tmp_path}/my drive\\"]
 
 
 def planned(profile: Profile, tmp_path: Path, way: install.Way = "systemd") -> Plan:
@@ -226,6 +236,14 @@ def test_cron_in_place_of_systemd(profile: Profile, tmp_path: Path, offline: Pat
     assert (tmp_path / "table").read_text() == "# mine\n7 * * * * true\n"
 
 
+def test_who_may_have_no_crontab_has_systemd(profile: Profile, tmp_path: Path, offline: Path) -> None:
+    (tmp_path / "bin/crontab").write_text("#!/bin/sh\necho You are not allowed to use this program >&2; exit 1\n")
+    carry_out(planned(profile, tmp_path))
+    assert not planned(profile, tmp_path).is_change
+    with pytest.raises(ArchiverError, match="neither systemd nor cron"):
+        planned(profile, tmp_path, "cron")
+
+
 def test_file_of_somebody_else(profile: Profile, tmp_path: Path, offline: Path) -> None:
     mine = tmp_path / "config/systemd/user/archiver-job-home.timer"
     mine.parent.mkdir(parents=True)
@@ -256,36 +274,54 @@ def test_no_schedule(profile: Profile, tmp_path: Path, offline: Path) -> None:
 
 def test_cron_line_is_run_as_it_is_written(tmp_path: Path) -> None:
     """cron takes a backslash before a percent sign away, and gives the rest to a shell."""
-    program = tmp_path / "50% off/it's"
+    program = tmp_path / "50% off\\% \\\\%/it's"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nprintf "%s|" "$@" "$XDG_STATE_HOME" > {tmp_path}/called\n')
     program.chmod(0o755)
     mark, line = cron_lines("home", [str(program)], {"XDG_STATE_HOME": "/a %b", "ARCHIVER_PASSWORD": "x"}, "laptop")
     minute, *stars, command = line.split(" ", 5)
     assert 0 <= int(minute) < 60 and stars == ["*"] * 4 and "PASSWORD" not in line
-    subprocess.run(["sh", "-c", command.replace("\\%", "%")], check=True)
+    subprocess.run(["sh", "-c", as_cron(command)], check=True)
     assert (tmp_path / "called").read_text() == "job|run|home|--if-due|--quiet|/a %b|"
     assert without_job([mark, line, mark.replace("home", "home2"), "x"], "home") == [mark.replace("home", "home2"), "x"]
     with pytest.raises(ArchiverError):
         cron_lines("home", ["/a\nb"], {}, "laptop")
 
 
+def as_cron(line: str) -> str:
+    """What cron gives to the shell of the rest of a line."""
+    command, escaped = "", False
+    for char in line:
+        if escaped and char == "%":
+            command = command[:-1]
+        elif char == "%":
+            break
+        command, escaped = command + char, char == "\\" and not escaped
+    return command
+
+
 MANAGER = """
 mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system {place}/drive && mkdir -m 700 /run/own
 export XDG_RUNTIME_DIR=/run/own
+await() {{ for i in $(seq 600); do "$@" 2>/dev/null && return; sleep 0.1; done; echo "$* did not come" >&2; }}
+mkdir -p {place}/.local/share/systemd/timers
+touch -d '9 days ago' {place}/.local/share/systemd/timers/stamp-archiver-job-home.timer
 /lib/systemd/systemd --user >{place}/log 2>&1 &
 manager=$!
-for i in $(seq 100); do systemctl --user is-active -q basic.target 2>/dev/null && break; sleep 0.1; done
+await systemctl --user is-active -q basic.target
 {python} {script} install
 systemctl --user list-timers --all --no-legend > {place}/timers
+await test -s {place}/called
+await sh -c '! systemctl --user is-active -q archiver-job-home.service'
+mv {place}/called {place}/by-timer
 mount -t tmpfs tmpfs {place}/drive
-for i in $(seq 100); do [ -e {place}/called ] && break; sleep 0.1; done
-cp {place}/called {place}/by-drive
-rm {place}/called
+await test -s {place}/called
+mv {place}/called {place}/by-drive
+await sh -c '! systemctl --user is-active -q archiver-job-home.service'
 touch {place}/fail
 systemctl --user start archiver-job-home.service
-for i in $(seq 100); do grep -q status {place}/called && break; sleep 0.1; done
-cp {place}/called {place}/by-failure
+await grep -q status {place}/called
+mv {place}/called {place}/by-failure
 {python} {script} uninstall
 systemctl --user list-timers --all --no-legend > {place}/timers-after
 kill $manager; wait $manager
@@ -296,11 +332,11 @@ SCRIPT = """
 import os, sys
 from archiver.jobs.install import carry_out, plan_install, plan_uninstall
 from archiver.jobs.load import load
-environment = {{"XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"]}}
+environment = {{"XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"], "XDG_STATE_HOME": {state!r}}}
 if sys.argv[1] == "install":
     profile = load("home", "{place}/home.toml")
     os.system("mount -t tmpfs tmpfs {place}/drive")
-    plan = plan_install(profile, ["{place}/program"], environment, "user", "systemd")
+    plan = plan_install(profile, [{program!r}], environment, "user", "systemd")
     os.system("umount {place}/drive")
 else:
     plan = plan_uninstall("home", environment, "user")
@@ -310,18 +346,29 @@ carry_out(plan)
 
 @pytest.mark.skipif(not has_manager(), reason="no systemd can be started here")
 def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
-    """A manager takes the units, runs the job when the drive is mounted, and the watch when the job crashed."""
-    program = tmp_path / "program"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n[ "$2" = status ] || ! [ -e {tmp_path}/fail ]\n')
+    """A manager takes the units; it runs the job that was missed while it was off, and when the drive is mounted, and
+    the watch when the job crashed."""
+    (tmp_path / "home.toml").write_text(
+        (tmp_path / "home.toml").read_text().replace("on-plug", 'delay = "1s"\non-plug')
+    )
+    program = tmp_path / 'it\'s "50%n" of $HOME;\\x\nä' / "program"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nprintf %s "$XDG_STATE_HOME" > {tmp_path}/state\n'
+        f'[ "$2" = status ] || ! [ -e {tmp_path}/fail ]\n'
+    )
     program.chmod(0o755)
-    (tmp_path / "script.py").write_text(SCRIPT.format(place=tmp_path))
+    state = str(program.parent / "state")
+    (tmp_path / "script.py").write_text(SCRIPT.format(place=tmp_path, program=str(program), state=state))
     text = MANAGER.format(place=tmp_path, python=shlex.quote(sys.executable), script=tmp_path / "script.py")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     environment["PYTHONPATH"] = str(Path(install.__file__).parent.parent.parent)
-    subprocess.run(["unshare", "-m", "sh", "-c", text], env=environment, check=True, timeout=100)
+    subprocess.run(["unshare", "-m", "sh", "-c", text], env=environment, check=True, timeout=500)
     timers = (tmp_path / "timers").read_text()
     assert "archiver-job-home.timer" in timers and "archiver-watch-home.timer" in timers
+    assert (tmp_path / "by-timer").read_text() == "job run home\n"
     assert (tmp_path / "by-drive").read_text() == "job run home\n"
     assert (tmp_path / "by-failure").read_text() == "job run home\njob status home --quiet\n"
     assert "archiver" not in (tmp_path / "timers-after").read_text()
+    assert (tmp_path / "state").read_text() == state
     assert MARK not in "".join(path.read_text() for path in (tmp_path / "config").rglob("*archiver*") if path.is_file())

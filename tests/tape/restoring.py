@@ -16,12 +16,12 @@ from archiver.store.store import Store
 from archiver.tape.drive.interface import Drive
 from archiver.tape.drive.virtual import VirtualDrive
 from archiver.tape.media_sets.media_sets import SnapshotPlace
-from archiver.tape.members import Digests, Member, Numbers
+from archiver.tape.members import Member, Numbers
 from archiver.tape.restore.plan import RestorePlan, make_plan
 from archiver.tape.restore.routes import NamespaceRule, Routes, Selected
 from archiver.tape.restore.run import RestoreResult, carry_out, survey
 from formats.crypt import CryptConfig
-from formats.tape.catalog import ChunkFile, MediaCatalog, SnapshotEntry, decode_catalog
+from formats.tape.catalog import ChunkFile, Digests, MediaCatalog, SnapshotEntry, decode_catalog
 from formats.tape.content import encode_uuid
 from tests.formats.tape.media import document
 
@@ -150,6 +150,6 @@ def restore_from(
                 shelf,
                 crypt,
                 listener,
-                catalogued=lambda member, entries: catalogued.update({member.label: entries}),
+                catalogued=lambda member, entries, lost: catalogued.update({member.label: entries}),
             )
     return Restored(plan, result, shelf.loads, catalogued)

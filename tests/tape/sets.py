@@ -76,10 +76,7 @@ def append(place: TapePlace, each: Medium, *entries: ChunkFile | SnapshotEntry) 
         logs.create(each.uuid, place_in.uuid, place_in.seq_nr)
     log = logs.open(each.uuid, place_in.uuid, place_in.seq_nr)
     for entry in entries:
-        if isinstance(entry, ChunkFile):
-            log.add_archive(entry)
-        else:
-            log.add_snapshot(entry)
+        log.add(entry)
     log.commit()
 
 

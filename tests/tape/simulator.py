@@ -147,6 +147,8 @@ class SimulatedKernel(Kernel):
         self._met = ""
         if item is None:
             self._at, self._file, self._block = self._at + 1, self._file + 1, 0
+            if self.traits.end_of_data == "rubbish":
+                buffer[:] = bytes(len(buffer))  # as seen: zeros come with a file mark
             return 0
         if self._at in medium.bad:
             self._block = -1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import resource
+import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from archiver.core.clock import Clock
+from archiver.core.events import ignore
 from archiver.tape.known_set import KnownSet
 from archiver.tape.media_sets.media_sets import MediaSets
 from archiver.tape.state.catalog_log import CatalogLogs
+from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
+from archiver.tape.verify import verify
+from bench.measure import run
+from formats import blob
+from formats.blob import BlobEncoder
+from formats.crypt import CryptConfig
 from formats.tape.blocks import BLOCK_SIZE
-from formats.tape.catalog import ChunkFile, SnapshotEntry
+from formats.tape.catalog import ChunkFile, Entry, SnapshotEntry
 from tests.cli.command import ask, call
-from tests.formats.tape.media import document
+from tests.formats.tape.media import document, logs
 from tests.golden_store import KEY as GOLDEN_KEY
 from tests.golden_store import write_key
 from tests.random_trees import noise
 from tests.stores import KEY, damage, make_store, restored_differences, save
 from tests.sync.pair import finished
 from tests.tape.media import golden_media
-from tests.tape.restoring import snapshots_of
+from tests.tape.restoring import Shelf, golden_catalog, restore_from, snapshots_of
 from tests.tape.sets import in_set, medium
 from tests.tape.sets import store as put_media
 
@@ -197,10 +206,6 @@ def test_disaster_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_key_finds_what_a_crc_does_not(tmp_path: Path) -> None:
     """A chunk of another key in the place of a chunk: its CRC is right."""
-    from formats import blob
-    from formats.crypt import CryptConfig
-    from tests.formats.tape.media import logs
-    from tests.tape.restoring import golden_catalog, restore_from
 
     media = golden_media("multi", tmp_path / "media")
     path = media / "tapefile-4-M001L8.json"
@@ -216,10 +221,13 @@ def test_key_finds_what_a_crc_does_not(tmp_path: Path) -> None:
     done = restore_from(media, golden_catalog("multi", logs("multi")), target, crypt=GOLDEN_KEY)
     assert [problem.name for problem in done.result.problems] == [f"golden:{snapshots_of('multi')[1]}"]
     assert len(done.result.restored) == 2 and damage(target, GOLDEN_KEY) == []
+    shelf, catalog = Shelf(media), golden_catalog("multi", logs("multi"))
+    found = verify(catalog, catalog.members, shelf, GOLDEN_KEY, ignore, Clock())
+    shelf.close()
+    assert [(error.file, "its key does not open it" in error.reason) for error in found.errors] == [(5, True)]
 
 
 def _encoded(plain: bytes, crypt: Any) -> tuple[bytes, Any]:
-    from formats.blob import BlobEncoder
 
     return BlobEncoder(crypt).encode(plain, bytes(16))
 
@@ -229,24 +237,25 @@ def _encoded(plain: bytes, crypt: Any) -> tuple[bytes, Any]:
 
 def test_a_million_chunks(tmp_path: Path) -> None:
     """Which of a snapshot's chunks are where is known in a second, and in bounded memory."""
-    place = TapePlace(str(tmp_path / "state"))
+    place = TapePlace(str(tmp_path / "state/archiver/tape"))
     one = in_set(medium("ONE"), "daily", "set", 0, 5)
     put_media(place, one)
     digests = np.random.default_rng(5).integers(0, 256, (1_000_000, 32), np.uint8)
-    logs, label = CatalogLogs(place), one.in_set
+    label = one.in_set
     assert label is not None
-    logs.create(one.uuid, label.uuid, 0)
-    log = logs.open(one.uuid, label.uuid, 0)
+    entries: list[Entry] = []
     for number in range(10):
         part = digests[number * 100_000 : (number + 1) * 100_000]
-        log.add_archive(ChunkFile(2 + 2 * number, bytes(16), "s", part))
-        log.add_snapshot(SnapshotEntry(3 + 2 * number, bytes(16), "s", f"host/x/2023-11-14T22:13:2{number}Z"))
-    log.commit()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    from archiver.core.events import ignore
-    from archiver.tape.state.inventory import InventoryFile
-
-    with MediaSets(place, ignore, {"XDG_CACHE_HOME": str(tmp_path / "cache")}) as sets:
+        entries.append(ChunkFile(2 + 2 * number, bytes(16), "s", part))
+        entries.append(SnapshotEntry(3 + 2 * number, bytes(16), "s", f"host/x/2023-11-14T22:13:2{number}Z"))
+    CatalogLogs(place).rebuild(one.uuid, label.uuid, 0, entries)
+    homes = {f"XDG_{name}_HOME": str(tmp_path / name.lower()) for name in ("STATE", "CACHE")}
+    command = [sys.executable, "-m", "archiver", "tape", "media", "content"]
+    log = tmp_path / "log"
+    done = run(command, environment={**os.environ, **homes}, cwd=tmp_path, output=log)
+    assert done.code == 0 and log.read_text().count("host/x/") == 10
+    assert done.usage.anon < 256 << 20 and done.usage.cpu < 30
+    with MediaSets(place, ignore, homes) as sets:
         known = KnownSet(place, sets, InventoryFile(place).load().media_set(label.uuid))
         wanted = np.unique(digests[::10].view("V32").ravel()).view(np.uint8).reshape(-1, 32)
         began = time.process_time()
@@ -254,4 +263,3 @@ def test_a_million_chunks(tmp_path: Path) -> None:
         assert time.process_time() - began < 1.0
         assert (positions == 0).all() and set(files.tolist()) == {2 + 2 * number for number in range(10)}
         assert len(known.absent("s", wanted)) == 0
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - before < 30

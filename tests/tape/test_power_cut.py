@@ -81,7 +81,7 @@ def run(place: TapePlace) -> None:
                 write_set_label(access.drive, label, 5)
                 log = CatalogLogs(place).open(medium.uuid, label.uuid, label.seq_nr)
                 for each in range(_ARCHIVES):
-                    log.add_archive(put_archive(access, 10 * number + each))
+                    log.add(put_archive(access, 10 * number + each))
                     access.drive.flush()
                     session.set_bytes_used(medium.uuid, access.drive.status().bytes_used)
                     log.commit()

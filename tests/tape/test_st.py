@@ -95,6 +95,19 @@ def test_files_are_read_as_they_were_written(traits: Traits) -> None:
 
 
 @each_kind
+def test_the_last_block_outlives_the_reading_of_the_file_mark(traits: Traits) -> None:
+    """Streams look for the mark before they give the block away."""
+    with drive_of(SimulatedKernel(traits, Medium())) as drive:
+        write(drive, [1, 2])
+        drive.rewind()
+        with drive.open_file() as reader:
+            reader.read_block()
+            block = reader.read_block()
+            assert reader.read_block() is None
+            assert block is not None and bytes(block) == _BLOCKS[2]
+
+
+@each_kind
 def test_a_blank_medium_has_no_file(traits: Traits) -> None:
     with drive_of(SimulatedKernel(traits, Medium())) as drive:
         with pytest.raises(EndOfData):
@@ -713,3 +726,13 @@ def test_the_real_kernel_gives_errors_not_crashes(tmp_path: Path) -> None:
             kernel.scsi(fd, bytes(6), send=b"", receive=64, seconds=1)
     finally:
         kernel.close(fd)
+
+
+def test_critical_alerts() -> None:
+    """Write protection is critical to a PBS, and no damage."""
+    kernel = SimulatedKernel(REAL, Medium())
+    kernel.scsi_device.alerts = [9, 20]
+    with drive_of(kernel) as drive:
+        assert drive.complaint() is None
+        kernel.scsi_device.alerts = [4, 9, 20, 52]
+        assert drive.complaint() == "media, system area write failure"

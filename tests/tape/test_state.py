@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from archiver.errors import ArchiverError, Damaged, Held, NotFound, TooNew, UsageError
 from archiver.tape.labelling import forget
-from archiver.tape.state.catalog_log import CatalogLogs, NoCatalog
+from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.drives import ChangerConfig, DriveConfig, Drives
 from archiver.tape.state.inventory import InventoryFile, Location, Medium
 from archiver.tape.state.place import TapePlace
@@ -313,14 +313,14 @@ def test_log(place: TapePlace) -> None:
     log = found.open(TWO.uuid, uuid_of("set"), 1)
     for number in (6, 5, 0):
         with pytest.raises(ValueError):
-            log.add_snapshot(snapshot(number, "host/a/2023-11-14T22:13:20Z"))
+            log.add(snapshot(number, "host/a/2023-11-14T22:13:20Z"))
     before = Path(found.path(TWO.uuid)).read_bytes()
-    log.add_snapshot(snapshot(9, "host/a/2023-11-14T22:13:21Z"))
+    log.add(snapshot(9, "host/a/2023-11-14T22:13:21Z"))
     assert Path(found.path(TWO.uuid)).read_bytes() == before  # nothing before it is committed
     for media_set, number in ((uuid_of("other"), 1), (uuid_of("set"), 0)):
         with pytest.raises(Damaged):
             found.open(TWO.uuid, media_set, number)
-    with pytest.raises(NoCatalog):
+    with pytest.raises(NotFound):
         found.open(ONE.uuid, uuid_of("set"), 0)
 
 
@@ -356,7 +356,7 @@ def test_failed_append(place: TapePlace, monkeypatch: pytest.MonkeyPatch) -> Non
     found = CatalogLogs(place)
     before = Path(found.path(ONE.uuid)).read_bytes()
     log = found.open(ONE.uuid, uuid_of("set"), 0)
-    log.add_archive(archive(3, digests(3, 100)))
+    log.add(archive(3, digests(3, 100)))
     monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ArchiverError):
         log.commit()

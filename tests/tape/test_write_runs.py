@@ -303,6 +303,8 @@ def test_damaged_snapshot(how: str, tmp_path: Path, store: Path) -> None:
     assert all(isinstance(error, Damaged) for error in done.result.errors)
     target = make_store(tmp_path / "back")
     assert len(restored(library, target).result.restored) == 2 and damage(target) == []
+    count = len(library.files("T1"))
+    assert len(library.backup(store).result.problems) == 1 and len(library.files("T1")) == count
 
 
 def _digests(store: Store, ref: Any) -> Any:

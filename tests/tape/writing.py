@@ -23,7 +23,7 @@ from archiver.tape.state.inventory import InventoryFile, Location
 from archiver.tape.state.place import TapePlace
 from archiver.tape.state.pools import Pool
 from archiver.tape.state.session import WriteSession
-from archiver.tape.write.media import Media
+from archiver.tape.write.media import Media, UseKey, no_key
 from archiver.tape.write.plan import Step, WriteOptions, WritePlan, estimate, make_plan, name_on_media
 from archiver.tape.write.run import WriteResult, carry_out
 from formats.tape.catalog import decode_catalog
@@ -106,6 +106,7 @@ class Library:
         dry: bool = False,
         snapshots: Iterable[str] | None = None,
         change_drive: Callable[[VirtualDrive], Any] = lambda drive: drive,
+        use_key: UseKey = no_key,
     ) -> Outcome:
         options = options or WriteOptions(require_encryption=self.pool.require_encryption)
         with (
@@ -127,6 +128,7 @@ class Library:
                 self.clock,
                 self.random,
                 namespaces=options.has_namespaces,
+                use_key=use_key,
             )
             if snapshots is None:
                 plan = make_plan(opened, media, options)

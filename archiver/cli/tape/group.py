@@ -17,9 +17,11 @@ from archiver.cli.lazy import Commands
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
+    from archiver.cli.context import Context
     from archiver.cli.output import Output
     from archiver.tape.access import Access
     from archiver.tape.state.place import TapePlace
+    from formats.crypt import CryptConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,6 +104,20 @@ def pause(seconds: float) -> None:
     if ready:
         with suppress(OSError):
             sys.stdin.readline()
+
+
+def key_at_hand(context: Context) -> CryptConfig | None:
+    """The key that was chosen, or the user's own one where it can be had: nothing needs it, but it proves more. Raises
+    KeyProblem for one that was chosen."""
+    from archiver.errors import KeyProblem
+
+    try:
+        return context.key()
+    except KeyProblem as error:
+        if context.chosen_keyfile() is not None:
+            raise
+        context.output.message(f"encrypted chunks are checked without their key: {error}")
+        return None
 
 
 def listed(output: Output, items: list[dict[str, Any]], columns: tuple[str, ...], empty: str) -> None:

@@ -9,7 +9,7 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.tape.group import listed, tape_place, told
-from archiver.errors import EXIT_DAMAGED, UsageError
+from archiver.errors import EXIT_DAMAGED, Damaged, UsageError
 
 if TYPE_CHECKING:
     from archiver.tape.state.inventory import MediaSet, Medium
@@ -104,7 +104,8 @@ def content(
     backup_type: str | None,
     backup_id: str | None,
 ) -> None:
-    """List the snapshots on the media, as the catalogs here say. The exit code is 20 when a catalog is missing."""
+    """List the snapshots on the media, as the catalogs here say. The exit code is 20 when a catalog is missing, or is
+    damaged: then nothing is known of its media set."""
     from archiver.tape.media_sets.media_sets import MediaSets
     from archiver.tape.state.inventory import InventoryFile
     from archiver.tape.state.pools import Pools
@@ -120,7 +121,12 @@ def content(
         for each in inventory.sets(pool):
             if chosen not in (None, encode_uuid(each.uuid)):
                 continue
-            lost = catalogs.refresh(each)
+            try:
+                lost = catalogs.refresh(each)
+            except Damaged as error:
+                output.message(str(error))
+                missing += [medium.name for medium in each.media if not only or medium.uuid in only]
+                continue
             for found in catalogs.snapshots(each.uuid):
                 medium = each.members.get(found.position)
                 if medium is None or (only and medium.uuid not in only):
@@ -154,7 +160,7 @@ def content(
         columns = ("label-text", "pool", "media-set-name", ">seq-nr", "store", "snapshot", "media-set-uuid")
         listed(output, items, columns, "no snapshots are known on the media")
     if missing:
-        output.message(f"the catalogs of these media are missing: {', '.join(missing)} (archiver tape catalog)")
+        output.message(f"the catalogs of these media cannot be had: {', '.join(missing)} (archiver tape catalog)")
         ctx.exit(EXIT_DAMAGED)
 
 

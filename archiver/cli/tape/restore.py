@@ -11,7 +11,7 @@ import click
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import Output, size_text
 from archiver.cli.sync import checked_owner
-from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
+from archiver.cli.tape.group import drive_option, key_at_hand, opened, pause, wait_option, waited_for
 from archiver.errors import ArchiverError, UsageError, worst_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def restore(
     output = context.output
     with ExitStack() as held:
         routes = _routes(context, output, held, snapshots, maps, rules, owner)
-        crypt = context.key()
+        crypt = key_at_hand(context)
         access = held.enter_context(opened(drive))
         keys = TapeKeys.default(os.environ)
         wait = 0.0 if dry_run else waited_for(wait_seconds)

@@ -8,7 +8,7 @@ import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.cli.tape.group import drive_option, opened, pause, wait_option, waited_for
+from archiver.cli.tape.group import drive_option, key_at_hand, opened, pause, wait_option, waited_for
 from archiver.errors import EXIT_DAMAGED, NotFound, worst_of
 
 
@@ -38,7 +38,7 @@ def verify(
     from archiver.tape.verify import verify as check
 
     output = context.output
-    crypt = context.key()
+    crypt = key_at_hand(context)
     keys = TapeKeys.default(os.environ)
     with (
         opened(drive) as access,

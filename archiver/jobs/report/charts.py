@@ -25,6 +25,7 @@ _DOTS = 60  # more points than that are a line without dots
 _LABEL = 40  # characters
 _ROOM = 60  # for half of the last label
 _DAY = 86400
+_BARS = 250  # there is room for
 _BAR_SHARE = 0.8  # of the room that there is for a bar
 _WIDTH, _HEIGHT, _ROW = 820, 260, 34
 
@@ -57,7 +58,9 @@ def size_bars(label: str, points: Sequence[Point], name: str) -> str:
     from pygal import Histogram
 
     gaps = sorted(after[0] - before[0] for before, after in pairwise(points))
-    width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), 1) if gaps else _DAY // 2
+    width = _DAY // 2
+    if gaps:  # bars that can be seen, also where a few runs follow each other closely
+        width = max(int(gaps[len(gaps) // 2] * _BAR_SHARE), (points[-1][0] - points[0][0]) // _BARS, 1)
     chart = Histogram(_config(show_legend=False))
     chart.add(label, [(size, moment - width // 2, moment + width // 2) for moment, size in points])
     _axes(chart, [(moment + sign * width // 2 * bool(gaps), size) for moment, size in points for sign in (-1, 1)])
@@ -131,7 +134,8 @@ def _axes(chart: Graph, points: Sequence[Point]) -> None:
     chart.xrange = (first, last)
     chart.margin_right = _ROOM
     chart.x_labels = time_ticks(first, last)
-    chart.x_value_formatter = lambda moment: time.strftime("%d %b %Y", time.localtime(moment))
+    form = "%d %b %Y" if last - first >= 2 * _DAY else "%d %b %H:%M"
+    chart.x_value_formatter = lambda moment: time.strftime(form, time.localtime(moment))
     ticks = size_ticks(max(size for _, size in points))
     chart.y_labels = _labelled(ticks)
     chart.value_formatter = _bytes

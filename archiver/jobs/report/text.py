@@ -22,7 +22,8 @@ def age_text(seconds: float) -> str:
     for length, name in _SPANS:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {name}"
-    return f"{seconds:.0f} seconds" if seconds >= 10 or not seconds else f"{seconds:.1f} seconds"
+    text = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0")
+    return f"{text} second" if text == "1" else f"{text} seconds"
 
 
 def time_text(moment: int | None) -> str:

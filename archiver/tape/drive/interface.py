@@ -79,8 +79,8 @@ class FileReader(Protocol):
     """One file being read."""
 
     def read_block(self) -> Buffer | None:
-        """The next record, whatever its length, valid until the next call; None at the file mark. Raises MediumError,
-        and EndOfData where the data ends without a file mark (power failure)."""
+        """The next record, whatever its length, valid until the next one is read; None at the file mark: it stays
+        valid then. Raises MediumError, and EndOfData where the data ends without a file mark (power failure)."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -108,6 +108,10 @@ class Drive(Protocol):
         ...
 
     def status(self) -> DriveStatus: ...
+
+    def complaint(self) -> str | None:
+        """Why the drive says that its medium, or itself, is not to be written with; None when it says nothing."""
+        ...
 
     def wait_until_ready(self, seconds: float) -> bool:
         """Whether a medium is ready to be read, waited for at most ``seconds``."""

@@ -64,7 +64,7 @@ ALERTS = {
     57: "automation interface failure",
 }
 CRITICAL = frozenset({4, 5, 6, 9, 14, 16, 22, 23, 30, 31, 33, 38, 41, 45, 52, 53, 54, 55, 56, 57})
-WRITE_PROTECT_ALERT = 9
+WRITE_PROTECT = 9  # is critical to a PBS, and no damage
 
 _SHORT_WAIT, _LONG_WAIT = 30.0, 60.0
 _ANSWER_SIZE = 8192

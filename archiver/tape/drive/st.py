@@ -31,7 +31,7 @@ from archiver.tape.drive import mtio
 from archiver.tape.drive.interface import DriveStatus, FileReader, FileWriter, MediumError, NoMedium
 from archiver.tape.drive.mtio import Kernel, TapeNode, TapeState
 from archiver.tape.drive.scan import SYSFS, generic_node, model_of
-from archiver.tape.drive.sg import ALERTS, Generic, VolumeStatistics
+from archiver.tape.drive.sg import ALERTS, CRITICAL, WRITE_PROTECT, Generic, VolumeStatistics
 from archiver.tape.drive.st_files import StReader, StWriter
 from archiver.tape.drive.st_medium import StMedium
 
@@ -157,6 +157,11 @@ class StDrive:
         raised = generic.alerts() if generic is not None else None
         self._note_change()
         return raised or []
+
+    def complaint(self) -> str | None:
+        """Its critical alerts (spec tape.md 4.6). A write-protected medium is found out otherwise."""
+        raised = [number for number in self.alerts() if number in CRITICAL and number != WRITE_PROTECT]
+        return ", ".join(ALERTS[number] for number in raised) or None
 
     # -- positions and files -----------------------------------------------------------------------------------------
 

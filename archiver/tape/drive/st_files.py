@@ -22,7 +22,8 @@ class StReader:
         """Raises EndOfData, MediumError."""
         self._medium = medium
         self._file = medium.start_of_file()
-        self._buffer = memoryview(bytearray(BLOCK_SIZE))
+        # two in turn: the file mark is read while the last block is still looked at, and some drives send zeros with it
+        self._buffer, self._other = (memoryview(bytearray(BLOCK_SIZE)) for _ in range(2))
         self._ahead: int | None = medium.read(self._buffer, self._file, first=True)
         self._is_ahead = True
 
@@ -31,6 +32,7 @@ class StReader:
             length = self._ahead
             self._is_ahead = length is None  # the file mark is passed only once
         else:
+            self._buffer, self._other = self._other, self._buffer
             length = self._medium.read(self._buffer, self._file, first=False)
             self._ahead, self._is_ahead = None, length is None
         return None if length is None else self._buffer[:length]

@@ -28,7 +28,6 @@ from archiver.tape.drive.interface import (
     EndOfData,
     FileReader,
     FileWriter,
-    MediumError,
     MediumFull,
     NoMedium,
     WriteProtected,
@@ -40,6 +39,7 @@ from archiver.tape.drive.virtual_place import (
     STATUS,
     check_there,
     encoded,
+    failed,
     identity,
     labels_in,
     lock_drive,
@@ -260,6 +260,10 @@ class VirtualDrive:
             self._label is not None, self.write_protected, position, used, capacity, f"directory {self.path}"
         )
 
+    def complaint(self) -> str | None:
+        """Nothing watches over a directory."""
+        return None
+
     def wait_until_ready(self, seconds: float) -> bool:
         """Nobody else can put a medium in while this one has the directory."""
         return self._label is not None
@@ -352,7 +356,7 @@ class VirtualDrive:
             file.sync()
         except OSError as error:
             self._check_same()
-            raise MediumError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from error
+            raise failed(self.path, f"{path} cannot be written", error) from error
         finally:
             file.close()
 

@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from archiver.core.disk import NewFile, available, is_full
-from archiver.tape.drive.interface import MediumError, MediumFull
+from archiver.errors import ArchiverError
+from archiver.tape.drive.interface import MediumFull
+from archiver.tape.drive.virtual_place import failed
 from formats.tape.blocks import BLOCK_SIZE
 from formats.wire import Buffer
 
@@ -25,6 +27,7 @@ _WRITE_BACK_BLOCKS = 32
 class FileOnDisk:
     def __init__(self, path: str, what: str, check_there: Callable[[], None]) -> None:
         self._what = what
+        self._directory = os.path.dirname(path)
         self._check_there = check_there
         self._buffer = bytearray(BLOCK_SIZE)
         self._view = memoryview(self._buffer)
@@ -37,9 +40,9 @@ class FileOnDisk:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: OSError) -> MediumError:
+    def _failed(self, error: OSError) -> ArchiverError:
         self._check_there()
-        return MediumError(f"{self._what} cannot be read: {(error.strerror or str(error)).lower()}")
+        return failed(self._directory, f"{self._what} cannot be read", error)
 
     def read_block(self) -> Buffer | None:
         filled = 0
@@ -103,7 +106,7 @@ class NewFileOnDisk:
                 self._file.cut(self._blocks * BLOCK_SIZE)
             if is_full(error):
                 raise MediumFull(f"the file system of {self._directory} is full: {self._what} does not fit") from error
-            raise MediumError(f"{self._what} cannot be written: {(error.strerror or str(error)).lower()}") from error
+            raise failed(self._directory, f"{self._what} cannot be written", error) from error
 
     def finish(self) -> None:
         self._open = False

@@ -12,6 +12,7 @@ from typing import Any
 from archiver.core.disk import explain, explained
 from archiver.core.locks import DirectoryLock, FileLock
 from archiver.errors import Locked, TargetAbsent
+from archiver.tape.drive.interface import MediumError
 
 LOCK = ".drive.lck"
 STATUS = "drive-status.json"
@@ -19,6 +20,7 @@ TAPE = re.compile(r"tape-([A-Za-z0-9_][A-Za-z0-9._-]{1,31})\.json")
 FILE = re.compile(r"tapefile-(0|[1-9][0-9]{0,8})-([A-Za-z0-9_][A-Za-z0-9._-]{1,31})\.json")
 FILE_MODE = 0o644
 _LARGEST_STATUS = 64 << 10
+_BLOCK_DEVICES = "/sys/dev/block"
 
 
 def labels_in(path: str) -> list[str]:
@@ -77,6 +79,24 @@ def lock_drive(name: str, path: str, wait_seconds: float) -> FileLock | Director
         raise Locked(f"the drive {name} ({path}) is in use by another process", hint="wait for it to end") from error
     except OSError as error:
         raise explain(error, "lock", path) from error
+
+
+def failed(directory: str, what: str, error: OSError) -> TargetAbsent | MediumError:
+    """What an error of the file system means: a bad medium, or a disk that was taken away while it was in use. Of such
+    a one the kernel has forgotten the device, whatever it still remembers of the directory."""
+    if _is_gone(directory):
+        return TargetAbsent(f"the disk with {directory} was taken away", hint="plug it in and run this again")
+    return MediumError(f"{what}: {(error.strerror or str(error)).lower()}")
+
+
+def _is_gone(directory: str) -> bool:
+    try:
+        device = os.stat(directory).st_dev
+    except OSError:
+        return True
+    if not os.major(device) or not os.path.isdir(_BLOCK_DEVICES):
+        return False  # no file system on a block device
+    return not os.path.lexists(os.path.join(_BLOCK_DEVICES, f"{os.major(device)}:{os.minor(device)}"))
 
 
 def encoded(document: dict[str, Any]) -> bytes:

@@ -5,7 +5,9 @@ in the store. Then it is published as a backup is: whole, durable, in one rename
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -19,6 +21,7 @@ from archiver.store.sessions import Session
 from archiver.store.snapshots import read_small
 from archiver.store.store import Store
 from archiver.tape.reading import MediumFile
+from archiver.tape.restore.routes import snapshot_on_medium
 from formats import blob
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
@@ -72,6 +75,15 @@ def receive(
     if not file.is_whole():
         raise CutArchive(f"the archive of {name} was not written to its end")
     return _checked(disk, name, targets, directory, crypt)
+
+
+@contextmanager
+def looked_at(file: MediumFile, crypt: CryptConfig | None) -> Iterator[Arrival]:
+    """A snapshot archive that is read without restoring it. Raises CutArchive, Damaged, FormatError."""
+    source, path = file.content.store, file.content.text("snapshot")
+    ref = snapshot_on_medium(path)
+    with tempfile.TemporaryDirectory(prefix="archiver-") as place:
+        yield receive(Disk(), file, f"{source}:{path}", (ref,), f"{place}/snapshot", crypt)
 
 
 def _write(disk: Disk, directory: str, file: SnapshotFile) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
 from archiver.core.disk import Barrier, explained
 from archiver.core.events import Listener, Notice, Progress
@@ -31,14 +30,13 @@ from formats import blob
 from formats.crypt import CryptConfig
 from formats.errors import FormatError
 from formats.index import Index
+from formats.tape.catalog import Digests
 from formats.tape.chunk_archive import StoredChunk
 
 _QUEUED = 8
 _LOOKED_UP_AT_ONCE = 4096
 _ROWS_AT_ONCE = 1 << 14
 _BYTES_AT_ONCE = 1 << 30  # stored before they are made durable and told
-
-Digests = NDArray[np.uint8]  # (n, 32)
 
 
 @dataclass(slots=True)

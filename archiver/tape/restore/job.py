@@ -25,7 +25,7 @@ from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
 from archiver.tape.state.pools import Pools
 from formats.crypt import CryptConfig
-from formats.tape.catalog import ChunkFile, SnapshotEntry, encode_chunk_file, encode_labels, encode_snapshot
+from formats.tape.catalog import Entry
 from formats.tape.content import encode_uuid
 
 
@@ -51,12 +51,11 @@ def opened_set(
     """Raises NotFound, Locked, Damaged."""
     place = access.place
     access.update_online()
-    media_set = find_set(InventoryFile(place).load(), Pools(place).all(), name)
-    with place.lock_media_set(encode_uuid(media_set.uuid)), MediaSets(place, listener) as sets:
-        known = KnownSet(place, sets, media_set)
-        media = RequestedMedia(
-            access, listener, media_set=media_set.uuid, keys=keys, wait_seconds=wait_seconds, pause=pause
-        )
+    uuid = find_set(InventoryFile(place).load(), Pools(place).all(), name).uuid
+    with place.lock_media_set(encode_uuid(uuid)), MediaSets(place, listener) as sets:
+        # a backup may have taken one of its media before the lock was had
+        known = KnownSet(place, sets, InventoryFile(place).load().media_set(uuid))
+        media = RequestedMedia(access, listener, media_set=uuid, keys=keys, wait_seconds=wait_seconds, pause=pause)
         yield OpenedSet(known, media, place)
 
 
@@ -73,24 +72,11 @@ def restore(
     """Carry out the plan that ``make_plan`` made of ``opened.known``. Media that had no catalog here get one. Raises
     UsageError, Locked during a gc; all else is in the result."""
 
-    def catalogued(member: Member, entries: list[ChunkFile | SnapshotEntry]) -> None:
-        _keep(CatalogLogs(opened.place), opened.known.uuid, member, entries, listener)
+    def catalogued(member: Member, entries: list[Entry], lost: int) -> None:
+        unsure = f"{lost} of its files cannot be read" if lost else None
+        try:
+            CatalogLogs(opened.place).rebuild(member.uuid, opened.known.uuid, member.seq_nr, entries, unsure)
+        except ArchiverError as error:  # without it the restore is as good
+            listener(Notice(f"the catalog of {member.label} is not kept: {error}", "warning"))
 
     return run.carry_out(opened.known, plan, routes, opened.media, crypt, listener, catalogued=catalogued)
-
-
-def _keep(
-    logs: CatalogLogs,
-    media_set: bytes,
-    member: Member,
-    entries: list[ChunkFile | SnapshotEntry],
-    listener: Listener,
-) -> None:
-    """The catalog of a medium that had none; without it the restore is as good."""
-    parts = [encode_labels(member.uuid, media_set, member.seq_nr)]
-    for entry in entries:
-        parts.append(encode_chunk_file(entry) if isinstance(entry, ChunkFile) else encode_snapshot(entry))
-    try:
-        logs.replace(member.uuid, b"".join(parts))
-    except ArchiverError as error:
-        listener(Notice(f"the catalog of {member.label} is not kept: {error}", "warning"))

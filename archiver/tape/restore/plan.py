@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from archiver.errors import ArchiverError, Damaged, NotFound
+from archiver.errors import Damaged, NotFound
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.members import Member, SetCatalog
+from archiver.tape.problem import Problem
 from archiver.tape.restore.routes import Routes, snapshot_on_medium
 
 _HOLES_NAMED = 20
@@ -62,17 +63,6 @@ class Visit:
             "snapshot_files": self.snapshots,
             "chunk_files": self.chunks,
         }
-
-
-@dataclass(slots=True)
-class Problem:
-    """What cannot be restored, and why."""
-
-    name: str
-    error: ArchiverError
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "code": self.error.code, "reason": str(self.error)}
 
 
 @dataclass(slots=True)

@@ -11,30 +11,20 @@ import fcntl
 import mmap
 import os
 import re
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import IO
 
 from archiver.core.disk import explained, read_at
-from archiver.errors import Damaged
+from archiver.errors import Damaged, NotFound
 from archiver.tape.state.place import TapePlace
 from formats.errors import FormatError
-from formats.tape.catalog import (
-    ChunkFile,
-    MediaCatalog,
-    SnapshotEntry,
-    decode_catalog,
-    encode_chunk_file,
-    encode_labels,
-    encode_snapshot,
-)
+from formats.tape.catalog import Entry, MediaCatalog, decode_catalog, encode_entry, encode_labels
 from formats.tape.content import decode_uuid, encode_uuid
+from formats.wire import Buffer
 
 _LOG = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.log")
-
-
-class NoCatalog(Damaged):
-    """The log of a medium that is in a set is not here."""
-
-    code = "no-catalog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +95,7 @@ class CatalogLogs:
         try:
             with explained("read", path):
                 fcntl.flock(fd, fcntl.LOCK_SH)  # nobody cuts it while it is mapped and decoded
-                size = os.fstat(fd).st_size
-                data = memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else b"")
+                data = _mapped_file(fd)
             return self._decode(medium, data), data
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)  # the map keeps the file open
@@ -131,17 +120,30 @@ class CatalogLogs:
         self._place.write(self.name(medium), encode_labels(medium, media_set, seq_nr))
         self.set_unsure(medium, None)
 
-    def replace(self, medium: bytes, data: bytes) -> None:
-        """A whole catalog that was read from a medium, or built from what is on it; it knows all of it. Raises
-        Damaged where it is none."""
+    def rebuild(
+        self, medium: bytes, media_set: bytes, seq_nr: int, entries: Iterable[Entry], unsure: str | None = None
+    ) -> None:
+        """A catalog that was made of what is on the medium. ``unsure``: as of ``replace``."""
+        with tempfile.TemporaryFile(prefix="archiver-") as file:
+            file.write(encode_labels(medium, media_set, seq_nr))
+            for entry in entries:
+                file.write(encode_entry(entry))
+            self.replace(medium, mapped(file), unsure)
+
+    def replace(self, medium: bytes, data: Buffer, unsure: str | None = None) -> None:
+        """A whole catalog that was read from a medium, or built from what is on it. ``unsure``: why the medium may hold
+        more, None when it knows all of it. Raises Damaged where it is none."""
         catalog = self._decode(medium, memoryview(data))
         if catalog.torn is not None:
             raise Damaged(f"the new catalog of {encode_uuid(medium)} is cut: {catalog.torn}")
+        if unsure is not None:
+            self.set_unsure(medium, unsure)
         self._place.write(self.name(medium), data)
-        self.set_unsure(medium, None)
+        if unsure is None:
+            self.set_unsure(medium, None)
 
     def read(self, medium: bytes) -> memoryview:
-        """The log for a catalog archive, to its last complete record, mapped. Raises NoCatalog, Damaged."""
+        """The log for a catalog archive, to its last complete record, mapped. Raises NotFound, Damaged."""
         catalog, data = self._mapped(medium)
         if catalog is None:
             raise _no_log(medium)
@@ -152,7 +154,7 @@ class CatalogLogs:
         self.set_unsure(medium, None)
 
     def open(self, medium: bytes, media_set: bytes, seq_nr: int) -> LogWriter:
-        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NoCatalog,
+        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NotFound,
         Damaged, also where the log is that of another set."""
         catalog = self.load(medium)
         if catalog is None:
@@ -181,8 +183,19 @@ class CatalogLogs:
             self._place.remove(name)
 
 
-def _no_log(medium: bytes) -> NoCatalog:
-    return NoCatalog(
+def mapped(file: IO[bytes]) -> memoryview:
+    """What was written into a file: a catalog may be larger than what should be in memory."""
+    file.flush()
+    return _mapped_file(file.fileno())
+
+
+def _mapped_file(fd: int) -> memoryview:
+    size = os.fstat(fd).st_size
+    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else b"")
+
+
+def _no_log(medium: bytes) -> NotFound:
+    return NotFound(
         f"there is no catalog of the medium {encode_uuid(medium)}",
         hint="read it from the medium: archiver tape catalog",
     )
@@ -204,19 +217,12 @@ class LogWriter:
         """Bytes that were added since the last commit."""
         return sum(map(len, self._pending))
 
-    def add_archive(self, entry: ChunkFile) -> None:
-        """A chunk archive that is completely on the medium."""
-        self._check(entry.file)
-        self._pending.append(encode_chunk_file(entry))
-
-    def add_snapshot(self, entry: SnapshotEntry) -> None:
-        self._check(entry.file)
-        self._pending.append(encode_snapshot(entry))
-
-    def _check(self, file: int) -> None:
-        if file <= max(self.last_file, 1):
-            raise ValueError(f"file {file} is not behind file {self.last_file}")
-        self.last_file = file
+    def add(self, entry: Entry) -> None:
+        """An archive that is completely on the medium."""
+        if entry.file <= max(self.last_file, 1):
+            raise ValueError(f"file {entry.file} is not behind file {self.last_file}")
+        self.last_file = entry.file
+        self._pending.append(encode_entry(entry))
 
     def commit(self) -> None:
         """Append what was added, durably: what it speaks of is on the medium and flushed. Raises ArchiverError; then

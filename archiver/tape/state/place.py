@@ -22,6 +22,7 @@ from typing import Any
 from archiver.core.disk import Disk, explain, explained
 from archiver.core.locks import FileLock
 from archiver.errors import Damaged, Locked, TooNew
+from formats.wire import Buffer
 
 UNASSIGNED = "__UNASSIGNED__"  # stands for the pool of media without one, in the name of its lock
 SCHEMA = 1
@@ -120,7 +121,7 @@ class TapePlace:
     def damaged(self, name: str, reason: str, hint: str | None = None) -> Damaged:
         return Damaged(f"{self.file(name)} cannot be used: {reason}", hint=hint)
 
-    def write(self, name: str, data: bytes, mode: int = _FILE_MODE) -> None:
+    def write(self, name: str, data: Buffer, mode: int = _FILE_MODE) -> None:
         """Durable, and whole or not at all. Raises ArchiverError."""
         self.make()
         path = self.file(name)

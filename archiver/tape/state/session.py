@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from archiver.core.calendar_events import CalendarEvent
 from archiver.core.clock import Clock, Random, system_random
-from archiver.errors import Locked, NoSpace
+from archiver.errors import Locked, NoSpace, Skipped
 from archiver.tape.state import rules
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import Inventory, InventoryFile, MediaSet, Medium
@@ -164,6 +164,16 @@ class WriteSession:
     def media_set(self) -> bytes:
         return self.start.media_set
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether a person changes the media."""
+        return self._changer is None
+
+    @property
+    def label(self) -> MediaSetLabel:
+        """Of the set that is written, as on its first medium, were that to join it now."""
+        return MediaSetLabel(self.pool.name, self.media_set, 0, self._clock.now(), self.pool.encrypt)
+
     def members(self) -> MediaSet:
         return self._file.load().media_set(self.media_set)
 
@@ -182,15 +192,17 @@ class WriteSession:
             return medium
         raise self._none_left()
 
-    def allocate(self) -> Allocated:
-        """The medium to be written now: that which goes on, or the next one, entered in the inventory. Raises
-        NoMediaLeft."""
+    def allocate(self, chosen: Medium | None = None) -> Allocated:
+        """The medium to be written now: that which goes on, or the next one, entered in the inventory. ``chosen``: this
+        one or none, as it was looked at. Raises NoMediaLeft, Skipped where another process has taken ``chosen``."""
         now = self._clock.now()
         with ExitStack() as opened:
             opened.enter_context(self._place.lock_pool(None))  # a free medium goes to one pool
             inventory = self._file.load()
             for medium in candidates(inventory, self.pool, self.media_set, self._changer, now):
                 place = medium.in_set
+                if chosen is not None and (medium.uuid, place) != (chosen.uuid, chosen.in_set):
+                    continue
                 if place is not None and place.uuid == self.media_set:
                     if self._logs.stamp(medium.uuid) and not self._logs.is_of(medium.uuid, place.uuid, place.seq_nr):
                         # A crash came before the log was made: see _add. What is on it nevertheless is an unknown tail.
@@ -202,6 +214,8 @@ class WriteSession:
                 except Locked:
                     continue  # a restore reads it
                 return Allocated(self._add(medium.uuid, now), is_new=True)
+        if chosen is not None:
+            raise Skipped(f"medium {chosen.name} was taken by another process", hint="try again")
         raise self._none_left()
 
     def _none_left(self) -> NoMediaLeft:
@@ -214,7 +228,7 @@ class WriteSession:
     def _add(self, medium: bytes, now: int) -> Medium:
         def enter(inventory: Inventory) -> Medium:
             number = max(inventory.media_set(self.media_set).members, default=-1) + 1
-            label = MediaSetLabel(self.pool.name, self.media_set, number, now, self.pool.encrypt)
+            label = replace(self.label, seq_nr=number, time=now)
             entered = replace(inventory.get(medium), set_label=label, status=None, bytes_used=None)
             inventory.put(entered)
             return entered

@@ -68,7 +68,5 @@ def _take_catalog(logs: CatalogLogs, others: CatalogLogs, medium: Medium, result
     ours = logs.load(medium.uuid)
     if ours is not None and ours.last_file >= theirs.last_file:
         return
-    logs.replace(medium.uuid, bytes(others.read(medium.uuid)))
-    if theirs.torn is not None:
-        logs.set_unsure(medium.uuid, theirs.torn)
+    logs.replace(medium.uuid, others.read(medium.uuid), theirs.torn)
     result.catalogs.append(medium)

@@ -205,12 +205,3 @@ def write_catalog(drive: Drive, head: Content, log: memoryview) -> bool:
         file.finish()
         return True
     return False
-
-
-def write_label(drive: Drive, content: Content) -> None:
-    """A label, in one block, at the position."""
-    with drive.create_file() as file:
-        writer = BlockWriter(file.write)
-        writer.write(content.encode())
-        writer.finish()
-        file.finish()

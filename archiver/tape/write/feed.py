@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
 from archiver.core.pipeline import Pipeline
 from archiver.errors import ArchiverError
@@ -15,13 +14,12 @@ from archiver.store.chunks import ChunkDamaged, ChunkReader
 from archiver.store.store import Store
 from formats.blob import BlobDecoder
 from formats.errors import FormatError
+from formats.tape.catalog import Digests
 
 READERS = 2
 _AHEAD = 32  # chunks
 _AHEAD_BYTES = 48 << 20  # read ahead at most, one chunk for each reader apart
 _LAST = (1 << 64) - 1
-
-Digests = NDArray[np.uint8]  # (n, 32)
 
 
 def in_inode_order(store: Store, digests: Digests) -> Digests:

@@ -104,10 +104,13 @@ def back_up(
         plan = make_plan(store, media, options.write)
         if plan.work and pool.encrypt is None and not options.write.require_encryption:
             _tell_of_plain(store, plan, pool, listener)
+        if plan.work and pool.encrypt is not None and keys.wrapped(pool.encrypt) is None:
+            text = f"the media of the pool {pool.name} do not carry their key: its wrapped form is not here"
+            listener(Notice(text, "warning"))
         if plan.work and session.start.reason is not None:
             listener(Notice(f"a new media set is begun: {session.start.reason}"))
         result = carry_out(store, plan, options.write, media, listener)
-        _put_away(access, session.members().media, options, listener, result)
+        _put_away(access, session.members().media, options, listener)
     return plan, result
 
 
@@ -126,11 +129,10 @@ def _tell_of_plain(store: Store, plan: WritePlan, pool: Pool, listener: Listener
             continue
 
 
-def _put_away(
-    access: Access, media: list[Medium], options: JobOptions, listener: Listener, result: WriteResult
-) -> None:
-    """A failure here is told, the backup is done."""
-    if not result.media or not (options.eject or options.export):
+def _put_away(access: Access, media: list[Medium], options: JobOptions, listener: Listener) -> None:
+    """Also when nothing was to be written: who asked for it comes to fetch them. A failure here is told, the backup is
+    done."""
+    if not (options.eject or options.export):
         return
     try:
         if options.export:

@@ -8,24 +8,25 @@ ever knows more than the medium holds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from archiver.core.clock import Clock, Random
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged, Skipped, UsageError
-from archiver.tape.drive.interface import Drive, WriteProtected
+from archiver.errors import ArchiverError, Damaged, NotFound, UsageError
+from archiver.tape.digests import without
+from archiver.tape.drive.interface import Drive, MediumError, WriteProtected
 from archiver.tape.known_set import KnownSet
-from archiver.tape.labels import read_labels
+from archiver.tape.labels import read_labels, write_set_label
 from archiver.tape.loading import set_of
 from archiver.tape.members import Loader, Member
 from archiver.tape.reading import FIRST_ARCHIVE
 from archiver.tape.state.catalog_log import CatalogLogs, LogWriter
 from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.place import TapePlace
-from archiver.tape.state.session import WriteSession
+from archiver.tape.state.session import WriteSession, new_uuid
 from archiver.tape.tail import adopt, check_end
-from archiver.tape.write.archives import write_catalog, write_label
-from archiver.tape.write.plan import without
+from archiver.tape.write.archives import write_catalog
 from formats.tape.catalog import ChunkFile, Digests, SnapshotEntry, catalog_archive
 from formats.tape.labels import MediaSetLabel
 
@@ -87,6 +88,7 @@ class Media:
         self.used: list[str] = []
         self.failure: ArchiverError | None = None  # why there is no medium that can be written
         self.adopted = 0
+        self.has_written = False  # whether the catalog of the medium is another one than before
 
     # -- what the set holds ------------------------------------------------------------------------------------------
 
@@ -119,25 +121,27 @@ class Media:
 
     def content(self) -> tuple[bytes, int]:
         """Uuid and time for the header of the next file."""
-        return self._random(16), self._clock.now()
+        return new_uuid(self._random), self._clock.now()
 
     def _next(self) -> _Current:
         chosen = self._session.next_medium()
         before = chosen.in_set
+        goes_on = before is not None and before.uuid == self._session.media_set
         drive = self._loader.load(Member(0 if before is None else before.seq_nr, chosen.uuid, chosen.name))
         there = set_of(read_labels(drive))
-        if before is None or before.uuid != self._session.media_set:
+        self._check_drive(drive, chosen)
+        if not goes_on:  # once it is allocated, what was on it is forgotten
             _check_may_overwrite(chosen.name, before, there)
-        self._check_can_write(drive, chosen.name)
-        medium = self._session.allocate().medium
+            for member in self._known.members:
+                self._log_of(member)
+        medium = self._session.allocate(chosen).medium
         place = medium.in_set
         assert place is not None
-        if medium.uuid != chosen.uuid:
-            raise Skipped(f"medium {chosen.name} was taken by another process", hint="try again")
         if medium.name not in self.used:
             self.used.append(medium.name)
         if there is None or there.uuid != place.uuid:
-            self._check_unwritten(medium)
+            if goes_on:
+                self._check_unwritten(medium, place, there)
             return self._begin(drive, medium, place)
         if (there.seq_nr, there.fingerprint) != (place.seq_nr, place.fingerprint):
             raise Foreign(
@@ -146,25 +150,34 @@ class Media:
             )
         return self._go_on(drive, medium, place)
 
-    def _check_can_write(self, drive: Drive, name: str) -> None:
-        """Before the medium is taken for the set, which forgets what was on it. Raises WriteProtected, UsageError,
-        KeyProblem."""
-        pool = self._session.pool
+    def _check_drive(self, drive: Drive, medium: Medium) -> None:
+        """Whether the medium can be written at all, before anything is changed. The drive has the key of the set from
+        now on, with which the end of what is on the medium can be read."""
+        why = drive.complaint()
+        if why is not None:
+            self._session.set_status(medium.uuid, "damaged")
+            raise MediumError(
+                f"the drive {drive.name} gives an alert with the medium {medium.name} in it: {why}",
+                hint=f"it counts as damaged now; if it is not: archiver tape media set-status {medium.name} none",
+            )
         if drive.status().write_protected:
             raise WriteProtected(
-                f"medium {name} is write-protected", hint="flip its switch, or make its directory writable"
+                f"medium {medium.name} is write-protected", hint="flip its switch, or make its directory writable"
             )
-        if pool.encrypt is not None and not drive.can_encrypt:
+        label = self._session.label
+        if label.fingerprint is not None and not drive.can_encrypt:
             raise UsageError(
-                f"the drive {drive.name} cannot encrypt, and the pool {pool.name} has a key",
+                f"the drive {drive.name} cannot encrypt, and the pool {label.pool} has a key",
                 hint="use a drive with hardware encryption, or a pool without a key for encrypted backups",
             )
-        self._use_key(drive, MediaSetLabel(pool.name, self._session.media_set, 0, 0, pool.encrypt))
+        self._use_key(drive, label)
 
-    def _check_unwritten(self, medium: Medium) -> None:
-        """The labels of the medium are not those of the set, or not yet."""
+    def _check_unwritten(self, medium: Medium, place: MediaSetLabel, there: MediaSetLabel | None) -> None:
+        """The labels of the medium are not those of the set, or not yet: a run ended before it wrote them. What has
+        joined another set later than this one is not written over."""
         log = self._logs.load(medium.uuid)
-        if log is not None and log.last_file >= FIRST_ARCHIVE:
+        is_newer = there is not None and there.time > place.time
+        if is_newer or (log is not None and log.last_file >= FIRST_ARCHIVE):
             raise Foreign(f"medium {medium.name} was written elsewhere since: it belongs to another media set now")
 
     def _begin(self, drive: Drive, medium: Medium, place: MediaSetLabel) -> _Current:
@@ -172,11 +185,11 @@ class Media:
         log = self._logs.load(medium.uuid)
         if log is None or (log.media_set, log.seq_nr) != (place.uuid, place.seq_nr) or log.last_file >= FIRST_ARCHIVE:
             self._logs.create(medium.uuid, place.uuid, place.seq_nr)
-        self._use_key(drive, None)
-        drive.locate(1)
-        uuid, now = self.content()
-        write_label(drive, self._complete(place).content(uuid, now))
-        self._use_key(drive, place)
+        try:
+            self._write_set_label(drive, place)
+        except MediumError:
+            self._session.set_status(medium.uuid, "damaged")
+            raise
         current = _Current(medium, drive, self._logs.open(medium.uuid, place.uuid, place.seq_nr), FIRST_ARCHIVE)
         self._known.refresh(self._session.members())
         for member in self._known.members:
@@ -188,31 +201,47 @@ class Media:
         drive.flush()
         return current
 
+    def _write_set_label(self, drive: Drive, place: MediaSetLabel) -> None:
+        """Never encrypted; what follows is."""
+        self._use_key(drive, None)
+        write_set_label(drive, self._complete(place), self._clock.now(), self._random)
+        self._use_key(drive, place)
+
     def _earlier(self, current: _Current, member: Member, place: MediaSetLabel) -> None:
         uuid, now = self.content()
         head = catalog_archive(member.uuid, place.uuid, member.seq_nr, uuid, now, namespaces=self._namespaces)
-        if not write_catalog(current.drive, head, self._logs.read(member.uuid)):
+        if not write_catalog(current.drive, head, self._log_of(member)):
             raise ArchiverError(
                 f"the catalogs of the earlier media do not fit onto medium {current.medium.name}",
                 hint="use larger media, or begin a new set",
             )
         current.next_file += 1
 
+    def _log_of(self, member: Member) -> memoryview:
+        """The catalog of an earlier medium, which each later one carries."""
+        if not self._logs.is_of(member.uuid, self._session.media_set, member.seq_nr):
+            raise NotFound(
+                f"there is no catalog of the medium {member.label}, which the next one of its set has to carry",
+                hint="read it from the medium: archiver tape catalog; or begin a new set: --new-set",
+            )
+        return self._logs.read(member.uuid)
+
     def _go_on(self, drive: Drive, medium: Medium, place: MediaSetLabel) -> _Current:
         writer = self._logs.open(medium.uuid, place.uuid, place.seq_nr)
         log = self._logs.load(medium.uuid)
         assert log is not None
         count = check_end(drive, medium.name, log)
-        if log.last_file < FIRST_ARCHIVE and count < FIRST_ARCHIVE + place.seq_nr:
-            return self._begin(drive, medium, place)  # a run ended before the catalogs of the earlier media were there
         current = _Current(medium, drive, writer, count)
-        if count > log.last_file + 1:
-            tail = adopt(drive, medium.name, max(log.last_file + 1, FIRST_ARCHIVE), writer, self._listener)
-            if tail.adopted:
-                self.adopted += len(tail.adopted)
-                self._commit(current)
-        self._logs.set_unsure(medium.uuid, None)
-        self._use_key(drive, place)
+        first = max(log.last_file + 1, FIRST_ARCHIVE)
+        adopted = adopt(drive, medium.name, first, writer, self.absent, self._listener) if count > first else 0
+        if not adopted and log.last_file < FIRST_ARCHIVE and count <= FIRST_ARCHIVE + place.seq_nr:
+            return self._begin(drive, medium, place)  # a run ended before the catalogs of the earlier media were whole
+        if adopted:
+            self.adopted += adopted
+            self.has_written = True
+            self._commit(current)
+        if log.torn is not None:  # what came behind has been looked at
+            self._logs.set_unsure(medium.uuid, None)
         drive.locate_end()
         return current
 
@@ -221,15 +250,17 @@ class Media:
     def add_chunks(self, store: str, uuid: bytes, digests: Digests, size: int) -> None:
         """A chunk archive that is whole, at the position of the medium."""
         current = self._written()
-        current.log.add_archive(ChunkFile(current.next_file, uuid, store, digests))
+        current.log.add(ChunkFile(current.next_file, uuid, store, digests))
         self._fresh.append((store, digests))
+        self.has_written = True
         current.next_file += 1
         self._bytes += size
 
     def add_snapshot(self, store: str, uuid: bytes, path: str) -> None:
         current = self._written()
-        current.log.add_snapshot(SnapshotEntry(current.next_file, uuid, store, path))
+        current.log.add(SnapshotEntry(current.next_file, uuid, store, path))
         self._fresh_snapshots.add((store, path))
+        self.has_written = True
         current.next_file += 1
 
     def pass_over(self) -> None:
@@ -270,6 +301,9 @@ class Media:
         self._session.set_full(current.medium.uuid)
         self._listener(Notice(f"medium {current.medium.name} is full"))
         self._current = None
+        if self._session.by_hand:
+            with suppress(ArchiverError):  # else the person presses the button
+                current.drive.eject()
 
     def damaged(self) -> None:
         """The drive could not write: nothing more is written on this medium."""

@@ -14,8 +14,10 @@ from archiver.store.filters import GroupFilter, chosen
 from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
-from archiver.tape.members import Digests
+from archiver.tape.digests import without
+from archiver.tape.problem import Problem
 from formats.manifest import Manifest
+from formats.tape.catalog import Digests
 
 Action = Literal["write", "skip"]
 
@@ -67,17 +69,6 @@ class Step:
             "chunks": self.chunks,
             "bytes": self.bytes,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A snapshot that is not written, and why."""
-
-    name: str
-    error: ArchiverError
-
-    def as_json(self) -> dict[str, Any]:
-        return {"name": self.name, "code": self.error.code, "reason": str(self.error)}
 
 
 @dataclass(slots=True)
@@ -172,17 +163,6 @@ def new_chunks(
                 fresh = without(fresh, before)
             found.append(order(fresh))
     return np.concatenate(found) if found else _NONE
-
-
-def without(digests: Digests, others: Digests) -> Digests:
-    """``digests`` but for those among ``others``."""
-    if not len(digests) or not len(others):
-        return digests
-    return digests[~np.isin(_keys(digests), _keys(others))]
-
-
-def _keys(digests: Digests) -> Any:
-    return np.ascontiguousarray(digests).view("V32").ravel()
 
 
 def is_encrypted(manifest: Manifest) -> bool:

@@ -16,12 +16,13 @@ from archiver.store.chunks import check_present
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 from archiver.tape.drive.interface import MediumError
-from archiver.tape.members import Digests
+from archiver.tape.problem import Problem
 from archiver.tape.write.archives import ChunksWritten, write_chunks, write_snapshot
 from archiver.tape.write.feed import in_inode_order, reading
 from archiver.tape.write.media import Media
-from archiver.tape.write.plan import Problem, Step, WriteOptions, WritePlan, is_encrypted, new_chunks
+from archiver.tape.write.plan import Step, WriteOptions, WritePlan, is_encrypted, new_chunks
 from formats.manifest import Manifest
+from formats.tape.catalog import Digests
 from formats.tape.chunk_archive import CLOSE_FROM, chunk_archive
 from formats.tape.snapshot_archive import snapshot_archive
 
@@ -105,12 +106,11 @@ class _Run:
         self._media, self._listener, self._result = media, listener, result
         self._close_from = close_from
         self._done: list[SnapshotRef] = []
-        self._tried = False
 
     def run(self) -> None:
         for step in self._plan.work:
             self._step(step)
-        if self._tried:
+        if self._media.has_written:
             self._media.write_catalog()
 
     def known_written(self) -> list[str]:
@@ -151,7 +151,6 @@ class _Run:
     def _write(self, ref: SnapshotRef, manifest: Manifest) -> None:
         store, source = self._store, self._plan.source
         self._media.ready()  # which may find that an interrupted run has written more than was known
-        self._tried = True
         if self._media.holds_snapshot(source, ref.path):
             return
         digests = new_chunks(store, self._media, source, ref, manifest, lambda found: in_inode_order(store, found))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from bench.tape_rig.guest import commands, drive, library
+from bench.tape_rig.guest import commands, disks, drive, library
 from bench.tape_rig.guest.report import check, fact
 
 _MEGABYTES = 20
@@ -15,6 +16,10 @@ def main() -> None:
     with open("/proc/version") as file:
         fact("kernel", file.read().split("(")[0].strip())
     fact("python", sys.version.split()[0])
+    with check("disks with other file systems are there"):
+        place = Path("/tmp/disks")
+        place.mkdir()
+        disks.run(place)
     with check("a tape library is there"):
         rig = library.start(dict.fromkeys(_TAPES, _MEGABYTES))
         drive.run(rig)

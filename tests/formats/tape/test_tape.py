@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from formats import blob
@@ -407,6 +407,7 @@ def test_mutated_catalogs(junk: bytes, at: int) -> None:
             pass
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.binary(min_size=1, max_size=30))
 def test_mutated_files(at: int, junk: bytes) -> None:
     """The same of whole files; what cannot be read is said."""
