@@ -126,9 +126,7 @@ class Receiving:
         self._wanted: dict[Place, list[tuple[Landing, Digests]]] = {}
         self._damaged: dict[bytes, str] = {}
         self._lost: dict[Place, ArchiverError] = {}  # files that could not be read
-        self._cut: dict[
-            Place, ArchiverError
-        ] = {}  # that were not written to their end
+        self._cut: dict[Place, ArchiverError] = {}  # that were not written to their end
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
