@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,6 +73,7 @@ class Steps:
     def backup(self, path: str) -> Done:
         with self._open(path) as store:
             options = self._options()
+            self._check_as_secret(store, options)
             result = self._backed_up(store, options)
             identity = str(store.uuid)
         counters = [archive.counters for archive in result.archives]
@@ -98,6 +99,20 @@ class Steps:
             )
             return Done(text, figures, "partial", EXIT_PARTIAL)
         return Done(str(result.snapshot), figures)
+
+    def _check_as_secret(self, store: Store, options: BackupOptions) -> None:
+        """A key file that is gone does not make the next night readable: only the profile can say so. Raises
+        KeyProblem."""
+        times = store.times(options.group)
+        if options.crypt_mode != "none" or self._profile.key.crypt == "none" or not times:
+            return
+        newest = SnapshotRef(options.group, times[-1])
+        with suppress(Damaged):
+            if any(file.crypt_mode == "encrypt" for file in store.manifest(newest).files):
+                raise KeyProblem(
+                    f"{newest} is encrypted, and now there is no key",
+                    hint='put the key file back, or write crypt = "none" into [key] of the profile',
+                )
 
     def _backed_up(self, store: Store, options: BackupOptions) -> BackupResult:
         """An error goes into records and mails: it does not tell the commands, which may have passwords in them."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from archiver.core.events import Listener, Notice
 from archiver.errors import Damaged, UsageError
-from archiver.tape.drive.interface import Drive, EndOfData
+from archiver.tape.checking import ChunkChecker
+from archiver.tape.drive.interface import Drive, EndOfData, MediumError
 from archiver.tape.keys import TapeKeys, use_key
 from archiver.tape.labels import read_labels
 from archiver.tape.loading import set_of
@@ -21,7 +24,9 @@ from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.place import TapePlace
 from archiver.tape.tail import entry_of
-from formats.tape.catalog import Entry
+from formats.errors import FormatError
+from formats.tape.catalog import ChunkFile, Entry
+from formats.tape.chunk_archive import read_chunks
 from formats.tape.labels import MediaSetLabel
 
 
@@ -167,11 +172,21 @@ class _Fast:
 def _scan(
     drive: Drive, logs: CatalogLogs, done: Catalogued, medium: bytes, media_set: MediaSetLabel, listener: Listener
 ) -> None:
-    """Read every file. What was cut, or cannot be read, is not catalogued."""
+    """Read every file. What was cut, or cannot be read, is not catalogued; but of a chunk archive that is damaged the
+    sound chunks are: else no restore would look for them there."""
     entries: list[Entry] = []
 
     def visit(file: MediumFile) -> None:
-        entry = None if file.is_empty else entry_of(file)
+        entry: Entry | None = None
+        if not file.is_empty and file.content.kind == "chunk archive":
+            found, wrong = _sound_chunks(file)
+            if wrong is not None:
+                if len(found.digests):
+                    entries.append(found)
+                raise wrong
+            entry = found if file.is_whole() else None
+        elif not file.is_empty:
+            entry = entry_of(file)
         if entry is not None:
             entries.append(entry)
         elif file.is_empty or file.content.kind != "catalog archive":
@@ -185,3 +200,20 @@ def _scan(
     visit_files(drive, done.label, FIRST_ARCHIVE, visit, damaged)
     unsure = f"{len(done.damaged)} of its files cannot be read" if done.damaged else None
     logs.rebuild(medium, media_set.uuid, media_set.seq_nr, entries, unsure)
+
+
+def _sound_chunks(file: MediumFile) -> tuple[ChunkFile, FormatError | MediumError | None]:
+    """Those that can be read, and what is wrong with the first that cannot."""
+    source, sound, checker = file.content.store, list[bytes](), ChunkChecker(None)
+    wrong: FormatError | MediumError | None = None
+    try:
+        for digest, data in read_chunks(file.stream):
+            try:
+                checker.check(digest, data)
+                sound.append(digest)
+            except FormatError as error:
+                wrong = wrong or error
+    except (FormatError, MediumError) as error:
+        wrong = wrong or error
+    digests = np.frombuffer(b"".join(sound), np.uint8).reshape(-1, 32)
+    return ChunkFile(file.number, file.content.uuid, source, digests), wrong

@@ -13,7 +13,7 @@ from archiver.core.clock import Clock, Random, system_random
 from archiver.core.events import Listener, Notice
 from archiver.errors import Held, NotFound, UsageError
 from archiver.tape.access import Access
-from archiver.tape.drive.interface import MediumError
+from archiver.tape.drive.interface import MediumError, WriteProtected
 from archiver.tape.drive.virtual import VirtualDrive
 from archiver.tape.labels import Labels, NotALabel, read_labels, write_label
 from archiver.tape.request import check_loaded
@@ -196,14 +196,14 @@ def erase(access: Access, *, fast: bool, label_text: str | None, force: bool) ->
             f"the medium {found.label.label_text} is in the media set {encode_uuid(found.set_label.uuid)}",
             hint="all backups on it will be lost; --force erases it",
         )
-    drive.format(fast=fast)
-    drive.flush()
-    if found is None:
-        return None
-    known = InventoryFile(place).load().media.get(found.label.uuid)
-    if known is not None:
+    if drive.status().write_protected:
+        raise WriteProtected(f"the medium in the drive {access.name} is write-protected", hint="flip its switch")
+    known = None if found is None else InventoryFile(place).load().media.get(found.label.uuid)
+    if known is not None:  # before it is erased: where that does not come to its end, nothing is claimed to be on it
         forget(place, known, force=True)
         CatalogLogs(place).remove(known.uuid)
+    drive.format(fast=fast)
+    drive.flush()
     return known
 
 

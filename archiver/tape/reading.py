@@ -21,6 +21,7 @@ from formats.tape.content import Content, read_content
 from formats.wire import Buffer
 
 FIRST_ARCHIVE = 2
+_HOPELESS = 100  # files in a row
 
 _LARGEST_CATALOG = 1 << 31  # bytes: 65 million chunks
 _PIECE = 1 << 20
@@ -107,7 +108,8 @@ def damage_told(label: str, number: int) -> Iterator[None]:
     try:
         yield
     except (FormatError, MediumError) as error:
-        raise FileDamaged(label, number, str(error)) from error
+        reason = str(error).removeprefix(f"file {number} of medium {label} cannot be read: ")
+        raise FileDamaged(label, number, reason) from error
 
 
 def visit_files(
@@ -118,21 +120,24 @@ def visit_files(
     damaged: Callable[[FileDamaged], None],
 ) -> int:
     """Have ``visit`` look at every file from ``first`` to the end of the data, and tell ``damaged`` of those that
-    cannot be read; how many files the medium has."""
-    number = first
+    cannot be read; how many files the medium has. Raises Damaged where that is hopeless."""
+    number, patience = first, Patience(label)
     while True:
         try:
             with opened(drive, label, number) as file:
                 visit(file)
+            patience.renew()
         except EndOfData:
             return number
         except FileDamaged as error:
             damaged(error)
+            patience.lose(number)
         number += 1
 
 
 def only(file: MediumFile, wanted: set[bytes]) -> Iterator[StoredChunk]:
-    """Those chunks of a chunk archive; it is read no further than to the last of them."""
+    """Those chunks of a chunk archive; it is read no further than to the last of them. Raises FormatError at its end
+    where some are not in it."""
     left = set(wanted)
     for chunk in read_chunks(file.stream):
         if chunk.digest in left:
@@ -140,3 +145,21 @@ def only(file: MediumFile, wanted: set[bytes]) -> Iterator[StoredChunk]:
             left.discard(chunk.digest)
             if not left:
                 return
+    if left:
+        raise FormatError(f"{len(left)} chunks that its catalog knows are not in it")
+
+
+class Patience:
+    """What says that it has a thousand million files is not tried file by file."""
+
+    def __init__(self, label: str) -> None:
+        self._label, self._lost = label, 0
+
+    def renew(self) -> None:
+        self._lost = 0
+
+    def lose(self, number: int) -> None:
+        """One more file that cannot be read. Raises Damaged."""
+        self._lost += 1
+        if self._lost >= _HOPELESS:
+            raise Damaged(f"no file of medium {self._label} from {number - _HOPELESS + 1} to {number} can be read")

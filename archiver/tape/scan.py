@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from archiver.tape.drive.interface import Drive, EndOfData, MediumError
+from archiver.tape.reading import Patience
 from formats.errors import FormatError
 from formats.tape.blocks import BLOCK_SIZE, BlockReader
 from formats.tape.content import Content, read_content
@@ -28,17 +29,19 @@ class ScannedFile:
 
 
 def scan(drive: Drive) -> Iterator[ScannedFile]:
-    """Every file of the medium in the drive, read to its end."""
-    number = 0
+    """Every file of the medium in the drive, read to its end. Raises Damaged where that is hopeless."""
+    number, patience = 0, Patience("in the drive")
     while True:
         try:
             drive.locate(number)
             with drive.open_file() as file:
                 found = _scan(number, BlockReader(file.read_block))
+            patience.renew()
         except EndOfData:
             return
         except MediumError as error:
             found = ScannedFile(number, None, 0, (str(error),))
+            patience.lose(number)
         yield found
         number += 1
 

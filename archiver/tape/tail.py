@@ -78,7 +78,7 @@ def adopt(
     def is_complete(file: MediumFile) -> bool:
         try:
             with looked_at(file, None) as arrival:
-                return all(holds(file.content.text("store"), index) for _, index in arrival.indexes())
+                return all(holds(file.content.store, index) for _, index in arrival.indexes())
         except FileDamaged:
             raise
         except Damaged:
@@ -116,7 +116,7 @@ def entry_of(file: MediumFile) -> Entry | None:
     """What the catalog says of a file; None for one that is not whole, or is no archive. Raises FormatError."""
     match file.content.kind:
         case "chunk archive":
-            source, digests = file.content.text("store"), []
+            source, digests = file.content.store, []
             checker = ChunkChecker(None)
             for digest, data in read_chunks(file.stream):
                 checker.check(digest, data)
@@ -138,7 +138,7 @@ def entry_of(file: MediumFile) -> Entry | None:
 
 def snapshot_entry(file: MediumFile) -> SnapshotEntry:
     """Of a snapshot archive. Raises FormatError for one that names what cannot be a snapshot."""
-    source, path = file.content.text("store"), file.content.text("snapshot")
+    source, path = file.content.store, file.content.text("snapshot")
     try:
         snapshot_on_medium(path)
     except Damaged as error:

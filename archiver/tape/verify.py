@@ -89,6 +89,9 @@ def verify(
         check = _Check(catalog, member, crypt, listener, result, unopened)
         try:
             visit_files(drive, member.label, FIRST_ARCHIVE, check.visit, check.damaged)
+        except TargetAbsent as error:  # taken away meanwhile: of the rest nothing is known
+            result.absent.append(error)
+            continue
         except ArchiverError as error:
             result.errors.append(Finding(member.label, None, str(error)))
         check.finish()
@@ -165,7 +168,7 @@ class _Check:
             return
         if expected is not None:
             rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-            if not isinstance(expected, ChunkFile) or expected[1:3] != (file.content.uuid, file.content.text("store")):
+            if not isinstance(expected, ChunkFile) or expected[1:3] != (file.content.uuid, file.content.store):
                 raise FormatError("its catalog has another file in its place")
             if not np.array_equal(np.asarray(expected.digests), rows):
                 raise FormatError("its catalog has other chunks in it")
@@ -181,7 +184,7 @@ class _Check:
         return False
 
     def _snapshot(self, file: MediumFile, expected: Entry | None) -> None:
-        source, path = file.content.text("store"), file.content.text("snapshot")
+        source, path = file.content.store, file.content.text("snapshot")
         try:
             with looked_at(file, self._crypt) as arrival:
                 nowhere = sum(self._nowhere(source, index.digests) for _, index in arrival.indexes())

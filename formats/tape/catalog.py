@@ -40,6 +40,7 @@ _CHUNK = struct.Struct("<c32s")
 _END = struct.Struct("<cQ16s")
 _SNAPSHOT = struct.Struct("<cQ16sBxH4x")
 _FIRST_ARCHIVE = 2
+MAX_FILE_NUMBER = (1 << 31) - 1
 _NO_DIGESTS = np.empty((0, 32), np.uint8)
 
 Digests = NDArray[np.uint8]  # (n, 32)
@@ -240,3 +241,5 @@ def _check_number(number: int, last: int, at: int) -> None:
     first = max(_FIRST_ARCHIVE, last + 1)
     if number < first:
         raise FormatError("file number of an archive", offset=at + 1, expected=f"at least {first}", got=number)
+    if number > MAX_FILE_NUMBER:
+        raise FormatError("file number of an archive", offset=at + 1, expected=f"at most {MAX_FILE_NUMBER}", got=number)

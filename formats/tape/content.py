@@ -15,6 +15,7 @@ The JSON is pretty-printed with two spaces, without a newline at its end.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from formats.errors import FormatError
 Kind = Literal["media label", "media-set label", "chunk archive", "snapshot archive", "catalog archive"]
 
 MAX_JSON = 64 << 10
+MAX_STORE_NAME = 255  # bytes, as catalogs hold it
 
 _MAGIC = bytes.fromhex("63ee149fcdf29b0c")
 _HEADER = struct.Struct("<8s8s16sqIB3x")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 MEDIA_LABEL = bytes.fromhex("2a05bf3cb030aa39")
 MEDIA_SET_LABEL = bytes.fromhex("086063f92f9753d8")
@@ -73,16 +76,24 @@ class Content:
         return _HEADER.pack(_MAGIC, self.magic, self.uuid, self.time, len(text), 0) + text
 
     def text(self, key: str) -> str:
-        """A string of the JSON. Raises FormatError."""
+        """A string of the JSON, one that UTF-8 can hold. Raises FormatError."""
         value = self.fields.get(key)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _SURROGATE.search(value):
             raise FormatError(f"{key} of a {self.kind}", expected="a string", got=repr(value)[:80])
         return value
 
-    def number(self, key: str) -> int:
-        """A number of the JSON, 0 to 2^63-1. Raises FormatError."""
+    @property
+    def store(self) -> str:
+        """The store that an archive was written from. Raises FormatError."""
+        name = self.text("store")
+        if not 1 <= len(name.encode()) <= MAX_STORE_NAME:
+            raise FormatError(f"store of a {self.kind}", expected=f"1 to {MAX_STORE_NAME} bytes", got=repr(name)[:80])
+        return name
+
+    def number(self, key: str, largest: int = (1 << 63) - 1) -> int:
+        """A number of the JSON, 0 to ``largest``. Raises FormatError."""
         value = self.fields.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
             raise FormatError(f"{key} of a {self.kind}", expected="a number", got=repr(value)[:80])
         return value
 

@@ -19,6 +19,7 @@ from formats.tape.content import MEDIA_LABEL, MEDIA_SET_LABEL, Content, encode_u
 
 MEDIA_LABEL_FILE, MEDIA_SET_LABEL_FILE = 0, 1
 NO_SET = bytes(16)
+MAX_SEQ_NR = (1 << 16) - 1  # no set has as many media; what else says so is no label
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class MediaSetLabel:
             key = KeyFile.decode(json.dumps(content.fields["key-config"]).encode())
         pool = _pool(content, required=True)
         assert pool is not None
-        when, number = content.number("ctime"), content.number("seq_nr")
+        when, number = content.number("ctime"), content.number("seq_nr", MAX_SEQ_NR)
         return MediaSetLabel(pool, content.uuid_of("uuid"), number, when, fingerprint, key)
 
 

@@ -25,6 +25,7 @@ from archiver.jobs.schedule import is_due
 from archiver.jobs.standing import standing
 from archiver.store.store import Store
 from tests.cli.command import ROOT, ask, call
+from tests.golden_store import write_key
 from tests.jobs.jobs import DAY, NIGHT, Job, states, the_step, write_supplies
 from tests.stores import chunk_files
 from tests.test_readme import documented, inner_members
@@ -573,3 +574,18 @@ def test_nothing_is_saved_readable_where_a_key_is_gone(tmp_path: Path, line: str
     if line.startswith("passphrase"):
         job.say(f"[key]\n{line}\ncrypt = 'none'\n")
         assert job.run().exit_code == 0
+
+
+def test_a_default_key_that_is_gone(tmp_path: Path) -> None:
+    """Nothing in the profile speaks of a key: what was encrypted last night is not saved readable tonight."""
+    key = write_key(tmp_path / "key.json")
+    job = Job(tmp_path, f"[key]\nfile = '{key}'\n")
+    assert job.run().exit_code == 0
+    job.clock.time += DAY
+    job.say("")
+    run = job.run()
+    assert run.exit_code == 12 and "is encrypted, and now there is no key" in the_step(run, "backup").text
+    assert len(job.snapshots()) == 1
+    job.say("[key]\ncrypt = 'none'\n")
+    job.clock.time += DAY
+    assert job.run("backup").exit_code == 0 and len(job.snapshots()) == 2

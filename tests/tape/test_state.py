@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from archiver.errors import ArchiverError, Damaged, Held, NotFound, TooNew, UsageError
 from archiver.tape.labelling import forget
-from archiver.tape.state.catalog_log import CatalogLogs
+from archiver.tape.state.catalog_log import CatalogLogs, NoCatalog
 from archiver.tape.state.drives import ChangerConfig, DriveConfig, Drives
 from archiver.tape.state.inventory import InventoryFile, Location, Medium
 from archiver.tape.state.place import TapePlace
@@ -97,11 +97,15 @@ def test_inventory_of_a_pbs(place: TapePlace) -> None:
 labels = st.from_regex(r"\A[A-Za-z0-9_][A-Za-z0-9._-]{1,31}\Z")
 uuids = st.binary(min_size=16, max_size=16)
 times = st.integers(0, 2**63 - 1)
+numbers = st.integers(0, 2**16 - 1)
+prints = st.none() | st.binary(min_size=32, max_size=32)
 media = st.builds(
     Medium,
     st.builds(MediaLabel, labels, uuids, times, st.none() | labels),
     st.none()
-    | st.builds(MediaSetLabel, labels, uuids, times, times, st.none() | st.binary(min_size=32, max_size=32), st.none()),
+    | st.builds(
+        MediaSetLabel, labels, uuids, numbers, times, st.none() | st.binary(min_size=32, max_size=32), st.none()
+    ),
     st.just(Location("offline")) | st.builds(Location, st.just("online"), labels) | st.just(Location("vault", "attic")),
     st.sampled_from([None, "full", "damaged", "retired"]),
     st.none() | times,
@@ -121,7 +125,7 @@ def test_inventory_round_trip(each: Medium) -> None:
         '[{"id": {"label": {"label_text": "T1", "uuid": "x", "ctime": 1}}}]',
         '[{"id": {"label": {"label_text": "T1", "uuid": "13998850-57f6-4bad-be54-b4392eb4e340", "ctime": 1.5}}}]',
         PBS_INVENTORY.replace("123", '"123"'), PBS_INVENTORY.replace("vault-attic", "vault-../../x"),
-        PBS_INVENTORY.replace('"vault-attic"', "7"),
+        PBS_INVENTORY.replace('"vault-attic"', "7"), PBS_INVENTORY.replace('"seq_nr": 0', '"seq_nr": 65536'),
         PBS_INVENTORY.replace("49043fc035884801818a62faed6e317b", "13998850-57f6-4bad-be54-b4392eb4e340"),
     ],
 )  # fmt: skip
@@ -316,7 +320,7 @@ def test_log(place: TapePlace) -> None:
     for media_set, number in ((uuid_of("other"), 1), (uuid_of("set"), 0)):
         with pytest.raises(Damaged):
             found.open(TWO.uuid, media_set, number)
-    with pytest.raises(NotFound):
+    with pytest.raises(NoCatalog):
         found.open(ONE.uuid, uuid_of("set"), 0)
 
 

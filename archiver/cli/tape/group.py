@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import sys
@@ -13,6 +14,7 @@ import click
 
 from archiver.cli.context import global_options
 from archiver.cli.lazy import Commands
+from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.cli.context import Context
@@ -87,6 +89,8 @@ def opened(drive: str | None, *, new: bool = False) -> Access:
 def waited_for(wait_seconds: float | None) -> float:
     """How long, when a user said nothing: for ever, where there is somebody who can put a medium in."""
     if wait_seconds is not None:
+        if math.isnan(wait_seconds):
+            raise UsageError("--wait is no number of seconds")
         return wait_seconds
     return float("inf") if sys.stdin.isatty() else 0.0
 

@@ -7,7 +7,8 @@
 
 What a PBS does not do, for attached drives: files are made durable; a full file system looks like the end of the
 medium; a directory that is not there, or whose drive is not mounted, is never made; no medium comes into being by
-loading it. A medium whose own file was lost or emptied by a power cut (FAT) has the files that are there from 0 on.
+loading it. A medium whose own file was lost or emptied by a power cut (FAT) has the files that are there from 0 on; one
+whose last files were lost ends before them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from archiver.tape.drive.virtual_place import (
     check_there,
     encoded,
     failed,
+    identity,
     labels_in,
     lock_drive,
     read_object,
@@ -84,6 +86,7 @@ class VirtualDrive:
         self._unsynced: list[tuple[NewFile, str]] = []
         self._changed = False
         self._lock: FileLock | DirectoryLock | None = None
+        self._identity: tuple[int, int] | None = None  # of the directory that is locked
         self._label: str | None = None
         self._position = 0
         check_there(path, mount, new=new)
@@ -99,11 +102,21 @@ class VirtualDrive:
         try:
             with explained("look into", self.path):
                 self._is_fat = linux.filesystem_type(lock.fd) == linux.MSDOS
+            self._identity = identity(self.path)
             self._label, self._position = self._loaded()
         except BaseException:
             lock.close()
             raise
         self._lock = lock
+
+    def _check_same(self) -> None:
+        """What is at ``path`` is still what was locked: its disk was not taken away meanwhile, which would leave the
+        bare mount point, or another disk, there. Raises TargetAbsent."""
+        if self._lock is None or identity(self.path) != self._identity:
+            raise TargetAbsent(
+                f"the disk with {self.path} was taken away while the drive {self._name} was in use",
+                hint="plug in and mount it, and run this again",
+            )
 
     @contextmanager
     def let_go(self) -> Iterator[None]:
@@ -138,6 +151,7 @@ class VirtualDrive:
         """The media in the directory, sorted. Raises TargetAbsent."""
         if self._lock is None:
             self._take()
+        self._check_same()
         return labels_in(self.path)
 
     def load(self, label: str) -> None:
@@ -165,7 +179,7 @@ class VirtualDrive:
 
     def _set(self, label: str | None, position: int) -> None:
         self._label, self._position = label, position
-        if self.write_protected:
+        if self.write_protected or identity(self.path) != self._identity:
             return  # then only this process knows
         current = None if label is None else {"name": label, "pos": position}
         path = os.path.join(self.path, STATUS)
@@ -192,15 +206,19 @@ class VirtualDrive:
         """How many files the loaded medium has."""
         if self._label is None:
             raise NoMedium(f"there is no medium in the drive {self._name}", hint="see: archiver tape inventory")
+        self._check_same()
         document = read_object(self._tape_path(self._label))
         count = None if document is None else document.get("files")
-        if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 10**9:
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 10**9:
+            numbers = self._numbers()
+            return next(number for number in range(len(numbers) + 1) if number not in numbers)
+        if not count or os.path.lexists(self._file_path(count - 1)):
             return count
-        numbers = self._numbers()
-        return next(number for number in range(len(numbers) + 1) if number not in numbers)
+        return max((number for number in self._numbers() if number < count), default=-1) + 1
 
     def _put_files(self, label: str, count: int) -> None:
         """Durable: on a file system without a journal an emptied file would be a medium without contents."""
+        self._check_same()
         self._disk.put(self._tape_path(label), [encoded({"files": count})], FILE_MODE, sync=True)
 
     def _sizes(self, below: int) -> int:
@@ -271,7 +289,7 @@ class VirtualDrive:
         if self._position >= count:
             raise EndOfData(f"medium {self._label} has no file {self._position}, its data ends behind {count} files")
         number = self._position
-        reader = FileOnDisk(self._file_path(number), f"file {number} of medium {self._label}")
+        reader = FileOnDisk(self._file_path(number), f"file {number} of medium {self._label}", self._check_same)
         self._set(self._label, number + 1)
         return reader
 
@@ -301,7 +319,8 @@ class VirtualDrive:
                 raise MediumFull(f"there is no room for file {number} on medium {label}") from error
             raise
         self._set(label, number + 1)
-        return NewFileOnDisk(file, self.path, f"file {number} of medium {label}", limit, self._reserve())
+        what = f"file {number} of medium {label}"
+        return NewFileOnDisk(file, self.path, what, limit, self._reserve(), self._check_same)
 
     def _drop_files(self, label: str, number: int, count: int) -> None:
         """Remove the files from ``number`` on; the medium says first that it has fewer."""
@@ -336,6 +355,7 @@ class VirtualDrive:
         try:
             file.sync()
         except OSError as error:
+            self._check_same()
             raise failed(self.path, f"{path} cannot be written", error) from error
         finally:
             file.close()
@@ -347,6 +367,7 @@ class VirtualDrive:
             self._sync(*self._unsynced.pop(0))
         with explained("write", self.path):
             self._disk.sync_directory(self.path)
+        self._check_same()
         self._changed = False
 
     def format(self, *, fast: bool) -> None:
@@ -358,6 +379,7 @@ class VirtualDrive:
             self._put_files(label, 0)
             self._drop_files(label, 0, 0)
             self._disk.sync_directory(self.path)
+        self._check_same()
         self._set(label, 0)
 
     def eject(self) -> None:

@@ -1,10 +1,14 @@
-"""The files of virtual tapes while they are read and written."""
+"""The files of virtual tapes while they are read and written.
+
+An error of a disk that was taken away meanwhile is its absence, and no damage: ``check_there`` raises that.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -21,9 +25,10 @@ _WRITE_BACK_BLOCKS = 32
 
 
 class FileOnDisk:
-    def __init__(self, path: str, what: str) -> None:
+    def __init__(self, path: str, what: str, check_there: Callable[[], None]) -> None:
         self._what = what
         self._directory = os.path.dirname(path)
+        self._check_there = check_there
         self._buffer = bytearray(BLOCK_SIZE)
         self._view = memoryview(self._buffer)
         try:
@@ -36,6 +41,7 @@ class FileOnDisk:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> ArchiverError:
+        self._check_there()
         return failed(self._directory, f"{self._what} cannot be read", error)
 
     def read_block(self) -> Buffer | None:
@@ -64,8 +70,17 @@ class FileOnDisk:
 class NewFileOnDisk:
     """``limit``: blocks before the early warning; ``reserve``: bytes that are to stay free in the file system."""
 
-    def __init__(self, file: NewFile, directory: str, what: str, limit: int | None, reserve: int) -> None:
+    def __init__(
+        self,
+        file: NewFile,
+        directory: str,
+        what: str,
+        limit: int | None,
+        reserve: int,
+        check_there: Callable[[], None],
+    ) -> None:
         self._file = file
+        self._check_there = check_there
         self._directory = directory
         self._what = what
         self._limit = limit
@@ -86,6 +101,7 @@ class NewFileOnDisk:
                 self._file.write_back()
             return (limit is not None and self._blocks > limit) or available(self._directory) < self._reserve
         except OSError as error:
+            self._check_there()
             with suppress(OSError):
                 self._file.cut(self._blocks * BLOCK_SIZE)
             if is_full(error):

@@ -57,6 +57,15 @@ def check_there(path: str, mount: str | None, *, new: bool = False) -> None:
         raise TargetAbsent(f"there is nothing of a virtual tape drive in {path}", hint=hint)
 
 
+def identity(path: str) -> tuple[int, int] | None:
+    """Which directory is at ``path``, None where none is. While a file in it is open no other one has the same."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def lock_drive(name: str, path: str, wait_seconds: float) -> FileLock | DirectoryLock:
     """The lock of the drive; on a read-only file system without a lock file that of the directory."""
     try:

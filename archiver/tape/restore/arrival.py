@@ -80,7 +80,7 @@ def receive(
 @contextmanager
 def looked_at(file: MediumFile, crypt: CryptConfig | None) -> Iterator[Arrival]:
     """A snapshot archive that is read without restoring it. Raises CutArchive, Damaged, FormatError."""
-    source, path = file.content.text("store"), file.content.text("snapshot")
+    source, path = file.content.store, file.content.text("snapshot")
     ref = snapshot_on_medium(path)
     with tempfile.TemporaryDirectory(prefix="archiver-") as place:
         yield receive(Disk(), file, f"{source}:{path}", (ref,), f"{place}/snapshot", crypt)

@@ -62,7 +62,7 @@ class Chosen(Receiving):
                 try:
                     if file.is_empty or file.content.kind != "snapshot archive":
                         raise _not_as_catalogued(label, step.file, step.name)
-                    found = file.content.text("store"), file.content.text("snapshot")
+                    found = file.content.store, file.content.text("snapshot")
                     if found != (step.source, step.ref.path):
                         raise _not_as_catalogued(label, step.file, step.name)
                     arrival = self._receive(landing, file, step.name, step.targets)

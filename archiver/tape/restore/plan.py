@@ -13,6 +13,8 @@ from archiver.tape.members import Member, SetCatalog
 from archiver.tape.problem import Problem
 from archiver.tape.restore.routes import Routes, snapshot_on_medium
 
+_HOLES_NAMED = 20
+
 Action = Literal["restore", "skip"]
 
 
@@ -141,8 +143,11 @@ def _plan_whole(plan: RestorePlan, catalog: SetCatalog, unknown: Sequence[Member
             files = sorted(step.file for step in work if step.seq_nr == member.seq_nr)
             plan.visits.append(Visit(member, files))
     holes = [hole for hole in catalog.holes if hole <= last or unknown]
-    for hole in holes:
+    for hole in holes[:_HOLES_NAMED]:
         plan.problems.append(Problem(f"medium {hole}", NotFound(f"medium number {hole} of the set is not known")))
+    more = len(holes) - _HOLES_NAMED
+    if more > 0:
+        plan.problems.append(Problem(f"{more} more media", NotFound(f"{more} more media of the set are not known")))
 
 
 def _plan_chosen(plan: RestorePlan, catalog: SetCatalog) -> None:

@@ -4,6 +4,7 @@ some, files that hold nothing missing are passed over. What was read is catalogu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from archiver.errors import Damaged, TargetAbsent
 from archiver.store.layout import SnapshotRef
 from archiver.tape.drive.interface import Drive, EndOfData
 from archiver.tape.members import Member
-from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, opened
+from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, Patience, opened
 from archiver.tape.restore.arrival import CutArchive
 from archiver.tape.restore.plan import RestorePlan, Visit
 from archiver.tape.restore.receiving import Receiving, Waiting
@@ -32,61 +33,73 @@ class Whole(Receiving):
         for visit in plan.visits:
             try:
                 drive = self._load(visit.member)
-                entries = self._medium(drive, visit)
+                entries, damaged = self._medium(drive, visit)
             except (TargetAbsent, Damaged) as error:
                 self._lost[visit.member.seq_nr, 0] = error
                 self._problem(f"medium {visit.member.label}", error)
                 continue
             if visit.all_files:
-                lost = sum(position == visit.member.seq_nr for position, _ in self._lost)
-                catalogued(visit.member, entries, lost)
+                catalogued(visit.member, entries, damaged)
         self._publish_rest()
 
-    def _medium(self, drive: Drive, visit: Visit) -> list[Entry]:
-        """Read the files that are needed; what is on the medium."""
-        member, entries = visit.member, list[Entry]()
+    def _medium(self, drive: Drive, visit: Visit) -> tuple[list[Entry], int]:
+        """Read the files that are needed; what is on the medium, and how many of them are damaged."""
+        member, entries, damaged = visit.member, list[Entry](), 0
         log = None if visit.all_files else self._catalog.log(member)
-        number = FIRST_ARCHIVE
-        while True:
+        last = FIRST_ARCHIVE - 1 if log is None else log.last_file
+        patience = Patience(member.label)
+        for number in self._numbers(visit, log):
             try:
-                if log is None or self._is_needed(log, visit, number):
-                    with opened(drive, member.label, number) as file:
-                        try:
-                            self._archive(member, file, entries)
-                        finally:
-                            self._count(file)
-                elif number > log.last_file:
-                    self._behind(drive, member, number)
-            except EndOfData:
-                return entries
-            except FileDamaged as error:
-                self._lost[member.seq_nr, number] = error
-                self._problem(f"file {number} of medium {member.label}", error)
-            number += 1
-
-    def _behind(self, drive: Drive, member: Member, number: int) -> None:
-        """A file that the catalog here does not know: the last catalog archive, what an interrupted backup has left, or
-        what another machine has written. Raises EndOfData."""
-        try:
-            with opened(drive, member.label, number) as file:
-                if file.is_empty or file.content.kind == "catalog archive":
-                    return
-                self._listener(
-                    Notice(f"file {number} of medium {member.label} is not in its catalog here, it is read", "warning")
-                )
                 try:
-                    self._archive(member, file, [])
-                finally:
-                    self._count(file)
-        except FileDamaged as error:
-            self._listener(Notice(str(error), "warning"))
+                    with opened(drive, member.label, number) as file:
+                        if log is None or number <= last:
+                            self._read(member, file, entries)
+                        else:
+                            self._behind(member, file)
+                    patience.renew()
+                except EndOfData as error:
+                    if number > last:
+                        break
+                    reason = "its catalog knows it, the medium does not have it"
+                    raise FileDamaged(member.label, number, reason) from error
+            except FileDamaged as error:
+                if log is None or number <= last:
+                    damaged += 1
+                    self._lost[member.seq_nr, number] = error
+                    self._problem(f"file {number} of medium {member.label}", error)
+                else:
+                    self._listener(Notice(str(error), "warning"))
+                patience.lose(number)
+        return entries, damaged
 
-    def _is_needed(self, log: MediaCatalog, visit: Visit, number: int) -> bool:
-        if number in visit.snapshots:
-            return True
-        archive = next((archive for archive in log.archives if archive.file == number), None)
-        if archive is None:
-            return False
+    def _numbers(self, visit: Visit, log: MediaCatalog | None) -> Iterator[int]:
+        """Of the files that are needed, in their order: of each is asked when its turn comes. Then of those behind what
+        the catalog here knows, as many as there may be."""
+        last = FIRST_ARCHIVE - 1
+        if log is not None:
+            last = max(last, log.last_file)
+            archives = {archive.file: archive for archive in log.archives}
+            for number in sorted({*archives, *visit.snapshots}):
+                if number in visit.snapshots or self._is_needed(archives[number]):
+                    yield number
+        yield from itertools.count(last + 1)
+
+    def _read(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
+        try:
+            self._archive(member, file, entries)
+        finally:
+            self._count(file)
+
+    def _behind(self, member: Member, file: MediumFile) -> None:
+        """A file that the catalog here does not know: the last catalog archive, what an interrupted backup has left, or
+        what another machine has written."""
+        if file.is_empty or file.content.kind == "catalog archive":
+            return
+        text = f"file {file.number} of medium {member.label} is not in its catalog here, it is read"
+        self._listener(Notice(text, "warning"))
+        self._read(member, file, [])
+
+    def _is_needed(self, archive: ChunkFile) -> bool:
         landing = self._landing(archive.store)
         return landing is not None and not landing.chunks.has_all(archive.digests)
 
@@ -105,7 +118,7 @@ class Whole(Receiving):
                 raise FormatError(f"a {kind} among the archives")
 
     def _chunk_archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
-        source = file.content.text("store")
+        source = file.content.store
         landing = self._landing(source)
         digests: list[bytes] = []
         if landing is None:
@@ -116,10 +129,12 @@ class Whole(Receiving):
             rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
             entries.append(ChunkFile(file.number, file.content.uuid, source, rows))
         else:
+            cut = FileDamaged(member.label, file.number, "it was not written to its end")
+            self._lost[member.seq_nr, file.number] = cut  # which matters where chunks are missing
             self._listener(Notice(f"file {file.number} of medium {member.label} was not written to its end", "warning"))
 
     def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:
-        source, path = file.content.text("store"), file.content.text("snapshot")
+        source, path = file.content.store, file.content.text("snapshot")
         ref = snapshot_on_medium(path)
         name, landing = f"{source}:{path}", self._landing(source)
         targets = self._routes.targets(source, ref)
@@ -156,7 +171,7 @@ class Whole(Receiving):
         for visit in plan.visits:
             log = None if visit.all_files else self._catalog.log(visit.member)
             if log is not None:
-                visit.chunks = [each.file for each in log.archives if self._is_needed(log, visit, each.file)]
+                visit.chunks = [each.file for each in log.archives if self._is_needed(each)]
 
 
 def _noted(file: MediumFile, digests: list[bytes]) -> Iterator[StoredChunk]:

@@ -49,6 +49,9 @@ class DriveConfig:
         """Raises UsageError."""
         _check_name("drive", self.name)
         _check_path(self.path)
+        for node in (self.mount, self.generic):
+            if node is not None:
+                _check_path(node)
         if self.kind not in ("virtual", "st"):
             raise UsageError(f"{self.kind!r} is no kind of drive", hint="virtual or st")
         if self.kind == "virtual" and (self.changer is not None or self.generic is not None):
@@ -91,7 +94,11 @@ def _check_name(what: str, name: str) -> None:
 
 
 def _check_path(path: str) -> None:
-    if not path.startswith("/") or "\0" in path:
+    try:
+        is_path = os.fsencode(path).startswith(b"/") and "\0" not in path
+    except UnicodeEncodeError:
+        is_path = False
+    if not is_path:
         raise UsageError(f"{path[:80]!r} is no absolute path")
 
 

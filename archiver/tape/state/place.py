@@ -129,7 +129,12 @@ class TapePlace:
             self.disk.put(path, [data], mode, sync=True)
 
     def write_json(self, name: str, value: Any, mode: int = _FILE_MODE) -> None:
-        self.write(name, json.dumps(value, indent=2, ensure_ascii=False).encode(), mode)
+        """Readable for a person; a path that is no UTF-8 is kept all the same."""
+        try:
+            data = json.dumps(value, indent=2, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            data = json.dumps(value, indent=2).encode()
+        self.write(name, data, mode)
 
     def remove(self, name: str) -> None:
         path = self.file(name)

@@ -24,7 +24,7 @@ _FILE = "pools.json"
 _HINT = "mend it by hand, or remove it and make the pools again: archiver tape pool create"
 _TEMPLATE = (2, 64)  # characters
 _LARGEST_COMMENT = 128
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNFIT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and what UTF-8 has not
 
 Allocation = str | CalendarEvent  # "continue", "always", or when a new set begins
 Retention = str | TimeSpan  # "overwrite", "keep", or how long a set is kept
@@ -124,16 +124,16 @@ def retention_text(retention: Retention) -> str:
 
 def _checked_template(text: str) -> str:
     low, high = _TEMPLATE
-    if not low <= len(text) <= high or _CONTROL.search(text):
-        raise UsageError(f"the template of a pool has {low} to {high} characters, this one {len(text)}")
+    if not low <= len(text) <= high or _UNFIT.search(text):
+        raise UsageError(f"the template of a pool has {low} to {high} printable characters, not {text[:80]!a}")
     return text
 
 
 def _checked_comment(text: str | None) -> str | None:
     if not text:
         return None
-    if len(text) > _LARGEST_COMMENT or _CONTROL.search(text):
-        raise UsageError(f"a comment is one line of at most {_LARGEST_COMMENT} characters")
+    if len(text) > _LARGEST_COMMENT or _UNFIT.search(text):
+        raise UsageError(f"a comment is one line of at most {_LARGEST_COMMENT} printable characters")
     return text
 
 
