@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from archiver.jobs.tables import Origin
 
 STALE = 31
-_NOT_DONE = (Skipped.exit_code, EXIT_INTERRUPTED)
+_NOT_DONE = {Skipped.exit_code: "skipped", EXIT_INTERRUPTED: "interrupted"}
 _STEPS = ("backup", "guard", "prune", "gc", "verify", "sync", "tape", "drill")
 
 
@@ -75,7 +75,11 @@ def state_of(standing: Standing) -> str:
     kinds = [trouble.kind for trouble in standing.troubles]
     if kinds:
         return {"failure": "failed", "crash": "crashed"}.get(kinds[0], kinds[0])
-    return "good" if standing.last is not None else "never run"
+    if standing.last is None:
+        return "never run"
+    if all(age.newest is None for age in standing.ages if age.step == "backup"):
+        return "never saved"
+    return _NOT_DONE.get(standing.last.exit_code or 0, "good")
 
 
 @job.command()
@@ -167,6 +171,7 @@ def run(
     is absent, and its copy deferred; 14: skipped, as the profile's power policy says; 30: held back, until job ack.
     """
     from archiver.jobs.load import check_name
+    from archiver.jobs.notify.after import tell_of_failure
     from archiver.jobs.plan import plan_run
     from archiver.jobs.run import run_job
 
@@ -194,38 +199,52 @@ def run(
             output.document({"schema": 1, "job": name, "dry_run": False, "items": []})
         output.summary("no run is due")
         return
-    if any(run.state == "crashed" for run in history.settled()[:1]):  # the run that begins now would hide it
-        _notify(profile, history, None, output)
-    done = run_job(profile, history, around, only=only, whatever_the_power=any_power)
+    try:
+        if any(run.state == "crashed" for run in history.settled()[:1]):  # the run that begins now would hide it
+            _notify(profile, history, None, output)
+        done = run_job(profile, history, around, only=only, whatever_the_power=any_power)
+    except (Locked, UsageError):
+        raise
+    except ArchiverError as error:
+        tell_of_failure(profile, error, history.directory, history.clock, output.hear)
+        raise
     _notify(profile, history, done, output)
     tell_run(output, done)
     ctx.exit(done.exit_code or 0)
 
 
 def _is_due(profile: Profile, history: History) -> bool:
-    """A run that was skipped does not count: perhaps it need not be now."""
+    """A run that was skipped does not count: perhaps it need not be now. Nor does one of a time that is still to come,
+    as the clock was wrong then: who trusted it would not run for years."""
+    from archiver.jobs.history import SKEW
     from archiver.jobs.schedule import last_due
 
     if profile.schedule is None:
         raise UsageError(f"the job {profile.name} has no [schedule] that says when it is due")
-    due = last_due(profile.schedule, history.clock.now())
-    codes = [run.exit_code for run in history.settled() if due is not None and run.began >= due]
+    now = history.clock.now()
+    due = last_due(profile.schedule, now)
+    codes = [run.exit_code for run in history.settled() if due is not None and due <= run.began <= now + SKEW]
     return not any(code is not None and code not in _NOT_DONE for code in codes)
 
 
 def _notify(profile: Profile, history: History, run: Run | None, output: Output) -> None:
     """Tell people what is new: what went wrong or is too old, and what is over. While a run is going on nothing is
-    told: it does so itself."""
+    told: it does so itself. A directory of state that cannot be written must not make it silent."""
+    from archiver.core.events import Notice
     from archiver.jobs.notify.after import tell
     from archiver.jobs.standing import standing
 
     found = standing(profile, history, history.clock.now())
-    with suppress(Locked):
+    try:
         history.lock()
-        try:
-            tell(profile, found, run, history.directory, output.hear, history.clock)
-        finally:
-            history.close()
+    except Locked:
+        return
+    except ArchiverError as error:
+        output.hear(Notice(str(error), "warning"))
+    try:
+        tell(profile, found, run, history.directory, output.hear, history.clock)
+    finally:
+        history.close()
 
 
 def tell_run(output: Output, run: Run) -> None:
@@ -295,14 +314,18 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
 
 def _tell_of(name: str, path: str, output: Output) -> None:
     from archiver.jobs.load import load
+    from archiver.jobs.notify.after import tell_of_failure
 
     try:
         profile = load(name, path)
     except ArchiverError:  # what is wrong with it is shown
         _tell_of_profile(name, output)
         return
-    with suppress(ArchiverError):
-        _notify(profile, _history(name), None, output)
+    history = _history(name)
+    try:
+        _notify(profile, history, None, output)
+    except ArchiverError as error:
+        tell_of_failure(profile, error, history.directory, history.clock, output.hear)
 
 
 def _tell_of_profile(name: str, output: Output) -> None:
@@ -328,7 +351,8 @@ def standings(chosen: dict[str, str]) -> tuple[list[dict[str, Any]], int]:
         try:
             found = _standing(name, path)
         except ArchiverError as error:
-            items.append({"job": name, "state": "profile wrong", "error": error.as_json()})
+            state = "profile wrong" if isinstance(error, UsageError) else "unknown"
+            items.append({"job": name, "state": state, "error": error.as_json()})
             codes.append(error.exit_code)
             continue
         items.append({"state": state_of(found), **found.as_json()})
@@ -346,10 +370,7 @@ def jobs_of(store: str | None) -> dict[str, str]:
     place = os.path.realpath(store)
     chosen = {}
     for name, path in found.items():
-        try:
-            profile = read(name, path).profile
-        except ArchiverError:
-            profile = None
+        profile = read(name, path).profile
         if profile is None or place in map(os.path.realpath, profile.stores):
             chosen[name] = path
     return chosen

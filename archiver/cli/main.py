@@ -97,7 +97,9 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, mode))
+            nowhere = open(os.devnull, mode)
+            os.set_inheritable(nowhere.fileno(), True)  # what we start has streams, too
+            setattr(sys, name, nowhere)
         elif isinstance(stream, TextIOWrapper) and mode == "w":
             stream.reconfigure(errors="backslashreplace")
 

@@ -17,6 +17,7 @@ from archiver.jobs.units import kept_variables
 
 _BEFORE = "# archiver job {job}: archiver job uninstall removes the next line"
 _NONE_YET = "no crontab for"
+_NOT_ALLOWED = "not allowed"
 
 
 def cron_lines(job: str, program: Sequence[str], environment: Mapping[str, str], host: str) -> list[str]:
@@ -27,7 +28,13 @@ def cron_lines(job: str, program: Sequence[str], environment: Mapping[str, str],
     command = " ".join([*variables, *map(shlex.quote, words), ">/dev/null"])  # cron mails what is printed
     if "\n" in command:
         raise ArchiverError("a crontab has no line breaks, but a path that the job needs has")
-    return [_BEFORE.format(job=job), f"{minute} * * * * {command.replace('%', chr(92) + '%')}"]
+    return [_BEFORE.format(job=job), f"{minute} * * * * {_escaped(command)}"]
+
+
+def _escaped(command: str) -> str:
+    """cron ends the command at a percent sign, unless there is a backslash before it that is not one of a pair. One
+    that the shell is to see stands between single quotes: they are closed and opened again behind it."""
+    return command.replace("\\%", "\\''%").replace("%", "\\%")
 
 
 def without_job(lines: Sequence[str], job: str) -> list[str]:
@@ -44,12 +51,14 @@ def without_job(lines: Sequence[str], job: str) -> list[str]:
 
 
 def read_crontab() -> list[str] | None:
-    """This user's crontab, None where there is no cron. Raises ArchiverError."""
+    """This user's crontab, None where there is no cron for this user. Raises ArchiverError."""
     if shutil.which("crontab") is None:
         return None
     done = subprocess.run(["crontab", "-l"], capture_output=True, text=True, errors="surrogateescape", check=False)
     if done.returncode and _NONE_YET in done.stderr:
         return []
+    if done.returncode and _NOT_ALLOWED in done.stderr:
+        return None
     if done.returncode:
         raise ArchiverError(f"crontab cannot be read: {' '.join(done.stderr.split())}")
     return done.stdout.splitlines()

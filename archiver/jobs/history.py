@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from archiver.core.clock import Clock
-from archiver.core.disk import Disk, explained
+from archiver.core.disk import Disk, explain, explained
 from archiver.core.locks import DirectoryLock
-from archiver.errors import ArchiverError, Locked
+from archiver.errors import ArchiverError, Locked, TooNew, UsageError
+from formats.naming import MAX_TIME
 
 State = Literal["ok", "partial", "deferred", "skipped", "held", "failed", "interrupted"]
 RunState = Literal["running", "done", "crashed"]
@@ -81,10 +82,10 @@ class StepResult:
             str(known["name"]),
             str(known["target"]),
             state,
-            int(known["exit_code"]),
+            _whole(known["exit_code"]),
             str(known["text"]),
-            int(known["began"]),
-            float(known["duration_s"]),
+            _whole(known["began"]),
+            float(_whole(known["duration_s"] * 1000)) / 1000,
             dict(known["figures"]),
         )
 
@@ -126,13 +127,13 @@ class Run:
             raise ValueError("no record of a run")
         return cls(
             str(known["job"]),
-            int(known["run"]),
-            int(known["began"]),
+            _whole(known["run"]),
+            _whole(known["began"]),
             state,
-            None if ended is None else int(ended),
-            None if code is None else int(code),
+            None if ended is None else _whole(ended),
+            None if code is None else _whole(code),
             str(known["text"]),
-            None if due is None else int(due),
+            None if due is None else _whole(due),
             tuple(map(StepResult.of, known["items"])),
         )
 
@@ -157,15 +158,18 @@ class History:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def numbers(self) -> list[int]:
-        """Of all runs, the newest first."""
+        """Of all runs, the newest first. Raises ArchiverError."""
         try:
             found = map(_FILE.fullmatch, os.listdir(self._runs))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise explain(error, "read", self._runs) from error
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def runs(self, most: int = _KEPT) -> list[Run]:
-        """The newest first. A record that cannot be read is left out."""
+        """The newest first. A record that cannot be read is left out. Raises TooNew for one of a later version, which
+        may say what must not be passed over, as that the guard holds something back; ArchiverError."""
         found = (self.run(number) for number in self.numbers()[:most])
         return [run for run in found if run is not None]
 
@@ -174,7 +178,9 @@ class History:
             return self._known[number]
         try:
             with open(self._path(number), "rb") as file:
-                run = Run.of(json.loads(file.read(_LARGEST)))
+                known = json.loads(file.read(_LARGEST))
+            self._check_version(known)
+            run = Run.of(known)
             if run.state != "running":
                 self._known[number] = run
             return run
@@ -203,9 +209,15 @@ class History:
         """The newest run that a person has accepted; 0 when there is none."""
         try:
             with open(self._acknowledgment, "rb") as file:
-                return int(json.loads(file.read(_LARGEST))["run"])
+                known = json.loads(file.read(_LARGEST))
+            self._check_version(known)
+            return _whole(known["run"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return 0
+
+    def _check_version(self, known: Mapping[str, Any]) -> None:
+        if isinstance(known["schema"], int) and known["schema"] > _SCHEMA:
+            raise TooNew(f"the history of the job {self.job} was written by a newer archiver", hint="update archiver")
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -265,14 +277,28 @@ class History:
         return os.path.join(self._runs, f"{number:08d}.json")
 
 
+def _whole(value: Any) -> int:
+    """A number of seconds, or a smaller one, that a date can be made of. Raises TypeError, ValueError."""
+    if not 0 <= value <= MAX_TIME:
+        raise ValueError("no number that was recorded")
+    return int(value)
+
+
 def crashed(run: Run) -> Run:
     return replace(run, state="crashed", text="it ended without a word: a crash, a kill or a power cut")
 
 
 def state_directory(environment: Mapping[str, str], job: str) -> str:
-    """Where the history of ``job`` is, and what else is remembered of it."""
+    """Where the history of ``job`` is, and what else is remembered of it. Raises UsageError where there is no home."""
     base = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(base, "archiver", "jobs", job)
+    return checked_home(os.path.join(base, "archiver", "jobs", job))
+
+
+def checked_home(path: str) -> str:
+    """A user without a home directory, or a relative one, has another one in each directory that a run starts in."""
+    if not os.path.isabs(path):
+        raise UsageError(f"{path} is relative, and a nightly run starts anywhere", hint="set HOME to a path from /")
+    return path
 
 
 def newest_good(runs: Sequence[Run], name: str, target: str, now: int) -> StepResult | None:

@@ -7,6 +7,7 @@ with cron takes systemd's units away.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ SYSTEM_UNITS = "/etc/systemd/system"
 CRONTAB = "crontab"
 _RUNNING = "/run/systemd/system"  # sd_booted(3)
 _FSTAB = "/etc/fstab"
+_ESCAPE = re.compile(r"\\([01][0-7]{2})")  # of blanks in fstab
 _LARGEST = 1 << 16  # bytes
 _MODE = 0o644
 _SECONDS = 120
@@ -204,7 +206,7 @@ def unit_directory(scope: Scope, environment: Mapping[str, str]) -> str:
 def drives(profile: Profile) -> list[str]:
     """Mount points of the drives that stores and copies are on: those mounted now, and those of fstab. What the profile
     itself is on is none. Raises UsageError when there is no such drive."""
-    places = [*profile.stores, *(sync.target for sync in profile.syncs)]
+    places = [os.path.realpath(path) for path in (*profile.stores, *(sync.target for sync in profile.syncs))]
     known = {*all_mount_points(), *_fstab()} - {"/"}
     known = {mount for mount in known if not _is_below(os.path.realpath(profile.path), mount)}
     found = {
@@ -228,7 +230,8 @@ def _fstab() -> list[str]:
             fields = [line.split() for line in file if not line.lstrip().startswith("#")]
     except OSError:
         return []
-    return [found[1].replace("\\040", " ") for found in fields if len(found) > 1 and found[1].startswith("/")]
+    places = [found[1] for found in fields if len(found) > 1 and found[1].startswith("/")]
+    return [_ESCAPE.sub(lambda found: chr(int(found[1], 8)), place) for place in places]
 
 
 def _run(command: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from typing import cast
 
 from archiver.backup.specification import ArchiveSpec, check_names, form_of
 from archiver.browse.verify_result import Budget
-from archiver.core.disk import explain, read_at
+from archiver.core.disk import read_at
 from archiver.errors import ArchiverError, NotFound, UsageError
+from archiver.jobs.history import checked_home
 from archiver.jobs.notify.channels import check_address
 from archiver.jobs.notify.web import check_url
 from archiver.jobs.profile import (
@@ -92,8 +93,8 @@ class ProfileProblem(UsageError):
 
 
 def directories(environment: Mapping[str, str], system: str = SYSTEM) -> tuple[str, str]:
-    """Where profiles are, the user's own first."""
-    return os.path.dirname(configuration(environment, "any")), system
+    """Where profiles are, the user's own first. Raises UsageError where there is no home."""
+    return checked_home(os.path.dirname(configuration(environment, "any"))), system
 
 
 def check_name(name: str) -> None:
@@ -128,7 +129,7 @@ def find(name: str, places: tuple[str, ...]) -> str:
 
 
 def load(name: str, path: str) -> Profile:
-    """Raises ProfileProblem with every mistake in it, ArchiverError when it cannot be read."""
+    """Raises ProfileProblem with every mistake in it."""
     loaded = read(name, path)
     if loaded.profile is None:
         raise ProfileProblem(loaded)
@@ -136,8 +137,11 @@ def load(name: str, path: str) -> Profile:
 
 
 def read(name: str, path: str) -> Loaded:
-    """The same with its mistakes as values. Raises ArchiverError when it cannot be read."""
-    data, problem = _contents(path)
+    """The same with its mistakes as values; that it cannot be read is one, too."""
+    found = _contents(path)
+    if isinstance(found, Problem):
+        return Loaded(name, path, None, (found,), {})
+    data, problem = found
     file = File.parse(path, data)
     profile = None
     if not file.problems:
@@ -148,21 +152,21 @@ def read(name: str, path: str) -> Loaded:
     return Loaded(name, path, None if file.errors else profile, problems, file.origins)
 
 
-def _contents(path: str) -> tuple[bytes, Problem | None]:
+def _contents(path: str) -> tuple[bytes, Problem | None] | Problem:
     """Also what is wrong with who may write it: a profile has commands in it that are run."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{path} is not a regular file")
+                return Problem(path, None, "this is not a regular file")
             data = read_at(fd, _LARGEST + 1)
         finally:
             os.close(fd)
     except OSError as error:
-        raise explain(error, "read", path) from error
+        return Problem(path, None, f"this cannot be read: {(error.strerror or str(error)).lower()}")
     if len(data) > _LARGEST:
-        raise UsageError(f"{path} is larger than {_LARGEST >> 20} MiB, which no profile is")
+        return Problem(path, None, f"this is larger than {_LARGEST >> 20} MiB, which no profile is")
     if status.st_mode & stat.S_IWOTH:
         return data, Problem(path, None, "everybody may write it, and it has commands in it: allowed is chmod o-w")
     if status.st_uid not in (0, os.geteuid()):

@@ -22,6 +22,7 @@ from archiver.errors import (
     EXIT_PARTIAL,
     ArchiverError,
     Held,
+    NoSpace,
     NotFound,
     Skipped,
     TargetAbsent,
@@ -37,6 +38,8 @@ from archiver.jobs.steps import Done, Steps
 from archiver.jobs.surroundings import Surroundings
 
 STALE = 31
+
+_HELD_SINCE = "held since run"
 
 # What is deferred is no error: it counts last but for what was done in part.
 _ORDER = (
@@ -93,6 +96,8 @@ class _JobRun:
                 interrupt = error
             try:
                 self._hooks("finally")
+            except KeyboardInterrupt as error:
+                interrupt = interrupt or error
             finally:
                 codes = [step.exit_code for step in self._record.steps if self._counts(step)]
                 code = EXIT_INTERRUPTED if interrupt is not None else worst(codes, _ORDER)
@@ -121,15 +126,25 @@ class _JobRun:
 
     def _work(self) -> None:
         planned = plan_run(self._profile, self._before, self._around.clock.now())
-        chosen = [step for step in planned if step.name in self._only or (not self._only and step.is_due)]
         ready = self._hooks("before")
-        for step in chosen:
+        for step in planned:
+            if not self._is_wanted(step):
+                continue
             if ready:
                 self._do(step)
             else:
                 self._note(step.name, step.target, Done("a hook that is required has failed", {}, "skipped"))
         failed = any(step.state == "failed" and self._counts(step) for step in self._record.steps)
         self._hooks("on-failure" if failed else "after")
+
+    def _is_wanted(self, step: PlannedStep) -> bool:
+        """A store that is full is swept whether or not that is due: what prune has let go is the room of tomorrow."""
+        if self._only:
+            return step.name in self._only
+        if step.name == "gc" and self._profile.gc_every is not None:
+            made = self._record.steps_named("backup", step.target)
+            return step.is_due or any(each.exit_code == NoSpace.exit_code for each in made)
+        return step.is_due
 
     def _do(self, step: PlannedStep) -> None:
         target, profile = step.target, self._profile
@@ -193,7 +208,10 @@ class _JobRun:
         note(done)
 
     def _was_there(self, step: PlannedStep) -> bool:
-        """An empty place where there was a store is one whose drive is not mounted."""
+        """A place without a store where there was one is one whose drive is not mounted; one with a part of it is
+        damaged."""
+        if os.path.lexists(os.path.join(step.target, ".archiver")):
+            return False
         return any(each.is_good for run in self._before for each in run.steps_named(step.name, step.target))
 
     def _deferred(self, step: PlannedStep, error: ArchiverError) -> Done:
@@ -210,8 +228,9 @@ class _JobRun:
         made = next((each for each in self._record.steps_named("backup", step.target) if each.is_good), None)
         open_hold = self._open_hold(step.target)
         if open_hold is not None:
-            text = f"held since run {open_hold[0]}: {open_hold[1].text}"
-            held = Done(text, open_hold[1].figures, "held", Held.exit_code)
+            number, first = open_hold
+            text = first.text if first.text.startswith(_HELD_SINCE) else f"{_HELD_SINCE} {number}: {first.text}"
+            held = Done(text, first.figures, "held", Held.exit_code)
             self._step(step, lambda: held)
         elif made is None:
             return
@@ -229,13 +248,14 @@ class _JobRun:
         return self._steps.judge(target, figures, before, self._past(target), only_counted=is_last)
 
     def _open_hold(self, target: str) -> tuple[int, StepResult] | None:
-        """The run whose mass change nobody has accepted yet."""
+        """The run whose mass change nobody has accepted yet. Its own record may be gone or damaged meanwhile: those of
+        later runs say that they are still held."""
         found = None
         for run in self._before:
             if run.number <= self._history.acknowledged:
                 break
             for each in run.steps_named("guard", target):
-                if each.state == "held" and not each.text.startswith("held since"):
+                if each.state == "held":
                     found = (run.number, each)
         return found
 

@@ -115,8 +115,8 @@ class File:
         except RecursionError:
             file.problems.append(Problem(path, None, _TOO_DEEP))
         except ValueError:  # TOML knows no numbers so large, and the parser says so in an error that is not its own
-            place = _line_of_large_number(text)
-            file.problems.append(Problem(path, place, "this is no TOML: a number has thousands of digits"))
+            at = _line_of_large_number(text)
+            file.problems.append(Problem(path, at, "this is no TOML: a number has thousands of digits"))
         return file
 
     @property

@@ -9,9 +9,11 @@ never began: at once (OnFailure), or the next noon.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from archiver.errors import ArchiverError
 from archiver.jobs.profile import Schedule
 from archiver.jobs.schedule import calendar_lines
 
@@ -30,6 +32,9 @@ _KEPT = (
     "ARCHIVER_DB_DIR",
     "ARCHIVER_RESERVE",
 )
+# Of what it starts systemd takes no name with one of these, and takes ``$`` for itself in arguments alone.
+_SPECIAL = frozenset("\"'\\$")
+_BY_SHELL = ("/bin/sh", "-c", 'exec "$0" "$@"')
 # What may stand in the name of a unit as it is; a slash becomes a dash, all else \xNN (systemd-escape --path).
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789:_.")
 
@@ -66,7 +71,9 @@ def units(
     environment: Mapping[str, str],
     systemctl: Sequence[str],
 ) -> list[Unit]:
-    """``program``: how this program is started. ``mounts``: mount points of drives that start a run."""
+    """``program``: how this program is started. ``mounts``: mount points of drives that start a run. Raises
+    ArchiverError for a path that systemd cannot be told."""
+    program = _started(program, environment)
     watch = f"Looks every day whether the archiver job {job} is well"
     plug = [Unit(plug_name(job), _plug(job, mounts, systemctl))] if mounts else []
     return [
@@ -156,6 +163,15 @@ def _timer(description: str, calendar: Sequence[str], delay: int) -> str:
         "[Install]",
         "WantedBy=timers.target",
     )
+
+
+def _started(program: Sequence[str], environment: Mapping[str, str]) -> Sequence[str]:
+    for word in (*program, *kept_variables(environment).values()):
+        if any(unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t" for char in word):
+            raise ArchiverError(f"systemd takes no path with a control character, or that is no UTF-8: {word!a}")
+    if _SPECIAL.isdisjoint(program[0]) and program[0].isprintable():
+        return program
+    return [*_BY_SHELL, *program]
 
 
 def command_line(words: Sequence[str]) -> str:

@@ -217,3 +217,21 @@ def test_an_accident_that_the_guard_could_not_see_at_once(
                 job.run()
     job.clock.time += DAY
     assert states(job.run()) == HELD
+
+
+def test_it_stays_held_when_the_record_of_the_night_is_gone(tmp_path: Path) -> None:
+    """As after a thousand more runs, or on a disk that is damaged."""
+    job = Job(tmp_path, KEEP, files=FILES)
+    nights(job, 3)
+    good = job.snapshots()
+    remove_half(job)
+    assert states(job.run()) == HELD
+    night = Path(job.history.directory, "runs", "00000004.json")
+    job.run()
+    night.write_bytes(b"")
+    for _ in range(2):
+        assert states(job.run()) == HELD
+    assert job.troubles()[0].text.count("held since run 4") == 1
+    assert job.snapshots()[:2] == good
+    assert call("job", "ack", "nightly").code == 0
+    assert states(job.run()) == FREE

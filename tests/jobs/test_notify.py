@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -309,6 +311,24 @@ def test_command_without_end_is_killed_with_what_it_started(tmp_path: Path) -> N
     raise AssertionError("it lives on")
 
 
+def test_command_that_leaves_something_behind_is_not_waited_for(tmp_path: Path) -> None:
+    started = time.monotonic()
+    run_program(f"sleep 60 & echo $! > {tmp_path}/pid", "it", seconds=30)
+    with pytest.raises(ArchiverError, match="it ended with exit code 7: why"):
+        run_program(f"sleep 60 & echo $! >> {tmp_path}/pid; echo why >&2; exit 7", "it", seconds=30)
+    assert time.monotonic() - started < 20
+    for pid in (tmp_path / "pid").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def test_command_that_says_too_much_takes_no_memory(tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ArchiverError, match=r"it ended with exit code 3: (a )+a? ?$") as raised:
+        run_program("yes a | head -c 200000000 >&2; exit 3", "it", b"x" * 1_000_000, seconds=60)
+    assert len(str(raised.value)) < 300
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
 def test_desktop_by_notify_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = tmp_path / "shown"
     script(tmp_path / "bin/notify-send", f'printf "%s|" "$@" "$DBUS_SESSION_BUS_ADDRESS" >> {shown}')
@@ -423,9 +443,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             if self.path == "/nonsense":
                 self.wfile.write(b"nonsense\r\n\r\n")
                 return
-            self.send_response({"/refuse": 403, "/away": 302, "/file": 302}.get(self.path.partition("?")[0], 204))
-            if self.path in ("/away", "/file"):
-                self.send_header("Location", "/there" if self.path == "/away" else "ftp://localhost/etc/passwd")
+            codes = {"/refuse": 403, "/away": 302, "/moved": 301, "/other": 303, "/file": 302}
+            self.send_response(codes.get(self.path.partition("?")[0], 204))
+            if self.path in ("/away", "/moved", "/other", "/file"):
+                self.send_header("Location", "/there" if self.path != "/file" else "ftp://localhost/etc/passwd")
             self.end_headers()
 
         do_GET = do_POST = answer
@@ -490,7 +511,9 @@ def test_after_a_run(server: Server, tmp_path: Path) -> None:
     [
         ("/refuse", "answered 403"),
         ("/nonsense", "no usable answer"),
-        ("/file", "answered 302|no usable answer|unknown"),
+        ("/file", "answered 302"),
+        ("/away", "answered 302"),  # browsers ask there without the message
+        ("/moved", "answered 301"),
         ("/slow", "does not answer"),
     ],
 )
@@ -499,6 +522,12 @@ def test_webhook_fails(server: Server, monkeypatch: pytest.MonkeyPatch, path: st
     with pytest.raises(ArchiverError, match=reason) as raised:
         Webhook(server.url + path).send(MESSAGE)
     assert path not in str(raised.value)
+    assert len(server.requests) == 1
+
+
+def test_webhook_that_has_taken_it_and_shows_another_page(server: Server) -> None:
+    Webhook(f"{server.url}/other").send(MESSAGE)
+    assert [(method, path) for method, path, _ in server.requests] == [("POST", "/other"), ("GET", "/there")]
 
 
 def test_webhook_to_nobody() -> None:

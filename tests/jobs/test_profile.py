@@ -330,3 +330,40 @@ def test_readme_has_every_key(tmp_path: Path) -> None:
         else:
             found |= set(names)
     assert found == keys - {"stdin-from-command.db.img"}
+
+
+def test_a_file_that_cannot_be_read_is_a_wrong_profile(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    reasons = {
+        "loop": "this cannot be read: too many levels of symbolic links",
+        "gone": "this cannot be read: no such file or directory",
+        "zero": "this is not a regular file",
+        "large": "this is larger than 1 MiB, which no profile is",
+    }
+    for name, target in (("loop", "loop.toml"), ("gone", "/nowhere/at/all"), ("zero", "/dev/zero")):
+        (job.directory / f"{name}.toml").symlink_to(target)
+    (job.directory / "large.toml").write_bytes(b"#" * ((1 << 20) + 1))
+    for name, reason in reasons.items():
+        for command in ("run", "check", "show", "status", "report", "ack"):
+            done = call("job", command, name)
+            assert done.code == 2
+            assert f"{name}.toml: {reason}" in done.out + done.err
+    checked = call("job", "check", "--json").document
+    assert {item["job"]: item["text"] for item in checked["items"]} == reasons
+    assert {item["job"]: item["state"] for item in ask("job", "list")["items"]} == {
+        **dict.fromkeys(reasons, "profile wrong"),
+        "nightly": "never run",
+    }
+    assert job.snapshots() == []
+
+
+@pytest.mark.parametrize("name", ["XDG_CONFIG_HOME", "XDG_STATE_HOME"])
+def test_a_home_that_is_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As that of a user without a home directory, whose ~ is one of the working directory's files."""
+    Job(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, os.path.relpath(os.environ[name]))
+    for command in ("run", "status", "report", "ack"):
+        done = call("job", command, "nightly", "--json")
+        text = done.error["message"] if command != "status" or "error" in done.document else done.out
+        assert done.code == 2 and "is relative, and a nightly run starts anywhere" in text

@@ -289,7 +289,7 @@ def test_no_run_yet_and_no_store(job: Path) -> None:
     shutil.rmtree(state_directory({"XDG_STATE_HOME": str(job / ".xdg/state")}, "home"))
     document = ask("job", "report", "home", job / "page.html")
     assert document["items"] == [] and "there is no directory" in document["stores"][0]["absent"]
-    assert "never run yet" in Checked((job / "page.html").read_text()).text
+    assert "not saved yet" in Checked((job / "page.html").read_text()).text
     done = call("job", "report", "home", "--run", "last")
     assert done.code == 10 and "no run yet" in done.err
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from archiver.core.disk import no_space
-from archiver.errors import ArchiverError, Locked, worst, worst_of
+from archiver.errors import ArchiverError, Locked, TooNew, worst, worst_of
 from archiver.jobs import steps as steps_module
 from archiver.jobs.history import History, Run, StepResult
 from archiver.jobs.run import STALE
@@ -84,7 +84,7 @@ def test_a_failed_step_does_not_hide_the_others(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_does_not_keep_prune_from_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(tmp_path, "[keep]\nlast = 2\n[gc]\nevery = '1h'\n")
+    job = Job(tmp_path, "[keep]\nlast = 2\n[gc]\nevery = '30d'\n")
     for _ in range(3):
         job.run()
         job.clock.time += DAY
@@ -236,6 +236,14 @@ def test_a_place_that_never_was_a_store_is_an_error(tmp_path: Path) -> None:
     assert (the_step(run, "sync").state, run.exit_code) == ("failed", 10)
 
 
+def test_a_store_that_has_lost_a_part_is_no_absent_drive(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    assert job.run().exit_code == 0
+    (job.store / ".chunks").rename(job.store / ".chunks.old")
+    run = job.run()
+    assert (the_step(run, "backup").state, run.exit_code) == ("failed", 10)
+
+
 def test_the_worst_exit_code() -> None:
     assert worst([]) == worst([0]) == 0
     assert worst([3, 31, 20, 40, 13, 1]) == 1
@@ -282,6 +290,31 @@ def test_interrupted(tmp_path: Path) -> None:
     assert [step.state for step in run.steps] == ["interrupted", "ok"]
     assert late.exists() and job.snapshots() == []
     assert job.troubles() == []  # who stopped it knows
+    (item,) = ask("job", "list")["items"]
+    assert item["state"] == "never saved"
+
+
+def test_interrupted_at_its_end(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    job = Job(tmp_path, hook("finally", f"touch {ready}; exec sleep 1000"))
+    command = [sys.executable, "-m", "archiver", "job", "run", "nightly", "--any-power"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(500):
+        if ready.exists():
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    (run,) = job.history.settled()
+    assert (process.returncode, run.state, run.exit_code) == (130, "done", 130)
+    assert ask("job", "list")["items"][0]["state"] == "interrupted"
+
+
+def test_hooks_have_streams_though_we_have_none(tmp_path: Path) -> None:
+    job = Job(tmp_path, hook("before", "echo out; echo err >&2; cat", "required = true"))
+    command = f"{sys.executable} -m archiver job run nightly --any-power <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, cwd=ROOT, check=False).returncode == 0
+    assert len(job.snapshots()) == 1
 
 
 def test_a_crash_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,11 +366,17 @@ def test_history(tmp_path: Path) -> None:
     assert Run.of(json.loads(json.dumps(made[0].as_json()))) == made[0]
     history.acknowledge(2)
     assert history.acknowledged == 2
-    for text in ("", "{}", "[]", '{"schema": 9}', "[" * 100000):
+    for text in ("", "{}", "[]", '{"schema": 0}', "[" * 100000):
         (tmp_path / "jobs" / "x" / "runs" / "00000002.json").write_text(text)
         (tmp_path / "jobs" / "x" / "ack.json").write_text(text)
         again = History(history.directory)
         assert [run.number for run in again.runs()] == [3, 1] and again.acknowledged == 0
+    for name in ("runs/00000002.json", "ack.json"):
+        (tmp_path / "jobs" / "x" / name).write_text('{"schema": 9}')
+    with pytest.raises(TooNew, match="the history of the job x was written by a newer archiver"):
+        again.runs()
+    with pytest.raises(TooNew):
+        print(again.acknowledged)
     history.close()
 
 
@@ -350,6 +389,16 @@ def test_a_record_of_the_future_proves_nothing(tmp_path: Path) -> None:
     assert job.standing.is_stale
     run = job.run("verify", "backup")
     assert run.exit_code == 0 and not job.standing.is_stale
+
+
+def test_a_run_of_the_future_is_not_the_one_that_is_due(tmp_path: Path) -> None:
+    """Else cron would not run the job for a year."""
+    job = Job(tmp_path, "[schedule]\nat = '00:00'\n")
+    job.clock.time = int(time.time()) + 365 * DAY
+    job.run()
+    for count in (2, 2):
+        assert call("job", "run", "nightly", "--if-due").code == 0
+        assert len(job.history.numbers()) == count
 
 
 def test_a_snapshot_that_was_forgotten_does_not_count(tmp_path: Path) -> None:

@@ -189,3 +189,48 @@ def test_addresses_that_are_none(place: Path, kind: str, to: str) -> None:
     write(place, f'[[notify]]\nkind = "{kind}"\nto = "{to}"\n')
     done = call("job", "run", "home", "--json")
     assert done.code == 2 and "notify[1].to: " in done.error["message"] and "secret" not in done.error["message"]
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_state_that_cannot_be_kept_or_read_is_told(place: Path, command: str) -> None:
+    """A newer archiver's records may say what must not be passed over; a directory that is none takes no record."""
+    assert call("job", "run", "home").code == 0
+    runs = place / ".xdg/state/archiver/jobs/home/runs"
+    record = runs / "00000001.json"
+    good = record.read_text()
+    record.write_text(good.replace('"schema": 1', '"schema": 2'))
+    for lines in (["the job cannot be run: the history of the job home was written by a newer archiver"], []):
+        assert call("job", command, "home").code == 50
+        assert [line for _, line in told(place)] == lines
+    assert call("job", "ack", "home").code == call("job", "report", "home", place / "r.html").code == 50
+    assert call("job", "list").code == 0
+    record.write_text(good)
+    assert call("job", "status", "home").code == 0
+    assert [event for event, _ in told(place)] == ["recovery"]
+    runs.parent.rename(place / "elsewhere")
+    runs.parent.write_text("")
+    write(place, '[max-age]\nsnapshot = "1s"\n')
+    os.utime(place / ".xdg/config/archiver/home.toml", (0, 0))
+    done = call("job", command, "home")
+    assert done.code == (1 if command == "run" else 31)
+    ((_, line),) = told(place)
+    assert line.startswith("the job cannot be run: cannot make" if command == "run" else "there was never a snapshot")
+
+
+@pytest.mark.parametrize("number", ["1e999", "1e18", "-1e15", "NaN", '"1"', "[]"])
+def test_records_with_numbers_that_were_never_recorded(place: Path, number: str) -> None:
+    """They are damaged, and as if they were not there."""
+    assert call("job", "run", "home").code == 0
+    record = place / ".xdg/state/archiver/jobs/home/runs/00000001.json"
+    good = json.loads(record.read_text())
+    began = good["began"]
+    for key in ("began", "ended", "exit_code", "due", "run"):
+        record.write_text(json.dumps(good | {key: "HERE"}).replace('"HERE"', number))
+        (item,) = ask("job", "list")["items"]
+        assert item["state"] == "never run" and item["last_run"] is None
+    steps = [step | {"duration_s": "HERE"} for step in good["items"]]
+    record.write_text(json.dumps(good | {"items": steps}).replace('"HERE"', number))
+    assert ask("job", "list")["items"][0]["last_run"] is None
+    for command in (["status"], ["report", "--json"], ["run"], ["ack"]):
+        assert call("job", command[0], "home", *command[1:]).code == 0
+    assert began

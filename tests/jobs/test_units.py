@@ -115,6 +115,13 @@ def test_words_of_a_command() -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["/a\rb", "/a\x01b", "/a\udcffb", "/a\x7fb"])
+def test_paths_that_systemd_cannot_be_told(path: str) -> None:
+    for program, environment in (([path], {}), (["/a"], {"XDG_STATE_HOME": path})):
+        with pytest.raises(ArchiverError, match="systemd takes no path with a control character"):
+            units("home", program, SCHEDULE, (), environment, ["systemctl"])
+
+
 def test_drives(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the root nor what the profile is on."""
     mounted = ["/", str(tmp_path), "/media/other"]
@@ -127,6 +134,9 @@ def test_drives(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     mounted.pop()
     (tmp_path / "fstab").write_text(f"# comment\n\nUUID=1 {tmp_path}/drive ext4 noauto 0 0\nUUID=2 none swap\n")
     assert drives(profile) == [f"{tmp_path}/drive"]
+    (tmp_path / "fstab").write_text(f"UUID=1 {tmp_path}/my\\040drive\\134 ext4\n")
+    (tmp_path / "link").symlink_to(f"{tmp_path}/my drive\\/store")
+    assert drives(replace(profile, stores=(f"{tmp_path}/link",), syncs=())) == [f"{tmp_path}/my drive\\"]
 
 
 def planned(profile: Profile, tmp_path: Path, way: install.Way = "systemd") -> Plan:
@@ -226,6 +236,14 @@ def test_cron_in_place_of_systemd(profile: Profile, tmp_path: Path, offline: Pat
     assert (tmp_path / "table").read_text() == "# mine\n7 * * * * true\n"
 
 
+def test_who_may_have_no_crontab_has_systemd(profile: Profile, tmp_path: Path, offline: Path) -> None:
+    (tmp_path / "bin/crontab").write_text("#!/bin/sh\necho You are not allowed to use this program >&2; exit 1\n")
+    carry_out(planned(profile, tmp_path))
+    assert not planned(profile, tmp_path).is_change
+    with pytest.raises(ArchiverError, match="neither systemd nor cron"):
+        planned(profile, tmp_path, "cron")
+
+
 def test_file_of_somebody_else(profile: Profile, tmp_path: Path, offline: Path) -> None:
     mine = tmp_path / "config/systemd/user/archiver-job-home.timer"
     mine.parent.mkdir(parents=True)
@@ -256,18 +274,30 @@ def test_no_schedule(profile: Profile, tmp_path: Path, offline: Path) -> None:
 
 def test_cron_line_is_run_as_it_is_written(tmp_path: Path) -> None:
     """cron takes a backslash before a percent sign away, and gives the rest to a shell."""
-    program = tmp_path / "50% off/it's"
+    program = tmp_path / "50% off\\% \\\\%/it's"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nprintf "%s|" "$@" "$XDG_STATE_HOME" > {tmp_path}/called\n')
     program.chmod(0o755)
     mark, line = cron_lines("home", [str(program)], {"XDG_STATE_HOME": "/a %b", "ARCHIVER_PASSWORD": "x"}, "laptop")
     minute, *stars, command = line.split(" ", 5)
     assert 0 <= int(minute) < 60 and stars == ["*"] * 4 and "PASSWORD" not in line
-    subprocess.run(["sh", "-c", command.replace("\\%", "%")], check=True)
+    subprocess.run(["sh", "-c", as_cron(command)], check=True)
     assert (tmp_path / "called").read_text() == "job|run|home|--if-due|--quiet|/a %b|"
     assert without_job([mark, line, mark.replace("home", "home2"), "x"], "home") == [mark.replace("home", "home2"), "x"]
     with pytest.raises(ArchiverError):
         cron_lines("home", ["/a\nb"], {}, "laptop")
+
+
+def as_cron(line: str) -> str:
+    """What cron gives to the shell of the rest of a line."""
+    command, escaped = "", False
+    for char in line:
+        if escaped and char == "%":
+            command = command[:-1]
+        elif char == "%":
+            break
+        command, escaped = command + char, char == "\\" and not escaped
+    return command
 
 
 MANAGER = """
@@ -302,11 +332,11 @@ SCRIPT = """
 import os, sys
 from archiver.jobs.install import carry_out, plan_install, plan_uninstall
 from archiver.jobs.load import load
-environment = {{"XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"]}}
+environment = {{"XDG_CONFIG_HOME": os.environ["XDG_CONFIG_HOME"], "XDG_STATE_HOME": {state!r}}}
 if sys.argv[1] == "install":
     profile = load("home", "{place}/home.toml")
     os.system("mount -t tmpfs tmpfs {place}/drive")
-    plan = plan_install(profile, ["{place}/program"], environment, "user", "systemd")
+    plan = plan_install(profile, [{program!r}], environment, "user", "systemd")
     os.system("umount {place}/drive")
 else:
     plan = plan_uninstall("home", environment, "user")
@@ -321,10 +351,15 @@ def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
     (tmp_path / "home.toml").write_text(
         (tmp_path / "home.toml").read_text().replace("on-plug", 'delay = "1s"\non-plug')
     )
-    program = tmp_path / "program"
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\n[ "$2" = status ] || ! [ -e {tmp_path}/fail ]\n')
+    program = tmp_path / 'it\'s "50%n" of $HOME;\\x\nä' / "program"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nprintf %s "$XDG_STATE_HOME" > {tmp_path}/state\n'
+        f'[ "$2" = status ] || ! [ -e {tmp_path}/fail ]\n'
+    )
     program.chmod(0o755)
-    (tmp_path / "script.py").write_text(SCRIPT.format(place=tmp_path))
+    state = str(program.parent / "state")
+    (tmp_path / "script.py").write_text(SCRIPT.format(place=tmp_path, program=str(program), state=state))
     text = MANAGER.format(place=tmp_path, python=shlex.quote(sys.executable), script=tmp_path / "script.py")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
     environment["PYTHONPATH"] = str(Path(install.__file__).parent.parent.parent)
@@ -335,4 +370,5 @@ def test_under_systemd(profile: Profile, tmp_path: Path) -> None:
     assert (tmp_path / "by-drive").read_text() == "job run home\n"
     assert (tmp_path / "by-failure").read_text() == "job run home\njob status home --quiet\n"
     assert "archiver" not in (tmp_path / "timers-after").read_text()
+    assert (tmp_path / "state").read_text() == state
     assert MARK not in "".join(path.read_text() for path in (tmp_path / "config").rglob("*archiver*") if path.is_file())

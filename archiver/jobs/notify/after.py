@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from archiver.core.clock import Clock
 from archiver.core.events import Listener
+from archiver.errors import ArchiverError
 from archiver.jobs.history import Run
 from archiver.jobs.notify.chosen import heartbeats, subscriptions
 from archiver.jobs.notify.deliver import Told, beat, deliver
 from archiver.jobs.notify.fallback import remember
 from archiver.jobs.profile import Profile
-from archiver.jobs.standing import Standing
+from archiver.jobs.standing import Standing, Trouble
 
 _GOOD = (0, 3)  # exit codes of a run that saved what there was to save
 
@@ -43,3 +44,10 @@ def tell(
     if run is None or standing.troubles:
         return told
     return Told((*told.items, *(beat(url, listener) for url in heartbeats(profile.channels))))
+
+
+def tell_of_failure(profile: Profile, error: ArchiverError, directory: str, clock: Clock, listener: Listener) -> Told:
+    """That the job cannot even keep a record, or read it, in which it would say so."""
+    trouble = Trouble("run", "failure", f"the job cannot be run: {error}", clock.now())
+    listeners = subscriptions(profile.channels)
+    return deliver(profile.name, [trouble], listeners, directory, is_all=False, clock=clock, listener=listener)

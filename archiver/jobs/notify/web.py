@@ -11,10 +11,11 @@ from archiver import __version__
 from archiver.errors import ArchiverError, UsageError
 
 if TYPE_CHECKING:
-    from urllib.request import OpenerDirector
+    from urllib.request import OpenerDirector, Request
 
 _SECONDS_SILENT = 20.0
 _SECONDS_IN_ALL = 40.0
+_SEE_OTHER = 303
 
 
 def check_url(text: str) -> str:
@@ -76,8 +77,17 @@ def _request(url: str, data: bytes | None) -> None:
 
 
 def _opener() -> OpenerDirector:
-    """urllib's own would also follow to local files and FTP."""
+    """urllib's own would also follow to local files and FTP. And where a POST is answered with another address it
+    would ask there without the message, which counted as told then: only See Other says that it was taken."""
     from urllib import request
+
+    class Redirect(request.HTTPRedirectHandler):
+        def redirect_request(
+            self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+        ) -> Request | None:
+            if req.get_method() == "POST" and code != _SEE_OTHER:
+                return None
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     opener = request.OpenerDirector()
     for handler in (
@@ -86,7 +96,7 @@ def _opener() -> OpenerDirector:
         request.HTTPHandler,
         request.HTTPSHandler,
         request.HTTPDefaultErrorHandler,
-        request.HTTPRedirectHandler,
+        Redirect,
         request.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())

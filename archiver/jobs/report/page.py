@@ -32,8 +32,9 @@ _TONE = {
 
 def overview_page(found: Overview) -> str:
     standing = found.standing
-    tone = "bad" if standing.troubles or standing.is_stale else "good" if standing.last is not None else "fair"
-    word = {"bad": "needs attention", "good": "all is well", "fair": "never run yet"}[tone]
+    saved = all(age.newest is not None for age in standing.ages if age.step == "backup")
+    tone = "bad" if standing.troubles or standing.is_stale else "good" if saved else "fair"
+    word = {"bad": "needs attention", "good": "all is well", "fair": "not saved yet"}[tone]
     head = _head(f"Backup job {found.job}", found.host, found.now, word, tone)
     return _page(
         f"{found.job} on {found.host}",
