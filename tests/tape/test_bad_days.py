@@ -251,7 +251,7 @@ def test_lost_state_is_told(lost: str, written: Path, store: Path, tmp_path: Pat
     place = Path(os.environ["XDG_STATE_HOME"]) / "archiver" / "tape"
     if lost == "log":
         next(place.glob("*.log")).unlink()
-        code, expected = 20, "no-catalog"
+        code, expected = 10, "not-found"
     else:
         (place / "inventory.json").unlink()
         code, expected = 40, "no-media"

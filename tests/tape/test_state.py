@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from archiver.errors import ArchiverError, Damaged, Held, NotFound, TooNew, UsageError
 from archiver.tape.labelling import forget
-from archiver.tape.state.catalog_log import CatalogLogs, NoCatalog
+from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.drives import ChangerConfig, DriveConfig, Drives
 from archiver.tape.state.inventory import InventoryFile, Location, Medium
 from archiver.tape.state.place import TapePlace
@@ -320,7 +320,7 @@ def test_log(place: TapePlace) -> None:
     for media_set, number in ((uuid_of("other"), 1), (uuid_of("set"), 0)):
         with pytest.raises(Damaged):
             found.open(TWO.uuid, media_set, number)
-    with pytest.raises(NoCatalog):
+    with pytest.raises(NotFound):
         found.open(ONE.uuid, uuid_of("set"), 0)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from archiver.core.events import ignore
-from archiver.errors import ArchiverError, KeyProblem, Skipped, UsageError
+from archiver.errors import ArchiverError, KeyProblem, NotFound, Skipped, UsageError
 from archiver.tape.cataloguing import catalogue
 from archiver.tape.drive.interface import Drive, FileReader, FileWriter, MediumError
 from archiver.tape.drive.virtual import VirtualDrive
 from archiver.tape.keys import TapeKeys
-from archiver.tape.state.catalog_log import CatalogLogs, NoCatalog
+from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import InventoryFile
 from archiver.tape.state.pools import Pool
 from archiver.tape.state.session import WriteSession
@@ -151,7 +151,7 @@ def test_lost_catalog_of_an_earlier_medium(tmp_path: Path, store: Path) -> None:
     CatalogLogs(library.place).remove(library.inventory().labelled("T1").uuid)
     before = media_bytes(library)
     done = library.backup(store)
-    assert isinstance(done.result.stopped, NoCatalog) and "no catalog of the medium T1" in str(done.result.stopped)
+    assert isinstance(done.result.stopped, NotFound) and "no catalog of the medium T1" in str(done.result.stopped)
     assert done.result.written == [] and media_bytes(library) == before
     assert library.inventory().labelled("T2").in_set is None
     done = library.backup(store, force_new=True)
@@ -165,7 +165,7 @@ def test_lost_catalog_of_the_medium_that_goes_on(tmp_path: Path, store: Path) ->
     CatalogLogs(library.place).remove(library.inventory().labelled("T1").uuid)
     before = media_bytes(library)
     done = library.backup(store)
-    assert isinstance(done.result.stopped, NoCatalog) and "tape catalog" in str(done.result.stopped.hint)
+    assert isinstance(done.result.stopped, NotFound) and "tape catalog" in str(done.result.stopped.hint)
     assert media_bytes(library) == before
 
 

@@ -126,6 +126,7 @@ class Receiving:
         self._wanted: dict[Place, list[tuple[Landing, Digests]]] = {}
         self._damaged: dict[bytes, str] = {}
         self._lost: dict[Place, ArchiverError] = {}  # files that could not be read
+        self._cut: dict[Place, ArchiverError] = {}  # that were not written to their end
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
@@ -244,7 +245,7 @@ class Receiving:
             absent = next((error for error in self._lost.values() if isinstance(error, TargetAbsent)), None)
             if absent is not None and not reasons:
                 raise type(absent)(f"{count} chunks of {name} are missing: {absent}", hint=absent.hint)
-            why = why or "; ".join(list(dict.fromkeys(map(str, self._lost.values())))[:_NAMED])
+            why = why or "; ".join(list(dict.fromkeys(map(str, [*self._lost.values(), *self._cut.values()])))[:_NAMED])
             why = why or "no catalog says where they are" + (
                 "" if all(self._catalog.log(member) for member in self._catalog.members) else "; see: tape catalog"
             )

@@ -130,7 +130,7 @@ class Whole(Receiving):
             entries.append(ChunkFile(file.number, file.content.uuid, source, rows))
         else:
             cut = FileDamaged(member.label, file.number, "it was not written to its end")
-            self._lost[member.seq_nr, file.number] = cut  # which matters where chunks are missing
+            self._cut[member.seq_nr, file.number] = cut
             self._listener(Notice(f"file {file.number} of medium {member.label} was not written to its end", "warning"))
 
     def _snapshot_archive(self, member: Member, file: MediumFile, entries: list[Entry]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from archiver.core.disk import explained, read_at
-from archiver.errors import Damaged
+from archiver.errors import Damaged, NotFound
 from archiver.tape.state.place import TapePlace
 from formats.errors import FormatError
 from formats.tape.catalog import Entry, MediaCatalog, decode_catalog, encode_entry, encode_labels
@@ -25,12 +25,6 @@ from formats.tape.content import decode_uuid, encode_uuid
 from formats.wire import Buffer
 
 _LOG = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.log")
-
-
-class NoCatalog(Damaged):
-    """The log of a medium that is in a set is not here."""
-
-    code = "no-catalog"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +143,7 @@ class CatalogLogs:
             self.set_unsure(medium, None)
 
     def read(self, medium: bytes) -> memoryview:
-        """The log for a catalog archive, to its last complete record, mapped. Raises NoCatalog, Damaged."""
+        """The log for a catalog archive, to its last complete record, mapped. Raises NotFound, Damaged."""
         catalog, data = self._mapped(medium)
         if catalog is None:
             raise _no_log(medium)
@@ -160,7 +154,7 @@ class CatalogLogs:
         self.set_unsure(medium, None)
 
     def open(self, medium: bytes, media_set: bytes, seq_nr: int) -> LogWriter:
-        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NoCatalog,
+        """To append to the log of a medium of that set. A torn end is dropped, and remembered. Raises NotFound,
         Damaged, also where the log is that of another set."""
         catalog = self.load(medium)
         if catalog is None:
@@ -200,8 +194,8 @@ def _mapped_file(fd: int) -> memoryview:
     return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else b"")
 
 
-def _no_log(medium: bytes) -> NoCatalog:
-    return NoCatalog(
+def _no_log(medium: bytes) -> NotFound:
+    return NotFound(
         f"there is no catalog of the medium {encode_uuid(medium)}",
         hint="read it from the medium: archiver tape catalog",
     )

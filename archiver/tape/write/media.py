@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from archiver.core.clock import Clock, Random
 from archiver.core.events import Listener, Notice
-from archiver.errors import ArchiverError, Damaged, UsageError
+from archiver.errors import ArchiverError, Damaged, NotFound, UsageError
 from archiver.tape.digests import without
 from archiver.tape.drive.interface import Drive, MediumError, WriteProtected
 from archiver.tape.known_set import KnownSet
@@ -21,7 +21,7 @@ from archiver.tape.labels import read_labels, write_set_label
 from archiver.tape.loading import set_of
 from archiver.tape.members import Loader, Member
 from archiver.tape.reading import FIRST_ARCHIVE
-from archiver.tape.state.catalog_log import CatalogLogs, LogWriter, NoCatalog
+from archiver.tape.state.catalog_log import CatalogLogs, LogWriter
 from archiver.tape.state.inventory import InventoryFile, Medium
 from archiver.tape.state.place import TapePlace
 from archiver.tape.state.session import WriteSession, new_uuid
@@ -220,7 +220,7 @@ class Media:
     def _log_of(self, member: Member) -> memoryview:
         """The catalog of an earlier medium, which each later one carries."""
         if not self._logs.is_of(member.uuid, self._session.media_set, member.seq_nr):
-            raise NoCatalog(
+            raise NotFound(
                 f"there is no catalog of the medium {member.label}, which the next one of its set has to carry",
                 hint="read it from the medium: archiver tape catalog; or begin a new set: --new-set",
             )
