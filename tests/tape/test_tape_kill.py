@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ class Shelf:
     def state(self) -> Path:
         return Path(os.environ["XDG_STATE_HOME"]) / "archiver"
 
+    def is_in_use(self) -> bool:
+        """A run has begun or taken up a media set."""
+        return any((self.state / "tape").glob(".media-set-*"))
+
     def keep(self) -> None:
         shutil.copytree(self.media, self.base / "kept-media")
         shutil.copytree(self.state, self.base / "kept-state")
@@ -68,8 +73,11 @@ class Shelf:
             shutil.copytree(self.base / kept, place)
 
 
-def killed_after(seconds: float, *arguments: str | Path) -> bool:
+def killed_after(seconds: float, begun: Callable[[], bool], *arguments: str | Path) -> bool:
+    """Whether it was: ``seconds`` after its work has ``begun``, however long its start takes on a busy machine."""
     running = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while running.poll() is None and not begun():
+        time.sleep(0.002)
     time.sleep(seconds)
     running.kill()
     _, err = running.communicate()
@@ -95,13 +103,13 @@ def kill_backups(shelf: Shelf, kills: int, seed: int) -> None:
     shelf.keep()
     arguments = ("--store", shelf.store, "tape", "backup", "daily")
     whole = duration(*arguments)
-    killed = begun = 0
+    killed = written = 0
     for _ in range(kills):
         shelf.again()
         for _ in range(rng.randrange(1, 3)):
-            killed += killed_after(rng.uniform(0.45, 1.0) * whole, *arguments)
+            killed += killed_after(rng.uniform(0, 0.6) * whole, shelf.is_in_use, *arguments)
             if (shelf.media / "tapefile-1-ONE.json").exists():
-                begun += 1
+                written += 1
                 catalogs_say_the_truth()
         done = ask(*arguments)
         assert done["problems"] == [], done
@@ -112,7 +120,7 @@ def kill_backups(shelf: Shelf, kills: int, seed: int) -> None:
         back = ask("--store", target, "tape", "restore", "daily")
         assert back["problems"] == [] and finished(target) == finished(shelf.store) and damage(target) == []
         shutil.rmtree(target)
-    assert killed and begun
+    assert killed and written
 
 
 def kill_restores(shelf: Shelf, kills: int, seed: int) -> None:
@@ -122,6 +130,7 @@ def kill_restores(shelf: Shelf, kills: int, seed: int) -> None:
     snapshots = [ref.path for ref in finished(shelf.store)]
     target = make_store(shelf.base / "back")
     shutil.copytree(target, shelf.base / "empty")
+    sessions = target / ".archiver" / "sessions"
     whole = duration("--store", target, "tape", "restore", "daily")
     killed = 0
     for number in range(kills):
@@ -130,13 +139,15 @@ def kill_restores(shelf: Shelf, kills: int, seed: int) -> None:
         chosen = snapshots if number % 2 else []
         arguments: tuple[str | Path, ...] = ("--store", target, "tape", "restore", "daily", *chosen)
         for _ in range(rng.randrange(1, 3)):
-            killed += killed_after(rng.uniform(0.45, 1.0) * whole, *arguments)
+            killed += killed_after(
+                rng.uniform(0, 0.5) * whole, lambda: sessions.is_dir() and any(sessions.iterdir()), *arguments
+            )
             assert damage(target) == [], "what is visible is whole"
         done = ask(*arguments)
         assert done["problems"] == [] and finished(target) == finished(shelf.store)
         assert damage(target) == []
         if done["restored"]:  # a kill behind the last publishing leaves a session that a run without work does not see
-            assert os.listdir(target / ".archiver/sessions") == []
+            assert os.listdir(sessions) == []
         assert ask(*arguments)["bytes_read"] == 0
     assert killed
 
