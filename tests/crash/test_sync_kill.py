@@ -62,6 +62,7 @@ def kill_at_random_moments(tmp_path: Path, seed: int, kills: int) -> None:
     subprocess.run(command("sync", pair.source, pair.target), cwd=ROOT, check=True, capture_output=True)
     whole = time.monotonic() - begin
     killed = stored = 0
+    sessions = pair.target / ".archiver" / "sessions"
     for _ in range(kills):
         shutil.rmtree(pair.target)
         shutil.copytree(tmp_path / "kept", pair.target)
@@ -69,7 +70,9 @@ def kill_at_random_moments(tmp_path: Path, seed: int, kills: int) -> None:
             running = subprocess.Popen(
                 command("sync", pair.source, pair.target), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
             )
-            time.sleep(rng.uniform(0.4, 1.1) * whole)
+            while running.poll() is None and not (sessions.is_dir() and any(sessions.iterdir())):
+                time.sleep(0.002)  # its start may take long on a busy machine
+            time.sleep(rng.uniform(0, 0.7) * whole)
             running.kill()
             running.communicate()
             killed += running.returncode == -signal.SIGKILL
