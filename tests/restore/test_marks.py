@@ -1,4 +1,4 @@
-"""What the writing pass has told about, the checking pass does not tell again."""
+"""Sets of entry numbers; and what could not be restored is told once, also when it is read again."""
 
 from __future__ import annotations
 
