@@ -32,7 +32,7 @@ def steps(program: Program, place: Path, keep: int) -> list[Command]:
     match program:
         case Archiver():
             archiver = [sys.executable, "-m", "archiver", "--store", str(program.repository(place))]
-            return [[*archiver, "prune", *last], [*archiver, "gc"]]
+            return [[*archiver, "prune", "--gc", *last]]
         case ResticAll():
             return [["restic", "forget", "--prune", "--max-unused", "0", *last]]
         case Restic():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.output import size_text
+from archiver.cli.output import Output, size_text
 from archiver.errors import UsageError
+
+if TYPE_CHECKING:
+    from archiver.store.gc.result import Result
 
 
 @click.command()
@@ -49,8 +54,13 @@ def gc(
         )
     if output.as_json:
         output.document(result.as_json())
-        return
-    would = "would be removed" if dry_run else "removed"
+    else:
+        summarize(output, result)
+
+
+def summarize(output: Output, result: Result) -> None:
+    """Tell a person what a collection did, or would do."""
+    would = "would be removed" if result.dry_run else "removed"
     output.summary(f"{would}: {size_text(result.removed_bytes)} in {result.removed_chunks} chunks")
     if result.removed_bad or result.removed_leftovers:
         output.summary(f"  and {result.removed_bad} damaged chunks, {result.removed_leftovers} leftovers of writers")

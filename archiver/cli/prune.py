@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from archiver.cli.context import Context, global_options
+from archiver.cli.gc import summarize
 from archiver.cli.output import Output
 from archiver.errors import ArchiverError, Held, Skipped
 
 if TYPE_CHECKING:
+    from archiver.store.gc.result import Result
     from archiver.store.removal import RemovalPlan
     from archiver.store.store import Store
 
@@ -27,6 +29,7 @@ _COUNT = click.IntRange(1)
 @click.option("--keep-monthly", type=_COUNT, metavar="N", help="Of N more months.")
 @click.option("--keep-yearly", type=_COUNT, metavar="N", help="Of N more years.")
 @click.option("--keep-within", metavar="DURATION", help="Keep all this close to the newest one: 1y5m7d2h, 36h.")
+@click.option("--gc", "collects", is_flag=True, help="Then free their space, as the command gc does.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed, and why.")
 @click.option("--confirm", metavar="PLAN-ID", help="Do what a guard has held back; the id is printed then.")
 @global_options
@@ -42,6 +45,7 @@ def prune(
     keep_monthly: int | None,
     keep_yearly: int | None,
     keep_within: str | None,
+    collects: bool,
     dry_run: bool,
     confirm: str | None,
 ) -> None:
@@ -49,7 +53,7 @@ def prune(
 
     The options are those of a Proxmox Backup Server and decide the same; periods are those of the local time zone.
     Protected snapshots stay, and the newest one that was verified. Without any option everything is kept. Space is
-    freed by gc.
+    freed by --gc, or later by the command gc.
     """
     from archiver.store.prune import Keep
     from archiver.store.retention import Duration, Retention, plan_prune
@@ -66,7 +70,7 @@ def prune(
         refused = None
         if plan.holds and confirm != plan.id:
             refused = _held(plan, confirm)
-        carry_out(ctx, output, store, plan, dry_run=dry_run, refused=refused)
+        carry_out(ctx, output, store, plan, dry_run=dry_run, refused=refused, collects=collects)
 
 
 def _held(plan: RemovalPlan, confirm: str | None) -> Held:
@@ -80,16 +84,24 @@ def _held(plan: RemovalPlan, confirm: str | None) -> Held:
 @click.command()
 @click.argument("snapshots", metavar="SNAPSHOT...", nargs=-1, required=True)
 @click.option("--all", "whole_groups", is_flag=True, help="The arguments are groups: forget all their snapshots.")
+@click.option("--gc", "collects", is_flag=True, help="Then free their space, as the command gc does.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
 @click.option("--yes", is_flag=True, help="Do not ask before whole groups are forgotten.")
 @global_options
 @click.pass_context
 def forget(
-    ctx: click.Context, context: Context, snapshots: tuple[str, ...], whole_groups: bool, dry_run: bool, yes: bool
+    ctx: click.Context,
+    context: Context,
+    snapshots: tuple[str, ...],
+    whole_groups: bool,
+    collects: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
     """Remove each SNAPSHOT (TYPE/ID/TIME), or with --all whole groups (TYPE/ID).
 
-    Nothing is removed when a named one is protected; of whole groups the protected ones stay. Space is freed by gc.
+    Nothing is removed when a named one is protected; of whole groups the protected ones stay. Space is freed by
+    --gc, or later by the command gc.
     """
     from archiver.store.removal import plan_forget, plan_forget_groups
 
@@ -105,7 +117,7 @@ def forget(
                 names = ", ".join(map(str, plan.protected))
                 hint = f"allow it with: archiver protect --off {plan.protected[0]}"
                 refused = Skipped(f"nothing is removed, protected: {names}", hint=hint)
-        carry_out(ctx, output, store, plan, dry_run=dry_run, refused=refused)
+        carry_out(ctx, output, store, plan, dry_run=dry_run, refused=refused, collects=collects)
 
 
 def ask(output: Output, question: str, is_settled: bool) -> None:
@@ -122,16 +134,18 @@ def carry_out(
     *,
     dry_run: bool,
     refused: ArchiverError | None = None,
+    collects: bool = False,
     namespace: str | None = None,
 ) -> None:
     """Show the plan, do it unless it is refused or ``dry_run``, tell the result. Exits unless all went well.
 
-    ``namespace``: what is to be removed with the snapshots.
+    ``collects``: garbage is collected afterwards. ``namespace``: what is to be removed with the snapshots.
     """
     from archiver.store.namespaces import delete_levels
     from archiver.store.removal import Outcome, remove, shortfall
 
     outcome = Outcome()
+    collected: Result | None = None
     levels: list[str] = []
     error = None if dry_run else refused
     if not output.as_json:
@@ -143,6 +157,9 @@ def carry_out(
             levels = delete_levels(store, namespace)
             if namespace not in levels and error is None:
                 error = Skipped(f"the namespace {namespace} is not empty and still there")
+        if collects:
+            collected, failed = _collect(store)
+            error = error or failed
     if output.as_json:
         document = {
             "schema": 1,
@@ -151,6 +168,7 @@ def carry_out(
             "held": [hold.as_json() for hold in plan.holds],
             "items": [item.as_json() for item in plan.items],
             **outcome.as_json(),
+            "gc": None if collected is None else collected.as_json(),
         }
         if namespace is not None:
             document["removed_namespaces"] = levels
@@ -158,7 +176,7 @@ def carry_out(
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    if error is not None:
+    if error is not None and (refused is not None or not collects):
         raise error
     for hold in plan.holds if dry_run else ():
         output.line(f"held until confirmed: {hold.group}: {hold.reason}")
@@ -167,6 +185,19 @@ def carry_out(
         return
     what = f", {len(levels)} namespaces" if namespace is not None else ""
     output.summary(f"removed {len(outcome.removed)} of {len(plan.items)} snapshots{what}")
+    if collected is not None:
+        summarize(output, collected)
+    if error is not None:
+        raise error
+
+
+def _collect(store: Store) -> tuple[Result | None, ArchiverError | None]:
+    from archiver.store.gc.collect import collect
+
+    try:
+        return collect(store), None
+    except ArchiverError as error:
+        return None, error
 
 
 def _show(output: Output, plan: RemovalPlan) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from archiver.core.locks import lock_range
 from formats import blob
 from tests.cli.command import ROOT, ask, call
 from tests.cli.stores import SNAPSHOT
@@ -21,7 +22,7 @@ from tests.stores import listing
 START = 1700000000
 GROUP = "host/tester"
 ITEM = {"snapshot", "keep", "reason", "protected", "mark"}
-DOCUMENT = {"schema", "plan", "dry_run", "held", "items", "removed", "removed_groups", "skipped", "failed"}
+DOCUMENT = {"schema", "plan", "dry_run", "held", "items", "removed", "removed_groups", "skipped", "failed", "gc"}
 
 
 def name(number: int) -> str:
@@ -245,6 +246,43 @@ def test_a_person_is_asked_before_a_group_goes(five: Path, answer: str, code: in
     assert process.returncode == code, errors
     assert b"forget all 5 snapshots of host/tester?" in errors
     assert len(snapshots(five)) == (5 if code else 0)
+
+
+# -- with --gc -------------------------------------------------------------------------------------------------------
+
+
+def test_space_is_freed_at_once(five: Path) -> None:
+    document = ask("--store", five, "forget", "--all", GROUP, "--gc")
+    assert document.keys() == DOCUMENT and len(document["removed"]) == 5
+    collected = document["gc"]
+    assert collected["mode"] == "immediate" and collected["complete"] and collected["removed_chunks"] == 2
+    assert list((five / ".chunks").glob("*/*")) == []
+
+
+def test_what_was_freed_is_told(five: Path) -> None:
+    lines = call("--store", five, "prune", "--keep-last", "3", "--gc").lines
+    assert lines[-4] == "removed 2 of 5 snapshots" and lines[-3] == "removed: 0 B in 0 chunks"
+    assert lines[-2].startswith("kept: ")
+
+
+@pytest.mark.parametrize("options", [("--dry-run",), ("--confirm", "another")])
+def test_nothing_is_collected_when_nothing_is_removed(five: Path, options: tuple[str, ...]) -> None:
+    done = call("--store", five, "prune", "--keep-last", "1", "--gc", *options, "--json")
+    assert done.code == (0 if options == ("--dry-run",) else 30)
+    assert done.document["removed"] == [] and done.document["gc"] is None and len(snapshots(five)) == 5
+    assert not (five / ".gc-status").exists()
+
+
+def test_snapshots_are_removed_when_space_cannot_be_freed(five: Path) -> None:
+    with open(five / ".lock", "r+b") as lock:
+        assert lock_range(lock.fileno(), 1, 0, exclusive=True)
+        done = call("--store", five, "forget", name(0), "--gc")
+        assert done.code == 11 and done.lines[-1] == "removed 1 of 1 snapshots"
+        assert "another garbage collection" in done.err
+        done = call("--store", five, "forget", name(1), "--gc", "--json")
+    assert done.code == 11 and done.document["error"]["code"] == "locked"
+    assert done.document["removed"] == [name(1)] and done.document["gc"] is None
+    assert snapshots(five) == [name(2), name(3), name(4)]
 
 
 # -- the others ------------------------------------------------------------------------------------------------------
