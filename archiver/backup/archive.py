@@ -28,6 +28,7 @@ from archiver.backup.tally import FileCounters, Tally
 from archiver.backup.unchanged import Found, Recognizer, Unchanged
 from archiver.core.events import Listener
 from archiver.core.row import ROW, signed
+from archiver.source.ahead import ReadAhead
 from archiver.source.content import Replaced
 from archiver.source.metadata import plain
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
@@ -343,13 +344,14 @@ class TreeArchiver:
     def _changed(self, level: Level, leaf: Leaf, names: list[bytes], looked: Looked, first: int) -> Iterator[Child]:
         """Archive entries that are not known; ``first``: number of the first one among all that were looked at."""
         directory, small = level.source, self._small if self._holding is None else None
+        ahead = ReadAhead(directory, names, looked.stats[first : first + len(names)])
         read: list[bytes] = []  # rows of the files that ``small`` has
         for number, name in enumerate(names, first):
             stat = looked.stats[number]
             if stat is None:
                 continue
             mode = stat[0]
-            if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat):
+            if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat, ahead):
                 read.append(looked.rows[number] if level.stable else self._row(level, stat))
                 self.tally.count(1)
                 if small.are_many:
@@ -419,7 +421,8 @@ class TreeArchiver:
 
     def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
         small, stat = self._small, entry.stat
-        if small is not None and stat.st_nlink == 1 and small.take(level.source, entry.name, stat):
+        ahead = ReadAhead(level.source, [entry.name])
+        if small is not None and stat.st_nlink == 1 and small.take(level.source, entry.name, stat, ahead):
             self._add_small(small, level, leaf, [self._row(level, stat)])
         else:
             self._add_carefully(level, leaf, entry)
@@ -492,6 +495,7 @@ class TreeArchiver:
         """Read files again, which are the entries [start, stop) of ``before``. Their directory may have been left."""
         names, small = before.record.names, self._small
         assert small is not None
+        ahead = ReadAhead(level.source, names[start:stop])
         first = start
         for number in range(start, stop):
             try:
@@ -499,7 +503,7 @@ class TreeArchiver:
             except OSError:
                 pass  # said below
             else:
-                if small.take_known(level.source, names[number], before.record.row(number)):
+                if small.take_known(level.source, names[number], before.record.row(number), ahead):
                     if small.are_many:
                         self._add_known(small, level, leaf, before, first, number + 1)
                         first = number + 1

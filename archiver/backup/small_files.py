@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from archiver.backup.streams import Stream
 from archiver.core.linux import open_noatime
 from archiver.core.row import ROW, file_row
+from archiver.source.ahead import ReadAhead
 from archiver.source.content import may_have_holes
 from archiver.source.metadata import plain_flags
 from archiver.source.walk import SourceDirectory
@@ -41,8 +42,8 @@ class SmallFiles:
         self.files: list[PlainFile] = []
         self.are_many = False
 
-    def take(self, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
-        """Read the file that lstat told of. False: it was not done, for whatever reason.
+    def take(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, ahead: ReadAhead) -> bool:
+        """Read the file that lstat told of, one of those of ``ahead``. False: it was not done, for whatever reason.
 
         One fstat is enough, behind everything else: a file of which it says the same as lstat did before it was opened
         is the listed one, and has not changed in between.
@@ -58,7 +59,7 @@ class SmallFiles:
             fd = open_noatime(name, os.O_NONBLOCK, directory.fd)
             try:
                 flags = plain_flags(fd, features)
-                if flags is None or (size and os.preadv(fd, [room[contents:end]], 0) < size):
+                if flags is None or (size and not ahead.read(name, fd, room[contents:end], stat[2])):
                     return False
                 now = os.fstat(fd)
             finally:
@@ -75,9 +76,9 @@ class SmallFiles:
         self.are_many = end >= _BYTES_AT_ONCE or len(self.files) >= _FILES_AT_ONCE
         return True
 
-    def take_known(self, directory: SourceDirectory, name: bytes, row: bytes) -> bool:
-        """Read a file again of which all but its contents is known: it is still the one with that row, and was when its
-        contents had been read. False: it was not done, for whatever reason."""
+    def take_known(self, directory: SourceDirectory, name: bytes, row: bytes, ahead: ReadAhead) -> bool:
+        """Read a file again of which all but its contents is known, one of those of ``ahead``: it is still the one with
+        that row, and was when its contents had been read. False: it was not done, for whatever reason."""
         size, start = ROW.unpack(row)[1], self._end
         if not start:
             self._room = self._stream.reserve()
@@ -88,7 +89,7 @@ class SmallFiles:
         try:
             fd = open_noatime(name, os.O_NONBLOCK, directory.fd)
             try:
-                if size and os.preadv(fd, [room[contents:end]], 0) < size:
+                if size and not ahead.read(name, fd, room[contents:end], directory.features.device):
                     return False
                 now = os.fstat(fd)
             finally:
