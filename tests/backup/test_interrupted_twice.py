@@ -10,6 +10,7 @@ import pytest
 from archiver.backup.small_files import SmallFiles
 from archiver.core.clock import Clock
 from archiver.errors import ArchiverError
+from archiver.source.ahead import ReadAhead
 from archiver.source.walk import SourceDirectory
 from formats.crypt import CryptConfig
 from tests.random_trees import noise
@@ -35,10 +36,10 @@ def interrupt(store: Path, source: Path, last: str, clock: Clock, crypt: CryptCo
     """A run that ends when it comes to the file ``last``."""
     real = SmallFiles.take
 
-    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result, ahead: ReadAhead) -> bool:
         if name == os.fsencode(last):
             raise ArchiverError("interrupted")
-        return real(self, directory, name, stat)
+        return real(self, directory, name, stat, ahead)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ArchiverError, match="interrupted"):
         patch.setattr(SmallFiles, "take", take)

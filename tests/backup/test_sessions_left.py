@@ -14,6 +14,7 @@ from archiver.backup import journal
 from archiver.backup.small_files import SmallFiles
 from archiver.core.clock import Clock
 from archiver.errors import ArchiverError
+from archiver.source.ahead import ReadAhead
 from archiver.source.walk import SourceDirectory
 from tests.random_trees import noise
 from tests.stores import Ahead, damage, make_store, restored_differences, save
@@ -40,10 +41,10 @@ def interrupted(store: Path, source: Path, seed: int, clock: Clock) -> Path:
     """A run over files of their own, which ends when it comes to the last of them; the directory of its session."""
     real = SmallFiles.take
 
-    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result, ahead: ReadAhead) -> bool:
         if name == b"last":
             raise ArchiverError("interrupted")
-        return real(self, directory, name, stat)
+        return real(self, directory, name, stat, ahead)
 
     for number in range(20):
         (source / f"{number:02}").write_bytes(noise(seed + number, SIZE))

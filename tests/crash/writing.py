@@ -76,10 +76,10 @@ def resumed_backup(place: Path) -> Scene:
     stage.write("zzz", 100)
     real = SmallFiles.take
 
-    def take(self: Any, directory: Any, name: bytes, status: os.stat_result) -> bool:
+    def take(self: Any, directory: Any, name: bytes, status: os.stat_result, ahead: Any) -> bool:
         if name == b"zzz":
             raise ArchiverError("interrupted")
-        return real(self, directory, name, status)
+        return real(self, directory, name, status, ahead)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(ArchiverError, match="interrupted"):
         patched.setattr(SmallFiles, "take", take)

@@ -16,6 +16,7 @@ from archiver.backup.journal import _ENTRY, _HEAD
 from archiver.backup.run import CryptMode
 from archiver.backup.small_files import SmallFiles
 from archiver.errors import ArchiverError
+from archiver.source.ahead import ReadAhead
 from archiver.source.walk import SourceDirectory
 from formats.crypt import CryptConfig
 from tests.stores import KEY, make_store, restored_differences, save
@@ -32,13 +33,13 @@ def interrupted(path: Path, source: Path, crypt_mode: CryptMode, crypt: CryptCon
         (source / f"{number:02}").write_bytes(bytes([number]) * SIZE)
     real = SmallFiles.take
 
-    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result) -> bool:
+    def take(self: SmallFiles, directory: SourceDirectory, name: bytes, stat: os.stat_result, ahead: ReadAhead) -> bool:
         if name == b"%02d" % DONE:
             end = time.monotonic() + 30
             while written(path) < DONE - 8 and time.monotonic() < end:  # by other threads, eight at a time
                 time.sleep(0.01)
             raise ArchiverError("interrupted")
-        return real(self, directory, name, stat)
+        return real(self, directory, name, stat, ahead)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ArchiverError, match="interrupted"):
         patch.setattr(SmallFiles, "take", take)
