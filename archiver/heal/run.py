@@ -2,6 +2,7 @@
 that they name; then the chunks, then the manifests. A session around all of that spares what is written meanwhile.
 
 A chunk is durable and was read again before anything counts as healed; then what had been set aside of it is removed.
+What was found good may be what a healing that was killed has put back, so all of the store is made durable first.
 At last the verify states are made right: what a verification had found is no longer so, or is so now.
 """
 
@@ -39,6 +40,7 @@ def carry_out(store: Store, plan: HealPlan, crypt: CryptConfig | None, listener:
     """
     began = store.clock.steady()
     result = HealResult()
+    store.disk.sync_file_system(store.layout.base)
     if plan.damages:
         with store.session() as session:
             healing = _Healing(store, plan, crypt, session, listener, result)

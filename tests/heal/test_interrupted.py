@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.core.disk import Disk
 from archiver.core.events import Progress
 from archiver.store.gc.collect import collect
 from archiver.store.layout import MANIFEST
@@ -119,3 +120,11 @@ def test_killed_at_any_step(tmp_path: Path) -> None:
             break
         seed += 1
     assert seed > 5
+
+
+def test_what_was_found_good_is_durable_before_that_is_said(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be what a healing has put back that was killed before it could make it durable."""
+    synced: list[str] = []
+    monkeypatch.setattr(Disk, "sync_file_system", lambda disk, path: synced.append(path))
+    plan, _ = heal(lab.path, read_all=True)
+    assert not plan.damages and synced == [str(lab.path)]
