@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 
 from archiver.browse.snapshot import Tree
 from archiver.browse.view import ArchiveView, View
-from archiver.errors import Damaged, UsageError
+from archiver.errors import Damaged
 from archiver.source.content import OpenFile, Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Report, explain
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
 from formats.errors import FormatError
-from formats.patterns import Pattern, parse_exclude_option
+from formats.patterns import Pattern
 from formats.pxar.items import KINDS, Entry, Kind
 
 CLI_EXCLUDES = b".pxarexclude-cli"
@@ -139,16 +139,11 @@ class LiveView(View[LiveNode]):
 
 
 def walk_options(
-    tree: Tree, excludes: Iterable[bytes], never_enter: frozenset[tuple[int, int]] = frozenset()
+    tree: Tree, excludes: Iterable[Pattern], never_enter: frozenset[tuple[int, int]] = frozenset()
 ) -> WalkOptions:
     """Those with which a live directory is looked at as the backup ``tree`` has seen it: what was excluded then, and
-    ``excludes``. Raises UsageError for one that is no pattern, Damaged."""
-    patterns = _stored_excludes(ArchiveView(tree))
-    try:
-        patterns += [parse_exclude_option(text) for text in excludes]
-    except FormatError as error:
-        raise UsageError(f"--exclude: {error}") from error
-    return WalkOptions(excludes=patterns, never_enter=never_enter)
+    ``excludes``. Raises Damaged."""
+    return WalkOptions(excludes=[*_stored_excludes(ArchiveView(tree)), *excludes], never_enter=never_enter)
 
 
 def _stored_excludes(view: ArchiveView) -> list[Pattern]:

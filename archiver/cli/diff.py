@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from archiver.source.problem import Problem
     from archiver.store.layout import SnapshotRef
     from archiver.store.store import Store
+    from formats.patterns import Pattern
     from formats.pxar.items import Entry
 
 _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
@@ -33,7 +34,13 @@ _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
 @click.option("--content", "contents", is_flag=True, help="Compare the contents of files too.")
 @click.option("--sizes", is_flag=True, help="Show how many bytes are new and gone in each directory, largest first.")
 @click.option("--depth", type=click.IntRange(0), default=3, show_default=True, help="Of directories with --sizes.")
-@click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="Leave this out of DIR, as backup does.")
+@click.option(
+    "--exclude",
+    "excludes",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out what matches on both sides, as backup does (repeatable).",
+)
 @print0_option
 @allow_unsigned_option
 @global_options
@@ -61,10 +68,11 @@ def diff(
     output = context.output
     if print0 and (output.as_json or sizes):
         raise UsageError("--print0 prints names only")
+    patterns = _patterns(excludes)
     with context.open_store(output) as store:
-        run = _Run(context, output, store, allow_unsigned, contents, Tally(depth))
+        run = _Run(context, output, store, allow_unsigned, contents, patterns, Tally(depth))
         if after is not None and _is_directory(after):
-            found = run.to_directory(before, after, archive_name, bytes_of(path), excludes)
+            found = run.to_directory(before, after, archive_name, bytes_of(path))
         else:
             found = run.to_snapshot(before, after, archive_name, bytes_of(path))
         tally = run.tally
@@ -83,6 +91,16 @@ def diff(
             if not print0:
                 output.summary(tally.text())
     ctx.exit(EXIT_PARTIAL if run.errors else EXIT_DIFFERENT if tally.count else EXIT_OK)
+
+
+def _patterns(texts: tuple[str, ...]) -> list[Pattern]:
+    from formats.errors import FormatError
+    from formats.patterns import parse_exclude_option
+
+    try:
+        return [parse_exclude_option(bytes_of(text)) for text in texts]
+    except FormatError as error:
+        raise UsageError(f"--exclude: {error}") from error
 
 
 def _is_directory(text: str) -> bool:
@@ -134,11 +152,19 @@ class _Run:
     """One comparison; what is told about it is counted."""
 
     def __init__(
-        self, context: Context, output: Output, store: Store, allow_unsigned: bool, contents: bool, tally: Tally
+        self,
+        context: Context,
+        output: Output,
+        store: Store,
+        allow_unsigned: bool,
+        contents: bool,
+        excludes: list[Pattern],
+        tally: Tally,
     ) -> None:
         self._context, self._store, self._allow_unsigned = context, store, allow_unsigned
         self._output = output
         self._contents = contents
+        self._excludes = excludes
         self.tally = tally
         self.head: dict[str, Any] = {"schema": 1}
         self.errors: list[dict[str, str]] = []
@@ -187,28 +213,27 @@ class _Run:
                 raise UsageError(f"there are {len(names)} trees", hint=f"choose one: --archive {' or '.join(names)}")
         for name, kind in names.items():
             if kind == "tree":
-                for change in tree_changes(old, new, name, path, contents=self._contents):
+                changes = tree_changes(old, new, name, path, contents=self._contents, excludes=self._excludes)
+                for change in changes:
                     yield name, change
             else:
                 whole = whole_change(old, new, name)
                 if whole is not None:
                     yield name, whole
 
-    def to_directory(
-        self, first: str, directory: str, archive_name: str | None, path: bytes, excludes: tuple[str, ...]
-    ) -> Iterator[Told]:
+    def to_directory(self, first: str, directory: str, archive_name: str | None, path: bytes) -> Iterator[Told]:
         from archiver.browse.live import LiveView, walk_options
         from archiver.browse.sides import live_changes
 
         snapshot = self._open(first)
         archive = snapshot.archive(archive_name)
-        options = walk_options(snapshot.tree(archive), map(bytes_of, excludes), self._store.own_directories())
+        options = walk_options(snapshot.tree(archive), self._excludes, self._store.own_directories())
         self.head |= {"before": str(snapshot.ref), "after": os.path.abspath(directory)}
 
         def live() -> LiveView:
             return LiveView(directory, options, self._problem)
 
-        changes = live_changes(snapshot, archive, path, live, contents=self._contents)
+        changes = live_changes(snapshot, archive, path, live, contents=self._contents, excludes=self._excludes)
         return self._counted((archive.name, change) for change in changes)
 
     def _problem(self, problem: Problem) -> None:

@@ -261,7 +261,49 @@ def test_what_was_left_out_is_no_difference(tmp_path: Path, source: Path) -> Non
         assert call("--store", store, "diff", "latest", str(source)).lines == [
             "0 added, 0 removed, 0 changed; 0 B new, 0 B gone"
         ]
-        assert call("--store", store, "diff", "latest", str(source), "--exclude", "link").code == 4
+
+
+@pytest.mark.parametrize("second", ["snapshot", "directory"])
+@pytest.mark.parametrize("mode", ["metadata", "legacy"])
+def test_what_is_excluded_is_on_neither_side(store: Path, source: Path, mode: str, second: str) -> None:
+    """Of two snapshots and of a live directory: gone, new and changed, with all that is below."""
+    (source / "file").unlink()
+    (source / "link").unlink()
+    (source / "link").mkdir()
+    (source / "new").mkdir()
+    (source / "new" / "inside.o").write_bytes(b"12345")
+    (source / "below" / "empty").write_bytes(b"full")
+    save(store, source, time=FIRST + DAY, group=GroupRef("", "host", "tester"), mode=mode)
+    other = "host/tester/" + format_time(FIRST + DAY) if second == "snapshot" else str(source)
+
+    def changes(*arguments: str) -> dict[str, str]:
+        done = call("--store", store, "diff", SNAPSHOT, other, *arguments, "--json")
+        items = done.document["items"]
+        summary = done.document["summary"]
+        assert done.code == (4 if items else 0)
+        assert summary["added"] + summary["removed"] + summary["changed"] == len(items)
+        return {item["path"]: item["change"] for item in items if item["path"] != "/"}
+
+    everything = {
+        "/below/empty": "changed", "/file": "removed", "/link": "changed", "/new": "added", "/new/inside.o": "added"
+    }  # fmt: skip
+    assert changes() == changes("--exclude", "absent") == everything
+    for patterns, left_out in (
+        (["*.o"], {"/new/inside.o"}),
+        (["/new"], {"/new", "/new/inside.o"}),
+        (["file"], {"/file"}),
+        (["/below", "file"], {"/below/empty", "/file"}),
+        (["*", "!file"], everything.keys() - {"/file"}),
+        (["/empty"], set()),
+    ):
+        arguments = [word for pattern in patterns for word in ("--exclude", pattern)]
+        expected = {path: change for path, change in everything.items() if path not in left_out}
+        assert changes(*arguments) == changes(*arguments, "--content") == expected, patterns
+    assert changes("--exclude", "link/") == everything | {"/link": "removed"}  # a directory on one side alone
+    if second == "snapshot":
+        assert changes("--path", "below", "--exclude", "/empty") == {}  # from where the comparison begins
+    wrong = call("--store", store, "diff", SNAPSHOT, other, "--exclude", "a[")
+    assert wrong.code == 2 and "--exclude" in wrong.err
 
 
 @pytest.mark.parametrize("name", [b"below", b"file"])
