@@ -11,7 +11,7 @@ import click
 from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.entries import CHANGE_MARKS, archive_option, bytes_of, change_line, entry_json, print0_option, text_of
 from archiver.cli.output import Output, printable, size_text
-from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError
+from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError, worst
 
 if TYPE_CHECKING:
     from archiver.browse.diff import Change, Sizes
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from formats.pxar.items import Entry
 
 _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
+# Whatever was found, more may be different where nobody could look: nobody is to take the list for all there is. (Of
+# what is restored it is the other way round: there a difference is a file that did not come back as it was.)
+_ORDER = (EXIT_PARTIAL, EXIT_DIFFERENT)
 
 
 @click.command()
@@ -59,7 +62,9 @@ def diff(
     print0: bool,
     allow_unsigned: bool,
 ) -> None:
-    """Show what changed from one SNAPSHOT to another one, or to a live directory; exit code 4 when anything did.
+    """Show what changed from one SNAPSHOT to another one, or to a live directory.
+
+    Exit code 4 when anything did; 3 when something could not be read, whether or not anything is different elsewhere.
 
     With one SNAPSHOT alone: what is new in it since the one before it in its group. A DIR best starts with / or a dot,
     for it could be the name of a snapshot; what the backup had left out is left out of it again. Metadata are compared,
@@ -89,8 +94,9 @@ def diff(
                 else:
                     output.line(change_line(archive, change))
             if not print0:
-                output.summary(tally.text())
-    ctx.exit(EXIT_PARTIAL if run.errors else EXIT_DIFFERENT if tally.count else EXIT_OK)
+                output.summary(run.text())
+    codes = EXIT_PARTIAL if run.errors else EXIT_OK, EXIT_DIFFERENT if tally.count else EXIT_OK
+    ctx.exit(worst(codes, _ORDER))
 
 
 def _patterns(texts: tuple[str, ...]) -> list[Pattern]:
@@ -174,6 +180,10 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         return {"summary": self.tally.as_json(), "errors": self.errors}
+
+    def text(self) -> str:
+        unread = f"; {len(self.errors)} could not be read" if self.errors else ""
+        return self.tally.text() + unread
 
     def to_snapshot(self, first: str, second: str | None, archive_name: str | None, path: bytes) -> Iterator[Told]:
         if second is None:
@@ -283,4 +293,4 @@ def _show_sizes(output: Output, run: _Run) -> None:
             for archive, path, added, removed, count in rows
         ],
     )
-    output.summary(run.tally.text())
+    output.summary(run.text())

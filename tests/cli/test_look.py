@@ -326,6 +326,25 @@ def test_what_cannot_be_read_is_no_difference(
     assert [item["path"] for item in done.document["items"]] == ["/file"] * (name != b"file")
 
 
+def test_a_difference_beside_what_cannot_be_read(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 4 is for comparisons that are complete."""
+    (source / "link").unlink()
+    assert call("--store", store, "diff", "latest", str(source)).code == 4
+    opening = linux.open_noatime
+
+    def refusing(path: bytes, flags: int, directory: int) -> int:
+        if path == b"below":
+            raise PermissionError(errno.EACCES, "permission denied")
+        return opening(path, flags, directory)
+
+    monkeypatch.setattr(linux, "open_noatime", refusing)
+    for arguments in ((), ("--sizes",)):
+        done = call("--store", store, "diff", "latest", str(source), *arguments)
+        assert done.code == 3 and "unreadable: /below: permission denied" in done.err
+        assert done.lines[-1] == "0 added, 1 removed, 1 changed; 0 B new, 0 B gone; 1 could not be read"
+    assert call("--store", store, "diff", "latest", str(source), "-0").code == 3
+
+
 # Encrypted, and by a server.
 
 
