@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from archiver.backup.run import BackupOptions, backup
 from archiver.backup.specification import ArchiveSpec
+from archiver.cli.context import Context
 from archiver.core import linux
 from archiver.core.events import ignore
-from archiver.errors import NotFound
+from archiver.errors import KeyProblem, NotFound
 from archiver.source import content
+from archiver.store.indexes import load_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -413,6 +416,82 @@ def test_one_snapshot_that_is_bad_or_gone_does_not_hide_the_others(
         done = call("--store", store, *command, "--group", "host/aaa", "--json")
         assert done.code == 20 and str(bad) in done.document["error"]["message"]
         assert [item["snapshot"] for item in done.document["items"]] == [str(good)]
+
+
+def test_unsigned_snapshots_do_not_hide_the_others(
+    store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nightly runs got their key some day: with it what is signed is looked into, and all other groups."""
+    monkeypatch.setenv("ARCHIVER_KEYFILE", str(write_key(tmp_path / "key.json", KEY.enc_key)))
+    group = GroupRef("", "host", "aaa")
+    plain = [str(save(store, source, time=FIRST + night, group=group).snapshot) for night in range(2)]
+    signed = [str(save(store, source, time=FIRST + night, group=group, crypt=KEY).snapshot) for night in (5, 6)]
+    other = str(save(store, source, time=FIRST, group=GroupRef("", "host", "zzz"), crypt=KEY).snapshot)
+    for command in (("find", "file"), ("history", "/file")):
+        done = call("--store", store, *command, "--json")
+        document = done.document
+        assert done.code == 20
+        assert {(item["first"], item["snapshot"]) for item in document["items"]} == {
+            (signed[0], signed[1]), (SNAPSHOT, SNAPSHOT), (other, other)
+        }  # fmt: skip
+        assert [one["snapshot"] for one in document["not_searched"]] == plain
+        assert all("is unsigned" in one["reason"] for one in document["not_searched"])
+        assert document["error"]["code"] == "unsigned" and "(and 1 more)" in document["error"]["message"]
+        done = call("--store", store, *command, "-q")
+        assert done.code == 20 and done.lines and "--allow-unsigned" in done.err
+        assert all(f"not searched: {name}: " in done.err for name in plain)
+        assert ask("--store", store, *command, "--allow-unsigned")["not_searched"] == []
+    assert call("--store", store, "history", "/absent").code == 20  # nobody knows
+
+
+def test_unsigned_is_refused_where_nothing_that_is_signed_can_be_opened(
+    store: Path, source: Path, tmp_path: Path
+) -> None:
+    """Of a group that is signed with a key that is not at hand."""
+    group = GroupRef("", "host", "aaa")
+    signed = save(store, source, time=FIRST, group=group, crypt=KEY).snapshot
+    forged = save(store, source, time=FIRST + 1, group=group).snapshot
+    other = write_key(tmp_path / "other.json", bytes(32))
+    base = ("--store", store, "find", "file", "--group", "host/aaa", "--keyfile", other, "--json")
+    document = call(*base).document
+    assert document["items"] == []
+    assert [one["snapshot"] for one in document["not_searched"]] == [str(signed), str(forged)]
+    assert document["error"]["code"] == "key"
+    assert [item["snapshot"] for item in call(*base, "--allow-unsigned").document["items"]] == [str(forged)]
+
+
+def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, source: Path) -> None:
+    """Where the database has lost what is in it."""
+    group = GroupRef("", "host", "aaa")
+    (source / "old").write_bytes(b"")
+    bad = save(store, source, time=FIRST, group=group).snapshot
+    (source / "old").unlink()
+    good = save(store, source, time=FIRST + 1, group=group).snapshot
+    index = load_index(str(store / bad.path / "tree.mpxar.didx"))
+    digest = index.digests[0].tobytes().hex()
+    (store / ".chunks" / digest[:4] / digest).unlink()
+    shutil.rmtree(store / ".archiver" / "db")
+    for command in (("find", "file"), ("history", "/file")):
+        done = call("--store", store, *command, "--json")
+        assert done.code == 20
+        assert [one["snapshot"] for one in done.document["not_searched"]] == [str(bad)]
+        assert [item["snapshot"] for item in done.document["items"]] == [str(good), SNAPSHOT]
+
+
+def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is wrong, and many snapshots need the key."""
+    for night in range(5):
+        save(store, source, time=FIRST + night, group=GroupRef("", "host", "aaa"), crypt=KEY)
+    asked = []
+
+    def wrong(self: Context) -> CryptConfig | None:
+        asked.append(self)
+        raise KeyProblem("the passphrase is wrong")
+
+    monkeypatch.setattr(Context, "key", wrong)
+    done = call("--store", store, "find", "file")
+    assert done.code == 12 and done.lines == ["/file"]
+    assert len(asked) == 1
 
 
 def test_golden_snapshots(tmp_path: Path) -> None:
