@@ -10,7 +10,6 @@ import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.entries import (
-    LARGEST,
     archive_option,
     bytes_of,
     entry_json,
@@ -22,6 +21,7 @@ from archiver.cli.entries import (
 )
 from archiver.cli.output import printable
 from archiver.cli.searched import NotSearched, chosen_groups, opened_groups
+from archiver.core.sizes import LARGEST
 from archiver.errors import NotFound, UsageError
 
 if TYPE_CHECKING:

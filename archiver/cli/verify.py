@@ -77,7 +77,7 @@ def verify(
         write_state=True,
         skip_verified=skip_verified,
         outdated_after=outdated_after,
-        budget=None if budget is None else Budget.parse(budget),
+        budget=None if budget is None else Budget.parse(budget, "--budget"),
         scope=f"{context.namespace}:{group or ''}",
     )
     output = context.output
