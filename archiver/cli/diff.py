@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,22 +81,9 @@ def diff(
             found = run.to_directory(before, after, archive_name, bytes_of(path))
         else:
             found = run.to_snapshot(before, after, archive_name, bytes_of(path))
-        tally = run.tally
-        if sizes:
-            for _ in found:
-                pass
-            _show_sizes(output, run)
-        elif output.as_json:
-            output.long_document(run.head, (_as_json(*each) for each in found), run.summary)
-        else:
-            for archive, change in found:
-                if print0:
-                    output.raw((change.path or archive.encode()) + b"\0")
-                else:
-                    output.line(change_line(archive, change))
-            if not print0:
-                output.summary(run.text())
-    codes = EXIT_PARTIAL if run.errors else EXIT_OK, EXIT_DIFFERENT if tally.count else EXIT_OK
+        with suppress(BrokenPipeError):  # somebody has seen enough: it is different all the same
+            _show(output, run, found, sizes, print0)
+    codes = EXIT_PARTIAL if run.errors else EXIT_OK, EXIT_DIFFERENT if run.tally.count else EXIT_OK
     ctx.exit(worst(codes, _ORDER))
 
 
@@ -257,6 +245,23 @@ class _Run:
         for archive, change in found:
             self.tally.add(archive, change)
             yield archive, change
+
+
+def _show(output: Output, run: _Run, found: Iterator[Told], sizes: bool, print0: bool) -> None:
+    if sizes:
+        for _ in found:
+            pass
+        _show_sizes(output, run)
+    elif output.as_json:
+        output.long_document(run.head, (_as_json(*each) for each in found), run.summary)
+    else:
+        for archive, change in found:
+            if print0:
+                output.raw((change.path or archive.encode()) + b"\0")
+            else:
+                output.line(change_line(archive, change))
+        if not print0:
+            output.summary(run.text())
 
 
 def _as_json(archive: str, change: Change | WholeChange) -> dict[str, Any]:
