@@ -98,13 +98,10 @@ def search(snapshots: Sequence[Snapshot], name: str, query: Query, unread: Unrea
     group = snapshots[0].ref.group
     histories, missing = open_histories(snapshots, name)
     for history in histories:
-        try:
-            for path, versions in _found(history, query):
-                for version in versions:
-                    if query.takes(version.entry):
-                        yield Hit(group, name, b"/" + path, version)
-        except Lost as error:
-            raise _lost(group, name) from error
+        for path, versions in _resumed(history, snapshots, name, query):
+            for version in versions:
+                if query.takes(version.entry):
+                    yield Hit(group, name, b"/" + path, version)
     for snapshot in missing:
         try:
             for path, entry in _of_archive(snapshot, name, query.matcher()):
@@ -114,8 +111,33 @@ def search(snapshots: Sequence[Snapshot], name: str, query: Query, unread: Unrea
             unread(snapshot.ref, error)
 
 
-def _lost(group: GroupRef, name: str) -> ArchiverError:
-    return ArchiverError(f"the database cannot tell about {name} of {group}", hint="try: archiver db rebuild")
+def _resumed(
+    history: History, snapshots: Sequence[Snapshot], name: str, query: Query
+) -> Iterator[tuple[bytes, list[Version]]]:
+    """What is found in a history; from where it had come to without the snapshots that are removed meanwhile."""
+    left: History | None = history
+    last, behind = b"", [b""]
+    while left is not None:
+        try:
+            for path, versions in _found(left, query):
+                if len(left.times) == len(history.times) or path.split(b"/") > behind:
+                    yield path, versions
+                    last = path
+            return
+        except Lost as error:
+            left, behind = _narrowed(left, snapshots, name, error), last.split(b"/")
+
+
+def _narrowed(history: History, snapshots: Sequence[Snapshot], name: str, lost: Lost) -> History | None:
+    """The same without the snapshots that were removed since; None when none is left. Raises ArchiverError when none
+    was removed: the database lacks something."""
+    there = {snapshot.ref.time for snapshot in snapshots if snapshot.store.is_finished(snapshot.ref)}
+    times = [time for time in history.times if time in there]
+    if len(times) == len(history.times):
+        group = snapshots[0].ref.group
+        text = f"the database cannot tell about {name} of {group}"
+        raise ArchiverError(text, hint="try: archiver db rebuild") from lost
+    return history.of(times) if times else None
 
 
 def _found(history: History, query: Query) -> Iterator[tuple[bytes, list[Version]]]:
@@ -162,11 +184,14 @@ def versions_of(snapshots: Sequence[Snapshot], name: str, path: bytes, unread: U
     """The distinct versions of ``path`` in the archives ``name`` of snapshots of one group, oldest first."""
     histories, missing = open_histories(snapshots, name)
     found: list[Version] = []
-    try:
-        for history in histories:
-            found += history.versions(path)
-    except Lost as error:
-        raise _lost(snapshots[0].ref.group, name) from error
+    for history in histories:
+        left: History | None = history
+        while left is not None:
+            try:
+                found += left.versions(path)
+                break
+            except Lost as error:
+                left = _narrowed(left, snapshots, name, error)
     for snapshot in missing:
         try:
             entry = ArchiveView(snapshot.tree(snapshot.archive(name))).open_path(path)

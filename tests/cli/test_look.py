@@ -11,6 +11,9 @@ import pytest
 
 from archiver.backup.run import BackupOptions, backup
 from archiver.backup.specification import ArchiveSpec
+from archiver.browse import search
+from archiver.browse.history import History
+from archiver.browse.snapshot import Snapshot
 from archiver.cli.context import Context
 from archiver.core import linux
 from archiver.core.events import ignore
@@ -476,6 +479,49 @@ def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, so
         assert done.code == 20
         assert [one["snapshot"] for one in done.document["not_searched"]] == [str(bad)]
         assert [item["snapshot"] for item in done.document["items"]] == [str(good), SNAPSHOT]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("crypt", [None, KEY], ids=["plain", "key"])
+@pytest.mark.parametrize("command", [("find", "file"), ("find",), ("history", "/file")])
+def test_snapshots_that_are_removed_meanwhile_are_left_out(
+    store: Path,
+    source: Path,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    crypt: CryptConfig | None,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the catalog is asked for what is in them, or after."""
+    group = GroupRef("", "host", "aaa")
+    saved = []
+    for night in range(5):
+        (source / f"night-{night}").write_bytes(b"")
+        (source / "file").write_bytes(b"contents" * (night + 1))
+        saved.append(save(store, source, time=FIRST + night, group=group, crypt=crypt, mode="metadata").snapshot)
+    opening, removed = search.open_histories, []
+
+    def remove() -> None:
+        for ref in (saved[0], saved[2], saved[4]):
+            assert call("--store", store, "forget", str(ref)).code == 0
+            removed.append(ref)
+
+    def open_histories(snapshots: list[Snapshot], name: str) -> tuple[list[History], list[Snapshot]]:
+        if moment == "before" and not removed:
+            remove()
+        found = opening(snapshots, name)
+        if moment == "after" and not removed:
+            remove()
+        return found
+
+    monkeypatch.setattr(search, "open_histories", open_histories)
+    keyfile = ("--keyfile", write_key(tmp_path / "key.json", KEY.enc_key)) if crypt is not None else ()
+    done = call("--store", store, *command, "--group", "host/aaa", "--json", *keyfile)
+    assert (done.code, done.err) == (0, "")
+    assert len(removed) == 3 and done.document["not_searched"] == []
+    found = {item["snapshot"] for item in done.document["items"] if item["path"] == "/file"}
+    assert {str(saved[1]), str(saved[3])} <= found
 
 
 def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
