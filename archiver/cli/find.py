@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -167,9 +167,28 @@ def _hits(
         chosen: Iterator[list[Snapshot]] = iter([[opened]])
     else:
         chosen = opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned, not_searched)
+    for snapshots, name in _trees(chosen, archive_name, not_searched):
+        yield from search(snapshots, name, query, not_searched.add)
+
+
+def _trees(
+    chosen: Iterable[list[Snapshot]], archive_name: str | None, not_searched: NotSearched
+) -> Iterator[tuple[list[Snapshot], str]]:
+    """The snapshots of each group with each tree to look into. Raises NotFound behind the last when there were none of
+    that name, but others, in all snapshots."""
+    from archiver.browse.search import tree_names
+
+    others: set[str] = set()
+    is_known = False
     for snapshots in chosen:
-        for name in _tree_names(snapshots, archive_name):
-            yield from search(snapshots, name, query, not_searched.add)
+        names = _tree_names(snapshots, archive_name)
+        is_known = is_known or bool(names)
+        for name in names:
+            yield snapshots, name
+        if not names:
+            others.update(tree_names(snapshots))
+    if archive_name is not None and others and not is_known and not_searched.error is None:
+        raise NotFound(f"no snapshot has a tree {archive_name}", hint=f"there are: {', '.join(sorted(others))}")
 
 
 def _tree_names(snapshots: list[Snapshot], archive_name: str | None) -> list[str]:
@@ -270,11 +289,11 @@ def _history(
 
     count = 0
     groups = chosen_groups(context, store, group)
-    for snapshots in opened_groups(context, store, groups, allow_unsigned, not_searched):
-        for name in _tree_names(snapshots, archive_name):
-            for version, what in with_changes(versions_of(snapshots, name, path, not_searched.add)):
-                count += 1
-                yield snapshots, name, version, what
+    opened = opened_groups(context, store, groups, allow_unsigned, not_searched)
+    for snapshots, name in _trees(opened, archive_name, not_searched):
+        for version, what in with_changes(versions_of(snapshots, name, path, not_searched.add)):
+            count += 1
+            yield snapshots, name, version, what
     if not count and not_searched.error is None:
         raise NotFound(f"there is no {printable(path)} in any snapshot", hint="find looks for parts of names")
 
