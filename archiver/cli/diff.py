@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.entries import CHANGE_MARKS, archive_option, bytes_of, change_line, entry_json, print0_option, text_of
-from archiver.cli.output import Output, printable, size_text
+from archiver.cli.entries import (
+    CHANGE_MARKS,
+    archive_option,
+    bytes_of,
+    change_line,
+    entry_json,
+    name_in,
+    print0_option,
+    text_of,
+)
+from archiver.cli.output import Output, size_text
 from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError, worst
 
 if TYPE_CHECKING:
@@ -160,6 +169,7 @@ class _Run:
         self._contents = contents
         self._excludes = excludes
         self.tally = tally
+        self.several = False  # archives
         self.head: dict[str, Any] = {"schema": 1}
         self.errors: list[dict[str, str]] = []
 
@@ -209,6 +219,7 @@ class _Run:
             names = {name: kind for name, kind in names.items() if kind == "tree"}
             if len(names) != 1:
                 raise UsageError(f"there are {len(names)} trees", hint=f"choose one: --archive {' or '.join(names)}")
+        self.several = len(names) > 1
         for name, kind in names.items():
             if kind == "tree":
                 changes = tree_changes(old, new, name, path, contents=self._contents, excludes=self._excludes)
@@ -259,7 +270,7 @@ def _show(output: Output, run: _Run, found: Iterator[Told], sizes: bool, print0:
             if print0:
                 output.raw((change.path or archive.encode()) + b"\0")
             else:
-                output.line(change_line(archive, change))
+                output.line(change_line(archive, change, several=run.several))
         if not print0:
             output.summary(run.text())
 
@@ -294,7 +305,7 @@ def _show_sizes(output: Output, run: _Run) -> None:
     output.table(
         (">new", ">gone", ">entries", "directory"),
         [
-            (size_text(added), size_text(removed), str(count), printable(path or archive))
+            (size_text(added), size_text(removed), str(count), name_in(archive, path, run.several))
             for archive, path, added, removed, count in rows
         ],
     )

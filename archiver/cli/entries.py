@@ -69,12 +69,17 @@ def long_line(entry: Entry, name: bytes, size: int | None = None) -> str:
     return f"{mode} {stat.uid:>6} {stat.gid:>6} {shown:>12} {when:19} {printable(name)}{target}"
 
 
-def change_line(archive: str, change: Change | WholeChange) -> str:
-    """One difference; ``archive`` is the name of what it is in."""
+def change_line(archive: str, change: Change | WholeChange, *, several: bool) -> str:
+    """One difference; ``archive`` is the name of what it is in, told where there are ``several``."""
     what = f"  ({', '.join(change.what)})" if change.what else ""
     sizes = f"+{size_text(change.bytes_added)} " * bool(change.bytes_added)
     sizes += f"-{size_text(change.bytes_removed)}" * bool(change.bytes_removed)
-    return f"{CHANGE_MARKS[change.change]} {printable(change.path or archive)}{what}  {sizes}".rstrip()
+    return f"{CHANGE_MARKS[change.change]} {name_in(archive, change.path, several)}{what}  {sizes}".rstrip()
+
+
+def name_in(archive: str, path: bytes, several: bool) -> str:
+    """``/a/b``, of several archives ``x.pxar/a/b``; an archive that is no tree has no path."""
+    return (archive if several or not path else "") + printable(path)
 
 
 def time_text(seconds: int) -> str:

@@ -595,3 +595,15 @@ def test_two_archives(tmp_path: Path, source: Path) -> None:
     assert which.code == 2 and "choose one: one.pxar, two.pxar" in which.err
     assert call("--store", store, "diff", "latest", str(source)).code == 2
     assert call("--store", store, "diff", "latest", str(source), "--archive", "two.pxar").code == 0
+    (source / "file").write_bytes(b"longer contents\n")
+    before = call("--store", store, "snapshots").lines[1].split()[0]
+    named = [f"{name}.pxar:{source}" for name in ("one", "two")]
+    told = call("--store", store, "backup", *named, "--id", "x", "--dry-run", "-v").lines
+    assert [line.split()[1] for line in told if line.startswith("M")] == ["one.pxar/file", "two.pxar/file"]
+    assert call("--store", store, "backup", *named, "--id", "x").code == 0
+    lines = call("--store", store, "diff", before, "host/x").lines
+    assert [line.split("  ")[0] for line in lines[:-1]] == ["M one.pxar/file", "M two.pxar/file"]
+    lines = call("--store", store, "diff", before, "host/x", "--archive", "one").lines
+    assert [line.split("  ")[0] for line in lines[:-1]] == ["M /file"]
+    sizes = call("--store", store, "diff", before, "host/x", "--sizes").lines[1:-1]
+    assert [line.split()[-1] for line in sizes] == ["one.pxar/", "two.pxar/"]
