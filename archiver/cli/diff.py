@@ -236,11 +236,14 @@ class _Run:
 
         snapshot = self._open(first)
         archive = snapshot.archive(archive_name)
-        options = walk_options(snapshot.tree(archive), self._excludes, self._store.own_directories())
+        options = walk_options(snapshot.tree(archive), path, self._excludes, self._store.own_directories())
         self.head |= {"before": str(snapshot.ref), "after": os.path.abspath(directory)}
 
+        def problem(found: Problem) -> None:
+            self._problem(found._replace(path=found.path.removeprefix(options.base) or b"/"))
+
         def live() -> LiveView:
-            return LiveView(directory, options, self._problem)
+            return LiveView(directory, options, problem)
 
         changes = live_changes(snapshot, archive, path, live, contents=self._contents, excludes=self._excludes)
         return self._counted((archive.name, change) for change in changes)

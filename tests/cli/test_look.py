@@ -269,6 +269,29 @@ def test_what_was_left_out_is_no_difference(tmp_path: Path, source: Path) -> Non
         ]
 
 
+def test_what_was_left_out_below_a_path(tmp_path: Path, source: Path) -> None:
+    """Excludes are anchored where the backup began, and those of a directory above count."""
+    store, deep = tmp_path / "store", source / "below" / "*deep"
+    deep.mkdir()
+    for directory in (source, source / "below", deep):
+        for name in ("one", "two", "three", "four"):
+            (directory / name).write_bytes(b"x")
+    (source / ".pxarexclude").write_bytes(b"/below/two\n/three\n")
+    (source / "below" / ".pxarexclude").write_bytes(b"/*deep/four\n")
+    ask("init", store)
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--exclude", "/below/one", "--exclude", "/\\*deep")
+    base = ("--store", store, "diff", "latest")
+    for path, directory in (("/", source), ("below", source / "below"), ("/below/*deep/", deep)):
+        done = call(*base, "--path", path, str(directory), "--content")
+        assert (done.code, done.out) == (0, "0 added, 0 removed, 0 changed; 0 B new, 0 B gone\n"), path
+    (source / "below" / "three").unlink()
+    (source / "below" / "new").write_bytes(b"")
+    found = call(*base, "--path", "below", str(source / "below"), "--exclude", "/new").lines
+    assert [line.split("  ")[0] for line in found[:-1]] == ["M /", "- /three"]
+    found = call(*base, "--path", "below", str(source / "below"), "--exclude", "!/one").lines
+    assert [line.split("  ")[0] for line in found[:-1]] == ["M /", "+ /new", "+ /one", "- /three"]
+
+
 @pytest.mark.parametrize("second", ["snapshot", "directory"])
 @pytest.mark.parametrize("mode", ["metadata", "legacy"])
 def test_what_is_excluded_is_on_neither_side(store: Path, source: Path, mode: str, second: str) -> None:
@@ -339,7 +362,7 @@ def test_a_difference_beside_what_cannot_be_read(store: Path, source: Path, monk
     opening = linux.open_noatime
 
     def refusing(path: bytes, flags: int, directory: int) -> int:
-        if path == b"below":
+        if path in (b"below", b"empty"):
             raise PermissionError(errno.EACCES, "permission denied")
         return opening(path, flags, directory)
 
@@ -349,6 +372,10 @@ def test_a_difference_beside_what_cannot_be_read(store: Path, source: Path, monk
         assert done.code == 3 and "unreadable: /below: permission denied" in done.err
         assert done.lines[-1] == "0 added, 1 removed, 1 changed; 0 B new, 0 B gone; 1 could not be read"
     assert call("--store", store, "diff", "latest", str(source), "-0").code == 3
+    monkeypatch.setattr(content, "open_noatime", refusing)
+    os.utime(source / "below" / "empty", (0, 0))
+    below = call("--store", store, "diff", "latest", "--path", "below", str(source / "below"), "--json")
+    assert below.code == 3 and [error["path"] for error in below.document["errors"]] == ["/empty"]
 
 
 # Encrypted, and by a server.
