@@ -47,7 +47,7 @@ class Context:
     quiet: bool = False
     verbose: bool = False
     _key: CryptConfig | None = None
-    _no_key: KeyProblem | None = None  # why it cannot be had
+    no_key: KeyProblem | None = None  # why it cannot be had
 
     @property
     def output(self) -> Output:
@@ -111,13 +111,13 @@ class Context:
 
     def _loaded(self) -> CryptConfig | None:
         """The key. Nobody is asked for its passphrase twice."""
-        if self._no_key is not None:
-            raise self._no_key
+        if self.no_key is not None:
+            raise self.no_key
         if self._key is None:
             try:
                 self._key = self.key()
             except KeyProblem as error:
-                self._no_key = error
+                self.no_key = error
                 raise
         return self._key
 

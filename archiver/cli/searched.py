@@ -62,7 +62,8 @@ def opened_groups(
     context: Context, store: Store, groups: list[GroupRef], allow_unsigned: bool, not_searched: NotSearched
 ) -> Iterator[list[Snapshot]]:
     """The finished snapshots of each group, those that vanish meanwhile left out, and those whose key is missing, that
-    nobody signed or that are damaged told to ``not_searched``."""
+    nobody signed or that are damaged told to ``not_searched``. Raises KeyProblem when the key that was asked for cannot
+    be had."""
     from archiver.store.layout import SnapshotRef
 
     for group in groups:
@@ -77,6 +78,8 @@ def opened_groups(
             try:
                 found += _opened(context, store, ref, allow_unsigned)
             except (Damaged, KeyProblem) as error:
+                if error is context.no_key and context.keyfile is not None:
+                    raise  # there is no use in going on with what was asked for
                 failed = True
                 not_searched.add(ref, error)
         snapshots = list(_proven(found, failed, not_searched))

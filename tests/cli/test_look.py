@@ -490,7 +490,8 @@ def test_unsigned_is_refused_where_nothing_that_is_signed_can_be_opened(
     assert [item["snapshot"] for item in call(*base, "--allow-unsigned").document["items"]] == [str(forged)]
 
 
-def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, source: Path) -> None:
+@pytest.mark.parametrize("lost", ["chunk", "index"])
+def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, source: Path, lost: str) -> None:
     """Where the database has lost what is in it."""
     group = GroupRef("", "host", "aaa")
     (source / "old").write_bytes(b"")
@@ -499,7 +500,7 @@ def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, so
     good = save(store, source, time=FIRST + 1, group=group).snapshot
     index = load_index(str(store / bad.path / "tree.mpxar.didx"))
     digest = index.digests[0].tobytes().hex()
-    (store / ".chunks" / digest[:4] / digest).unlink()
+    (store / ".chunks" / digest[:4] / digest if lost == "chunk" else store / bad.path / "tree.ppxar.didx").unlink()
     shutil.rmtree(store / ".archiver" / "db")
     for command in (("find", "file"), ("history", "/file")):
         done = call("--store", store, *command, "--json")
@@ -564,7 +565,9 @@ def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: 
     monkeypatch.setattr(Context, "key", wrong)
     done = call("--store", store, "find", "file")
     assert done.code == 12 and done.lines == ["/file"]
-    assert len(asked) == 1
+    assert len(asked) == 1 and done.err.count("not searched") == 5
+    done = call("--store", store, "find", "file", "--keyfile", "/it")
+    assert (done.code, done.out, done.err) == (12, "", "archiver: the passphrase is wrong\n")
 
 
 def test_golden_snapshots(tmp_path: Path) -> None:
