@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from archiver.backup.run import BackupOptions, backup
+from archiver.backup.run import BackupOptions, Mode, backup
 from archiver.backup.specification import ArchiveSpec
 from archiver.browse import search
-from archiver.browse.history import History
+from archiver.browse.history import History, open_histories
 from archiver.browse.snapshot import Snapshot
 from archiver.cli.context import Context
 from archiver.core import linux
@@ -294,7 +294,7 @@ def test_what_was_left_out_below_a_path(tmp_path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("second", ["snapshot", "directory"])
 @pytest.mark.parametrize("mode", ["metadata", "legacy"])
-def test_what_is_excluded_is_on_neither_side(store: Path, source: Path, mode: str, second: str) -> None:
+def test_what_is_excluded_is_on_neither_side(store: Path, source: Path, mode: Mode, second: str) -> None:
     """Of two snapshots and of a live directory: gone, new and changed, with all that is below."""
     (source / "file").unlink()
     (source / "link").unlink()
@@ -528,22 +528,22 @@ def test_snapshots_that_are_removed_meanwhile_are_left_out(
         (source / f"night-{night}").write_bytes(b"")
         (source / "file").write_bytes(b"contents" * (night + 1))
         saved.append(save(store, source, time=FIRST + night, group=group, crypt=crypt, mode="metadata").snapshot)
-    opening, removed = search.open_histories, []
+    removed: list[SnapshotRef] = []
 
     def remove() -> None:
         for ref in (saved[0], saved[2], saved[4]):
             assert call("--store", store, "forget", str(ref)).code == 0
             removed.append(ref)
 
-    def open_histories(snapshots: list[Snapshot], name: str) -> tuple[list[History], list[Snapshot]]:
+    def opening(snapshots: list[Snapshot], name: str) -> tuple[list[History], list[Snapshot]]:
         if moment == "before" and not removed:
             remove()
-        found = opening(snapshots, name)
+        found = open_histories(snapshots, name)
         if moment == "after" and not removed:
             remove()
         return found
 
-    monkeypatch.setattr(search, "open_histories", open_histories)
+    monkeypatch.setattr(search, "open_histories", opening)
     keyfile = ("--keyfile", write_key(tmp_path / "key.json", KEY.enc_key)) if crypt is not None else ()
     done = call("--store", store, *command, "--group", "host/aaa", "--json", *keyfile)
     assert (done.code, done.err) == (0, "")

@@ -125,12 +125,13 @@ def test_a_reader_that_goes_away_does_not_change_what_is_found(
     filled_store(*wide)
     for file in (tmp_path / "wide").glob("*x"):
         file.unlink()
-    for code, command in (
+    commands: tuple[tuple[int, list[Argument]], ...] = (
         (20, ["--store", wide_store, "verify", *more]),
         (4, ["--store", wide[0], "diff", "latest", wide[1], *more]),
         (4, ["--store", wide[0], "diff", "latest", wide[1], "--path", "new", *more]),
         (10, ["--store", wide[0], "history", "absent", *more]),
-    ):
+    )
+    for code, command in commands:
         running = start(*command)
         assert running.stdout is not None and running.stderr is not None
         running.stdout.read(count)

@@ -63,13 +63,13 @@ def test_one_sentence_wherever_a_size_is_asked_for(tmp_path: Path, monkeypatch: 
     source.mkdir()
     assert call("init", store).code == 0
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    drive = ("tape", "drive", "add", "usb", "--path", tmp_path)
-    for name, arguments in {
+    commands: dict[str, tuple[str | Path, ...]] = {
         "--size": ("--store", store, "find", "--size"),
         "--rate": ("sync", store, tmp_path / "other", "--rate"),
         "--budget": ("--store", store, "verify", "--budget"),
-        "--max-size": (*drive, "--max-size"),
-    }.items():
+        "--max-size": ("tape", "drive", "add", "usb", "--path", tmp_path, "--max-size"),
+    }
+    for name, arguments in commands.items():
         done = call(*arguments, "1.5 Q")
         assert done.code == 2 and f"archiver: {name} '1.5 Q' is no size\n" in done.err
     monkeypatch.setenv("ARCHIVER_RESERVE", "1.5 Q")
