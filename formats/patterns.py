@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from formats.errors import FormatError, LimitExceeded
@@ -85,6 +85,10 @@ class Pattern:
         mark = b"!" if self.include else b"\\" if self.text.startswith(b"!") else b""
         return mark + self.text + (b"/\n" if self.directories_only else b"\n")
 
+    def below(self, directory: bytes) -> Pattern:
+        """The same for paths from further above: one that is anchored is so at ``directory`` (b"/a/b")."""
+        return replace(self, text=_literal(directory) + self.text) if self.anchored else self
+
 
 def parse_exclude_option(text: bytes) -> Pattern:
     """The pattern of a command line: "." and ".." components and repeated slashes are resolved before it is parsed.
@@ -100,7 +104,7 @@ def parse_exclude_file(data: bytes, directory: bytes, problem: Callable[[int, st
     A pattern that starts with "/" stands for a path below that directory. A line that is no pattern is left out, and
     told to ``problem`` with its number (from 1) and what is wrong.
     """
-    base = re.sub(rb"([\\*?\[])", rb"\\\1", directory)
+    base = _literal(directory)
     patterns = []
     for number, raw in enumerate(data.split(b"\n"), 1):
         line = raw.strip(_BLANKS)
@@ -181,6 +185,11 @@ class _Layer:
 
 def _any_of(sources: Iterable[bytes]) -> Callable[..., re.Match[bytes] | None]:
     return re.compile(b"|".join(sources) or b"(?!)").match
+
+
+def _literal(path: bytes) -> bytes:
+    """A pattern's text that matches ``path`` alone."""
+    return re.sub(rb"([\\*?\[])", rb"\\\1", path)
 
 
 def _normalised(text: bytes) -> bytes:

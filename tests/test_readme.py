@@ -229,7 +229,9 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.code == 20 and done.document["items" if name == "heal" else "errors"]
         documents[name] = done.document
     empty = {(name, "errors") for name in ("backup", "import", "diff", "diff --sizes")} | {
-        ("debug recover-chunks", "items")
+        ("debug recover-chunks", "items"),
+        ("find", "not_searched"),
+        ("history", "not_searched"),
     }
     for name, document in documents.items():
         assert document.keys() - {"schema"} == table[name].keys(), name

@@ -65,15 +65,17 @@ def ensure(snapshot: Snapshot, name: str, catalogs: Catalogs | None = None) -> C
     catalog = catalog_of(snapshot, archive, catalogs)
     if catalog is None or is_recorded(catalog, snapshot, archive):
         return catalog
-    listener, tree = snapshot.store.listener, snapshot.tree(archive)
-    if tree.archive.size >= _SAY_FROM and tree.split:
-        listener(Notice(f"reading the directories of {archive.name} of {snapshot.ref} into the database"))
+    listener = snapshot.store.listener
     try:
+        tree = snapshot.tree(archive)
+        if tree.archive.size >= _SAY_FROM and tree.split:
+            listener(Notice(f"reading the directories of {archive.name} of {snapshot.ref} into the database"))
         return catalog if record_archive(catalog, tree) else None
     except KeyProblem:
         raise
     except (ArchiverError, FormatError) as error:
-        listener(Notice(f"{archive.name} of {snapshot.ref} is not in the database: {error}", "warning"))
+        if snapshot.store.is_finished(snapshot.ref):  # or it was removed meanwhile
+            listener(Notice(f"{archive.name} of {snapshot.ref} is not in the database: {error}", "warning"))
         return None
 
 

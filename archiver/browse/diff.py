@@ -6,7 +6,7 @@ Contents are read on demand alone: files of which the same chunks are used from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from archiver.browse.view import Node, RecordedNode, RecordedView, View
 from archiver.core.row import file_row
 from archiver.store.catalog.catalog import Catalog, Place, Places
 from archiver.store.catalog.record import HAS_DIRECTORIES, UNSORTED, Record
+from formats.patterns import Pattern, PatternList
 from formats.pxar.items import Entry
 
 _NEW_CONTENTS = frozenset(("kind", "size", "mtime", "content"))
@@ -57,9 +58,17 @@ class Change:
 class Comparison:
     """Of two trees; one that is None has nothing."""
 
-    def __init__(self, before: View[Any] | None, after: View[Any] | None, same: SameContents | None = None) -> None:
-        """``same`` tells whether two files have the same contents; without it nobody asks."""
+    def __init__(
+        self,
+        before: View[Any] | None,
+        after: View[Any] | None,
+        same: SameContents | None = None,
+        excludes: Iterable[Pattern] = (),
+    ) -> None:
+        """``same`` tells whether two files have the same contents; without it nobody asks. What ``excludes`` fit, and
+        all below that, is in neither tree: paths are those that are told."""
         self._before, self._after, self._same = before, after, same
+        self._excludes = PatternList(excludes)
         self._runs: _Runs | None = None
         if (
             isinstance(before, RecordedView)
@@ -82,8 +91,16 @@ class Comparison:
             node = old if new is None else new
             assert node is not None
             path = above + node.name
+            if self._excludes:
+                old, new = self._taken(path, old), self._taken(path, new)
             yield from self._one(path, old, new)
             levels.append((path + b"/", self._below(old, new)))
+
+    def _taken(self, path: bytes, node: AnyNode | None) -> AnyNode | None:
+        """Nothing in the place of what is excluded."""
+        if node is None or self._excludes.match(path, node.kind == "dir") == "exclude":
+            return None
+        return node
 
     def _one(self, path: bytes, old: AnyNode | None, new: AnyNode | None) -> Iterator[Change]:
         if old is not None and new is not None:

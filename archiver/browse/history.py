@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -73,9 +73,16 @@ class History:
     def __init__(self, catalog: Catalog, times: Sequence[int]) -> None:
         self.times = sorted(times)
         self._catalog = catalog
-        self._roots = {time: RunTree(catalog, time).root for time in self.times}
         self._directories: OrderedDict[bytes, dict[int, int]] = OrderedDict()
         self._records: OrderedDict[Place, Record] = OrderedDict()
+
+    def of(self, times: Sequence[int]) -> History:
+        """Some of the snapshots."""
+        return History(self._catalog, times)
+
+    @cached_property
+    def _roots(self) -> dict[int, int]:
+        return {time: RunTree(self._catalog, time).root for time in self.times}
 
     def versions(self, path: bytes) -> list[Version]:
         """The distinct versions of the entry at ``path`` (``b"a/b"`` or ``b"/a/b"``), oldest first.

@@ -8,14 +8,15 @@ import stat as st
 from collections.abc import Iterable, Iterator
 
 from archiver.browse.snapshot import Tree
-from archiver.browse.view import ArchiveView, View
-from archiver.errors import Damaged, UsageError
+from archiver.browse.view import ArchiveView, View, plain_parts
+from archiver.errors import Damaged
 from archiver.source.content import OpenFile, Replaced, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Report, explain
+from archiver.source.selection import EXCLUDE_FILE, LARGEST_EXCLUDE_FILE
 from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
 from formats.errors import FormatError
-from formats.patterns import Pattern, parse_exclude_option
+from formats.patterns import Pattern, parse_exclude_file
 from formats.pxar.items import KINDS, Entry, Kind
 
 CLI_EXCLUDES = b".pxarexclude-cli"
@@ -139,16 +140,24 @@ class LiveView(View[LiveNode]):
 
 
 def walk_options(
-    tree: Tree, excludes: Iterable[bytes], never_enter: frozenset[tuple[int, int]] = frozenset()
+    tree: Tree, path: bytes, excludes: Iterable[Pattern], never_enter: frozenset[tuple[int, int]] = frozenset()
 ) -> WalkOptions:
-    """Those with which a live directory is looked at as the backup ``tree`` has seen it: what was excluded then, and
-    ``excludes``. Raises UsageError for one that is no pattern, Damaged."""
-    patterns = _stored_excludes(ArchiveView(tree))
-    try:
-        patterns += [parse_exclude_option(text) for text in excludes]
-    except FormatError as error:
-        raise UsageError(f"--exclude: {error}") from error
-    return WalkOptions(excludes=patterns, never_enter=never_enter)
+    """Those with which a live directory is looked at as the backup ``tree`` has seen what is at ``path``: without what
+    was excluded then, and ``excludes``. Raises Damaged."""
+    view, parts = ArchiveView(tree), plain_parts(path)
+    base = b"".join(b"/" + part for part in parts)
+    patterns = _stored_excludes(view) + [pattern.below(base) for pattern in excludes]
+    for depth in range(len(parts)):
+        patterns += _exclude_file(view, b"/" + b"/".join(parts[:depth]))
+    return WalkOptions(excludes=patterns, never_enter=never_enter, base=base)
+
+
+def _exclude_file(view: ArchiveView, directory: bytes) -> list[Pattern]:
+    """The patterns that were in a directory."""
+    node = view.open_path(directory + b"/" + EXCLUDE_FILE)
+    if node is None or node.kind != "file" or node.size > LARGEST_EXCLUDE_FILE:
+        return []
+    return parse_exclude_file(b"".join(view.pieces(node)), directory, lambda line, reason: None)
 
 
 def _stored_excludes(view: ArchiveView) -> list[Pattern]:

@@ -17,7 +17,7 @@ from archiver.browse.recorded import Lost
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.view import ArchiveView
 from archiver.errors import ArchiverError
-from archiver.store.layout import GroupRef
+from archiver.store.layout import GroupRef, SnapshotRef
 from formats.errors import FormatError
 from formats.patterns import Pattern, PatternList
 from formats.pxar.decoder import LEAVE
@@ -27,6 +27,12 @@ from formats.pxar.items import Entry, Kind
 _FEW = 3000  # paths whose versions are looked up one by one; of more, all directories are gone through
 
 _Matches = Callable[[bytes, Callable[[], bool]], bool]
+Unread = Callable[[SnapshotRef, ArchiverError], None]
+"""Is told of a snapshot whose archive cannot be read, or not to its end; it may raise the error."""
+
+
+def _raised(ref: SnapshotRef, error: ArchiverError) -> None:
+    raise error
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,27 +92,52 @@ def tree_names(snapshots: Iterable[Snapshot]) -> list[str]:
     return list(names)
 
 
-def search(snapshots: Sequence[Snapshot], name: str, query: Query) -> Iterator[Hit]:
+def search(snapshots: Sequence[Snapshot], name: str, query: Query, unread: Unread = _raised) -> Iterator[Hit]:
     """What of the archives ``name`` of snapshots of one group is as ``query`` says: each path in the order of a walk,
-    its versions oldest first. Raises KeyProblem, Unsigned, Damaged."""
+    its versions oldest first. Raises KeyProblem, Unsigned."""
     group = snapshots[0].ref.group
     histories, missing = open_histories(snapshots, name)
     for history in histories:
-        try:
-            for path, versions in _found(history, query):
-                for version in versions:
-                    if query.takes(version.entry):
-                        yield Hit(group, name, b"/" + path, version)
-        except Lost as error:
-            raise _lost(group, name) from error
+        for path, versions in _resumed(history, snapshots, name, query):
+            for version in versions:
+                if query.takes(version.entry):
+                    yield Hit(group, name, b"/" + path, version)
     for snapshot in missing:
-        for path, entry in _of_archive(snapshot, name, query.matcher()):
-            if query.takes(entry):
-                yield Hit(group, name, b"/" + path, Version((snapshot.ref.time,), entry))
+        try:
+            for path, entry in _of_archive(snapshot, name, query.matcher()):
+                if query.takes(entry):
+                    yield Hit(group, name, b"/" + path, Version((snapshot.ref.time,), entry))
+        except ArchiverError as error:
+            unread(snapshot.ref, error)
 
 
-def _lost(group: GroupRef, name: str) -> ArchiverError:
-    return ArchiverError(f"the database cannot tell about {name} of {group}", hint="try: archiver db rebuild")
+def _resumed(
+    history: History, snapshots: Sequence[Snapshot], name: str, query: Query
+) -> Iterator[tuple[bytes, list[Version]]]:
+    """What is found in a history; from where it had come to without the snapshots that are removed meanwhile."""
+    left: History | None = history
+    last, behind = b"", [b""]
+    while left is not None:
+        try:
+            for path, versions in _found(left, query):
+                if len(left.times) == len(history.times) or path.split(b"/") > behind:
+                    yield path, versions
+                    last = path
+            return
+        except Lost as error:
+            left, behind = _narrowed(left, snapshots, name, error), last.split(b"/")
+
+
+def _narrowed(history: History, snapshots: Sequence[Snapshot], name: str, lost: Lost) -> History | None:
+    """The same without the snapshots that were removed since; None when none is left. Raises ArchiverError when none
+    was removed: the database lacks something."""
+    there = {snapshot.ref.time for snapshot in snapshots if snapshot.store.is_finished(snapshot.ref)}
+    times = [time for time in history.times if time in there]
+    if len(times) == len(history.times):
+        group = snapshots[0].ref.group
+        text = f"the database cannot tell about {name} of {group}"
+        raise ArchiverError(text, hint="try: archiver db rebuild") from lost
+    return history.of(times) if times else None
 
 
 def _found(history: History, query: Query) -> Iterator[tuple[bytes, list[Version]]]:
@@ -149,17 +180,24 @@ def _of_archive(snapshot: Snapshot, name: str, matches: _Matches) -> Iterator[tu
 # All versions of one path.
 
 
-def versions_of(snapshots: Sequence[Snapshot], name: str, path: bytes) -> list[Version]:
+def versions_of(snapshots: Sequence[Snapshot], name: str, path: bytes, unread: Unread = _raised) -> list[Version]:
     """The distinct versions of ``path`` in the archives ``name`` of snapshots of one group, oldest first."""
     histories, missing = open_histories(snapshots, name)
     found: list[Version] = []
-    try:
-        for history in histories:
-            found += history.versions(path)
-    except Lost as error:
-        raise _lost(snapshots[0].ref.group, name) from error
+    for history in histories:
+        left: History | None = history
+        while left is not None:
+            try:
+                found += left.versions(path)
+                break
+            except Lost as error:
+                left = _narrowed(left, snapshots, name, error)
     for snapshot in missing:
-        entry = ArchiveView(snapshot.tree(snapshot.archive(name))).open_path(path)
+        try:
+            entry = ArchiveView(snapshot.tree(snapshot.archive(name))).open_path(path)
+        except ArchiverError as error:
+            unread(snapshot.ref, error)
+            continue
         if entry is not None:
             found.append(Version((snapshot.ref.time,), entry))
     if not missing and len(histories) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from archiver.errors import NotFound
 from archiver.store.indexes import Index
 from archiver.store.layout import WRAPPED_KEY
 from formats.index import FixedIndex
+from formats.patterns import Pattern
 
 
 class WholeState(NamedTuple):
@@ -57,9 +58,11 @@ def _archive(snapshot: Snapshot, name: str) -> ArchiveFiles | None:
     return next((archive for archive in snapshot.archives() if archive.name == name), None)
 
 
-def tree_changes(before: Snapshot, after: Snapshot, name: str, path: bytes, *, contents: bool) -> Iterator[Change]:
-    """What is different at ``path`` and below it. NotFound when neither tree has it. With ``contents`` these are
-    compared, whatever the metadata say."""
+def tree_changes(
+    before: Snapshot, after: Snapshot, name: str, path: bytes, *, contents: bool, excludes: Sequence[Pattern] = ()
+) -> Iterator[Change]:
+    """What is different at ``path`` and below it, ``excludes`` left out. NotFound when neither tree has it. With
+    ``contents`` these are compared, whatever the metadata say."""
 
     def ask(use_catalog: bool) -> Iterator[Change]:
         catalogs: Catalogs = {}
@@ -71,7 +74,7 @@ def tree_changes(before: Snapshot, after: Snapshot, name: str, path: bytes, *, c
         same = None
         if contents and isinstance(old, ArchiveView) and isinstance(new, ArchiveView):
             same = SameContents(old, new)
-        yield from Comparison(old, new, same).changes(*tops)
+        yield from Comparison(old, new, same, excludes).changes(*tops)
 
     return answered(ask)
 
@@ -84,16 +87,23 @@ def _view(snapshot: Snapshot, name: str, use_catalog: bool, catalogs: Catalogs) 
 
 
 def live_changes(
-    snapshot: Snapshot, archive: ArchiveFiles, path: bytes, live: Callable[[], LiveView], *, contents: bool
+    snapshot: Snapshot,
+    archive: ArchiveFiles,
+    path: bytes,
+    live: Callable[[], LiveView],
+    *,
+    contents: bool,
+    excludes: Sequence[Pattern] = (),
 ) -> Iterator[Change]:
-    """What a live directory has become since it, or what is at ``path``, was saved. NotFound."""
+    """What a live directory has become since it, or what is at ``path``, was saved; ``excludes`` left out on both
+    sides. NotFound."""
 
     def ask(use_catalog: bool) -> Iterator[Change]:
         view: Any = _view(snapshot, archive.name, use_catalog and not contents, {})
         top = view.find(path)
         with live() as now:
             same = SameContents(view, now) if contents else None
-            for change in Comparison(view, now, same).changes(top, now.root()):
+            for change in Comparison(view, now, same, excludes).changes(top, now.root()):
                 if change.path[1:] != CLI_EXCLUDES:
                     yield change
 

@@ -167,13 +167,13 @@ class Snapshot:
             if not self.allow_unsigned:
                 text = f"{self.ref} is signed, and whether it was altered cannot be told without its key"
                 raise KeyProblem(text, hint=f"{hint}, or take it as it is with --allow-unsigned")
-        elif not self.made_with_key and self.key_in_use and not self.allow_unsigned and self._group_is_signed():
+        elif not self.made_with_key and self.key_in_use and not self.allow_unsigned and self.is_group_signed():
             raise Unsigned(
                 f"{self.ref} is unsigned, other snapshots of its group are signed: somebody may have put it there",
                 hint="if you trust it: --allow-unsigned",
             )
 
-    def _group_is_signed(self) -> bool:
+    def is_group_signed(self) -> bool:
         """Whether any snapshot of the group claims to be made with a key."""
         if self.group_is_signed is not None:
             return self.group_is_signed

@@ -6,19 +6,17 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from archiver.core.sizes import parse_size
 from archiver.errors import UsageError
 from formats.naming import format_time
 
 ERRORS_KEPT = 10_000
 SIGNATURE_STATES = ("valid", "unchecked", "unsigned")
 
-_BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|m|min|h|d)")
+_MAYBE_TIME = re.compile(r"[0-9.]+\s*M?")
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_BYTES = {"B": 1} | {
-    f"{prefix}{ending}": base**power
-    for power, prefix in enumerate("KMGT", 1)
-    for ending, base in (("iB", 1024), ("B", 1000))
-}
+_HINT = "write a time, 10m or 2h, or an amount of data, 20GiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +27,18 @@ class Budget:
     bytes: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Budget:
-        """``90s``, ``10m``, ``2h``, ``1d``, or ``500MB``, ``20GiB``. UsageError."""
-        match = _BUDGET.fullmatch(text.strip())
-        amount, unit = (float(match[1]), match[2]) if match else (0.0, "")
-        if unit in _SECONDS and 0 < amount * _SECONDS[unit] < 1e9:
-            return cls(seconds=amount * _SECONDS[unit])
-        if unit in _BYTES and 1 <= amount * _BYTES[unit] < 1e18:
-            return cls(bytes=int(amount * _BYTES[unit]))
-        raise UsageError(f"{text!r} is no budget", hint="write a time, 10m or 2h, or an amount of data, 20GiB")
+    def parse(cls, text: str, name: str = "") -> Budget:
+        """``90s``, ``10m``, ``2h``, ``1d``, or a size, ``20GiB``; ``name`` as for ``parse_size``. UsageError.
+
+        A number alone, or with an M, is none: who writes that may well mean a time.
+        """
+        match = _TIME.fullmatch(text.strip())
+        seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+        if match is None and _MAYBE_TIME.fullmatch(text.strip()) is None:
+            return cls(bytes=parse_size(text, name, least=1, hint=_HINT))
+        if not 0 < seconds < 1e9:
+            raise UsageError(f"{name} {text!r} is no budget".lstrip(), hint=_HINT)
+        return cls(seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)

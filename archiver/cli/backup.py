@@ -240,7 +240,7 @@ def _rehearse(context: Context, sources: Sequence[ArchiveSpec], options: BackupO
 
     def told(archive: str, change: Change) -> None:
         if output.verbose:
-            output.line(change_line(archive, change))
+            output.line(change_line(archive, change, several=len(sources) > 1))
 
     def problem(found: Problem) -> None:
         event = FileProblem(*found)

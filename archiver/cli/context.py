@@ -47,6 +47,7 @@ class Context:
     quiet: bool = False
     verbose: bool = False
     _key: CryptConfig | None = None
+    no_key: KeyProblem | None = None  # why it cannot be had
 
     @property
     def output(self) -> Output:
@@ -99,9 +100,7 @@ class Context:
         snapshot = Snapshot(store, ref, allow_unsigned=allow_unsigned)
         snapshot.key_in_use = self.key_path() is not None
         if with_key and (self.keyfile is not None or snapshot.made_with_key):
-            if self._key is None:
-                self._key = self.key()
-            crypt = self._key
+            crypt = self._loaded()
             try:
                 if crypt is not None:
                     snapshot.unlock(crypt)
@@ -109,6 +108,18 @@ class Context:
                 if self.keyfile is not None or not allow_unsigned:
                     raise
         return snapshot
+
+    def _loaded(self) -> CryptConfig | None:
+        """The key. Nobody is asked for its passphrase twice."""
+        if self.no_key is not None:
+            raise self.no_key
+        if self._key is None:
+            try:
+                self._key = self.key()
+            except KeyProblem as error:
+                self.no_key = error
+                raise
+        return self._key
 
     def chosen_keyfile(self) -> str | None:
         """``--keyfile`` or ``ARCHIVER_KEYFILE``."""

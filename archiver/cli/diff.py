@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.entries import CHANGE_MARKS, archive_option, bytes_of, change_line, entry_json, print0_option, text_of
-from archiver.cli.output import Output, printable, size_text
-from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError
+from archiver.cli.entries import (
+    CHANGE_MARKS,
+    archive_option,
+    bytes_of,
+    change_line,
+    entry_json,
+    name_in,
+    print0_option,
+    text_of,
+)
+from archiver.cli.output import Output, size_text
+from archiver.errors import EXIT_DIFFERENT, EXIT_OK, EXIT_PARTIAL, NotFound, UsageError, worst
 
 if TYPE_CHECKING:
     from archiver.browse.diff import Change, Sizes
@@ -20,9 +30,13 @@ if TYPE_CHECKING:
     from archiver.source.problem import Problem
     from archiver.store.layout import SnapshotRef
     from archiver.store.store import Store
+    from formats.patterns import Pattern
     from formats.pxar.items import Entry
 
 _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
+# Whatever was found, more may be different where nobody could look: nobody is to take the list for all there is. (Of
+# what is restored it is the other way round: there a difference is a file that did not come back as it was.)
+_ORDER = (EXIT_PARTIAL, EXIT_DIFFERENT)
 
 
 @click.command()
@@ -33,7 +47,13 @@ _NO_ERRORS = {"vanished", "skipped", "mount", "pattern"}
 @click.option("--content", "contents", is_flag=True, help="Compare the contents of files too.")
 @click.option("--sizes", is_flag=True, help="Show how many bytes are new and gone in each directory, largest first.")
 @click.option("--depth", type=click.IntRange(0), default=3, show_default=True, help="Of directories with --sizes.")
-@click.option("--exclude", "excludes", multiple=True, metavar="PATTERN", help="Leave this out of DIR, as backup does.")
+@click.option(
+    "--exclude",
+    "excludes",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out what matches on both sides, as backup does (repeatable).",
+)
 @print0_option
 @allow_unsigned_option
 @global_options
@@ -52,7 +72,9 @@ def diff(
     print0: bool,
     allow_unsigned: bool,
 ) -> None:
-    """Show what changed from one SNAPSHOT to another one, or to a live directory; exit code 4 when anything did.
+    """Show what changed from one SNAPSHOT to another one, or to a live directory.
+
+    Exit code 4 when anything did; 3 when something could not be read, whether or not anything is different elsewhere.
 
     With one SNAPSHOT alone: what is new in it since the one before it in its group. A DIR best starts with / or a dot,
     for it could be the name of a snapshot; what the backup had left out is left out of it again. Metadata are compared,
@@ -61,28 +83,27 @@ def diff(
     output = context.output
     if print0 and (output.as_json or sizes):
         raise UsageError("--print0 prints names only")
+    patterns = _patterns(excludes)
     with context.open_store(output) as store:
-        run = _Run(context, output, store, allow_unsigned, contents, Tally(depth))
+        run = _Run(context, output, store, allow_unsigned, contents, patterns, Tally(depth))
         if after is not None and _is_directory(after):
-            found = run.to_directory(before, after, archive_name, bytes_of(path), excludes)
+            found = run.to_directory(before, after, archive_name, bytes_of(path))
         else:
             found = run.to_snapshot(before, after, archive_name, bytes_of(path))
-        tally = run.tally
-        if sizes:
-            for _ in found:
-                pass
-            _show_sizes(output, run)
-        elif output.as_json:
-            output.long_document(run.head, (_as_json(*each) for each in found), run.summary)
-        else:
-            for archive, change in found:
-                if print0:
-                    output.raw((change.path or archive.encode()) + b"\0")
-                else:
-                    output.line(change_line(archive, change))
-            if not print0:
-                output.summary(tally.text())
-    ctx.exit(EXIT_PARTIAL if run.errors else EXIT_DIFFERENT if tally.count else EXIT_OK)
+        with suppress(BrokenPipeError):  # somebody has seen enough: it is different all the same
+            _show(output, run, found, sizes, print0)
+    codes = EXIT_PARTIAL if run.errors else EXIT_OK, EXIT_DIFFERENT if run.tally.count else EXIT_OK
+    ctx.exit(worst(codes, _ORDER))
+
+
+def _patterns(texts: tuple[str, ...]) -> list[Pattern]:
+    from formats.errors import FormatError
+    from formats.patterns import parse_exclude_option
+
+    try:
+        return [parse_exclude_option(bytes_of(text)) for text in texts]
+    except FormatError as error:
+        raise UsageError(f"--exclude: {error}") from error
 
 
 def _is_directory(text: str) -> bool:
@@ -134,12 +155,21 @@ class _Run:
     """One comparison; what is told about it is counted."""
 
     def __init__(
-        self, context: Context, output: Output, store: Store, allow_unsigned: bool, contents: bool, tally: Tally
+        self,
+        context: Context,
+        output: Output,
+        store: Store,
+        allow_unsigned: bool,
+        contents: bool,
+        excludes: list[Pattern],
+        tally: Tally,
     ) -> None:
         self._context, self._store, self._allow_unsigned = context, store, allow_unsigned
         self._output = output
         self._contents = contents
+        self._excludes = excludes
         self.tally = tally
+        self.several = False  # archives
         self.head: dict[str, Any] = {"schema": 1}
         self.errors: list[dict[str, str]] = []
 
@@ -148,6 +178,10 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         return {"summary": self.tally.as_json(), "errors": self.errors}
+
+    def text(self) -> str:
+        unread = f"; {len(self.errors)} could not be read" if self.errors else ""
+        return self.tally.text() + unread
 
     def to_snapshot(self, first: str, second: str | None, archive_name: str | None, path: bytes) -> Iterator[Told]:
         if second is None:
@@ -185,30 +219,33 @@ class _Run:
             names = {name: kind for name, kind in names.items() if kind == "tree"}
             if len(names) != 1:
                 raise UsageError(f"there are {len(names)} trees", hint=f"choose one: --archive {' or '.join(names)}")
+        self.several = len(names) > 1
         for name, kind in names.items():
             if kind == "tree":
-                for change in tree_changes(old, new, name, path, contents=self._contents):
+                changes = tree_changes(old, new, name, path, contents=self._contents, excludes=self._excludes)
+                for change in changes:
                     yield name, change
             else:
                 whole = whole_change(old, new, name)
                 if whole is not None:
                     yield name, whole
 
-    def to_directory(
-        self, first: str, directory: str, archive_name: str | None, path: bytes, excludes: tuple[str, ...]
-    ) -> Iterator[Told]:
+    def to_directory(self, first: str, directory: str, archive_name: str | None, path: bytes) -> Iterator[Told]:
         from archiver.browse.live import LiveView, walk_options
         from archiver.browse.sides import live_changes
 
         snapshot = self._open(first)
         archive = snapshot.archive(archive_name)
-        options = walk_options(snapshot.tree(archive), map(bytes_of, excludes), self._store.own_directories())
+        options = walk_options(snapshot.tree(archive), path, self._excludes, self._store.own_directories())
         self.head |= {"before": str(snapshot.ref), "after": os.path.abspath(directory)}
 
-        def live() -> LiveView:
-            return LiveView(directory, options, self._problem)
+        def problem(found: Problem) -> None:
+            self._problem(found._replace(path=found.path.removeprefix(options.base) or b"/"))
 
-        changes = live_changes(snapshot, archive, path, live, contents=self._contents)
+        def live() -> LiveView:
+            return LiveView(directory, options, problem)
+
+        changes = live_changes(snapshot, archive, path, live, contents=self._contents, excludes=self._excludes)
         return self._counted((archive.name, change) for change in changes)
 
     def _problem(self, problem: Problem) -> None:
@@ -222,6 +259,23 @@ class _Run:
         for archive, change in found:
             self.tally.add(archive, change)
             yield archive, change
+
+
+def _show(output: Output, run: _Run, found: Iterator[Told], sizes: bool, print0: bool) -> None:
+    if sizes:
+        for _ in found:
+            pass
+        _show_sizes(output, run)
+    elif output.as_json:
+        output.long_document(run.head, (_as_json(*each) for each in found), run.summary)
+    else:
+        for archive, change in found:
+            if print0:
+                output.raw((change.path or archive.encode()) + b"\0")
+            else:
+                output.line(change_line(archive, change, several=run.several))
+        if not print0:
+            output.summary(run.text())
 
 
 def _as_json(archive: str, change: Change | WholeChange) -> dict[str, Any]:
@@ -254,8 +308,8 @@ def _show_sizes(output: Output, run: _Run) -> None:
     output.table(
         (">new", ">gone", ">entries", "directory"),
         [
-            (size_text(added), size_text(removed), str(count), printable(path or archive))
+            (size_text(added), size_text(removed), str(count), name_in(archive, path, run.several))
             for archive, path, added, removed, count in rows
         ],
     )
-    output.summary(run.tally.text())
+    output.summary(run.text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat as st
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.output import printable, size_text
+from archiver.core.sizes import LARGEST, parse_size
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from formats.pxar.items import Entry
 
 _KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo": "p", "socket": "s"}
-_SIZE = re.compile(r"([+-]?)([0-9]{1,15})([KMGTP]?)(?:iB|B)?", re.IGNORECASE)
-LARGEST = (1 << 63) - 1
 CHANGE_MARKS = {"added": "+", "removed": "-", "changed": "M"}
 
 archive_option: Callable[..., Any] = click.option(
@@ -71,12 +69,17 @@ def long_line(entry: Entry, name: bytes, size: int | None = None) -> str:
     return f"{mode} {stat.uid:>6} {stat.gid:>6} {shown:>12} {when:19} {printable(name)}{target}"
 
 
-def change_line(archive: str, change: Change | WholeChange) -> str:
-    """One difference; ``archive`` is the name of what it is in."""
+def change_line(archive: str, change: Change | WholeChange, *, several: bool) -> str:
+    """One difference; ``archive`` is the name of what it is in, told where there are ``several``."""
     what = f"  ({', '.join(change.what)})" if change.what else ""
     sizes = f"+{size_text(change.bytes_added)} " * bool(change.bytes_added)
     sizes += f"-{size_text(change.bytes_removed)}" * bool(change.bytes_removed)
-    return f"{CHANGE_MARKS[change.change]} {printable(change.path or archive)}{what}  {sizes}".rstrip()
+    return f"{CHANGE_MARKS[change.change]} {name_in(archive, change.path, several)}{what}  {sizes}".rstrip()
+
+
+def name_in(archive: str, path: bytes, several: bool) -> str:
+    """``/a/b``, of several archives ``x.pxar/a/b``; an archive that is no tree has no path."""
+    return (archive if several or not path else "") + printable(path)
 
 
 def time_text(seconds: int) -> str:
@@ -91,11 +94,10 @@ def parse_sizes(texts: tuple[str, ...]) -> tuple[int, int] | None:
     """Smallest and largest size in bytes that all of ``+10M`` (or more), ``-10M`` (or less), ``0`` (exactly) allow."""
     smallest, largest = 0, LARGEST
     for text in texts:
-        found = _SIZE.fullmatch(text)
-        if found is None:
-            raise UsageError(f"--size {text!r} is no size", hint="write +10M for 10 MiB or more, -1G for 1 GiB or less")
-        sign, number, unit = found.groups()
-        size = int(number) << 10 * ("KMGTP".index(unit.upper()) + 1 if unit else 0)
+        sign = text[:1] if text.startswith(("+", "-")) else ""
+        size = parse_size(
+            text.removeprefix(sign), "--size", hint="write +10M for 10 MiB or more, -1G for 1 GiB or less"
+        )
         smallest = smallest if sign == "-" else max(smallest, size)
         largest = largest if sign == "+" else min(largest, size)
     return (smallest, largest) if texts else None

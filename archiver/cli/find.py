@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
 from archiver.cli.entries import (
-    LARGEST,
     archive_option,
     bytes_of,
     entry_json,
@@ -21,13 +20,15 @@ from archiver.cli.entries import (
     text_of,
 )
 from archiver.cli.output import printable
-from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, UsageError
+from archiver.cli.searched import NotSearched, chosen_groups, opened_groups
+from archiver.core.sizes import LARGEST
+from archiver.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from archiver.browse.history import Version
     from archiver.browse.search import Hit, Query
     from archiver.browse.snapshot import Snapshot
-    from archiver.store.layout import GroupRef, SnapshotRef
+    from archiver.store.layout import GroupRef
     from archiver.store.store import Store
     from formats.pxar.items import Kind
 
@@ -60,7 +61,9 @@ _group_option = click.option("--group", metavar="TYPE/ID", help="Look into all s
 @print0_option
 @allow_unsigned_option
 @global_options
+@click.pass_context
 def find(
+    ctx: click.Context,
     context: Context,
     pattern: str | None,
     regex: str | None,
@@ -78,7 +81,8 @@ def find(
     """Find entries by name, in all snapshots unless told otherwise.
 
     PATTERN is one as for excludes: without a slash it is compared with names, '*half*' finds what has half in its name.
-    Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it.
+    Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it. Snapshots that
+    cannot be searched are named, and the exit code is theirs.
     """
     from archiver.core.clock import Clock
 
@@ -87,10 +91,11 @@ def find(
         raise UsageError("--print0 prints names only")
     query = _query(pattern, regex, types, parse_sizes(sizes), newer, older, Clock().now())
     with context.open_store(output) as store:
-        hits = _hits(context, store, query, snapshot, group, archive_name, allow_unsigned)
+        not_searched = NotSearched(output, store)
+        hits = _hits(context, store, query, snapshot, group, archive_name, allow_unsigned, not_searched)
         if output.as_json:
-            output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits))
-            return
+            output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
+            ctx.exit(not_searched.exit_code)
         last = None
         for hit in hits:
             where = hit.group, hit.archive, hit.path
@@ -103,6 +108,7 @@ def find(
             elif where != last:
                 output.line(printable(hit.path))
             last = where
+        not_searched.end()
 
 
 def version_name_of(path: bytes, version: Version) -> bytes:
@@ -150,6 +156,7 @@ def _hits(
     group: str | None,
     archive_name: str | None,
     allow_unsigned: bool,
+    not_searched: NotSearched,
 ) -> Iterator[Hit]:
     from archiver.browse.search import search
 
@@ -159,10 +166,29 @@ def _hits(
         opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
         chosen: Iterator[list[Snapshot]] = iter([[opened]])
     else:
-        chosen = opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned)
+        chosen = opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned, not_searched)
+    for snapshots, name in _trees(chosen, archive_name, not_searched):
+        yield from search(snapshots, name, query, not_searched.add)
+
+
+def _trees(
+    chosen: Iterable[list[Snapshot]], archive_name: str | None, not_searched: NotSearched
+) -> Iterator[tuple[list[Snapshot], str]]:
+    """The snapshots of each group with each tree to look into. Raises NotFound behind the last when there were none of
+    that name, but others, in all snapshots."""
+    from archiver.browse.search import tree_names
+
+    others: set[str] = set()
+    is_known = False
     for snapshots in chosen:
-        for name in _tree_names(snapshots, archive_name):
-            yield from search(snapshots, name, query)
+        names = _tree_names(snapshots, archive_name)
+        is_known = is_known or bool(names)
+        for name in names:
+            yield snapshots, name
+        if not names:
+            others.update(tree_names(snapshots))
+    if archive_name is not None and others and not is_known and not_searched.error is None:
+        raise NotFound(f"no snapshot has a tree {archive_name}", hint=f"there are: {', '.join(sorted(others))}")
 
 
 def _tree_names(snapshots: list[Snapshot], archive_name: str | None) -> list[str]:
@@ -179,60 +205,6 @@ def _tree_names(snapshots: list[Snapshot], archive_name: str | None) -> list[str
             archive.name == name and is_named(archive, archive_name) for one in snapshots for archive in one.archives()
         )
     ]
-
-
-def chosen_groups(context: Context, store: Store, group: str | None) -> list[GroupRef]:
-    """That one, or all at and below ``--ns``."""
-    if group is not None:
-        return [store.find_group(group, context.namespace)]
-    return [found for below in store.namespaces(context.namespace) for found in store.groups(below)]
-
-
-def opened_groups(
-    context: Context, store: Store, groups: list[GroupRef], allow_unsigned: bool
-) -> Iterator[list[Snapshot]]:
-    """The finished snapshots of each group, those that vanish meanwhile left out. A key that is missing for one of
-    several groups, or a snapshot that cannot be looked into, is told after the others were handed out. Raises
-    KeyProblem, Damaged."""
-    from archiver.store.layout import SnapshotRef
-
-    problem: ArchiverError | None = None
-    for group in groups:
-        snapshots = []
-        try:
-            for when in store.times(group):
-                try:
-                    found = _opened(context, store, SnapshotRef(group, when), allow_unsigned)
-                except Damaged as error:
-                    problem = problem or error
-                else:
-                    snapshots += found
-            is_signed = any(one.made_with_key for one in snapshots)
-            for one in snapshots:
-                one.group_is_signed = is_signed
-                for archive in one.archives():
-                    one.require_key(archive.files[0])
-        except NotFound:
-            continue
-        except KeyProblem as error:
-            problem = problem or error
-            continue
-        if snapshots:
-            yield snapshots
-    if problem is not None:
-        raise problem
-
-
-def _opened(context: Context, store: Store, ref: SnapshotRef, allow_unsigned: bool) -> list[Snapshot]:
-    """A snapshot; nothing when it is not finished, or gone."""
-    try:
-        if not store.is_finished(ref):
-            return []
-        snapshot = context.opened(store, ref, allow_unsigned=allow_unsigned)
-    except NotFound:
-        return []
-    snapshot.archives()  # raises Damaged when these cannot be told
-    return [snapshot]
 
 
 def _hit_json(hit: Hit) -> dict[str, Any]:
@@ -258,8 +230,15 @@ def version_json(group: GroupRef, path: bytes, version: Version) -> dict[str, An
 @print0_option
 @allow_unsigned_option
 @global_options
+@click.pass_context
 def history(
-    context: Context, path: str, group: str | None, archive_name: str | None, print0: bool, allow_unsigned: bool
+    ctx: click.Context,
+    context: Context,
+    path: str,
+    group: str | None,
+    archive_name: str | None,
+    print0: bool,
+    allow_unsigned: bool,
 ) -> None:
     """Show all versions of PATH, oldest first: what changed, and in how many snapshots each is.
 
@@ -272,10 +251,12 @@ def history(
         raise UsageError("--print0 prints names only")
     wanted = b"/" + b"/".join(plain_parts(bytes_of(path)))
     with context.open_store(output) as store:
-        found = _history(context, store, wanted, group, archive_name, allow_unsigned)
+        not_searched = NotSearched(output, store)
+        found = _history(context, store, wanted, group, archive_name, allow_unsigned, not_searched)
         if output.as_json:
-            output.long_document({"schema": 1}, (_told_json(wanted, *told) for told in found))
-            return
+            items = (_told_json(wanted, *told) for told in found)
+            output.long_document({"schema": 1}, items, not_searched.as_json)
+            ctx.exit(not_searched.exit_code)
         last = None
         for snapshots, name, version, what in found:
             if print0:
@@ -287,6 +268,7 @@ def history(
             last = heading
             line = long_line(version.entry, version_name_of(wanted, version))
             output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))).rstrip())
+        not_searched.end()
 
 
 Told = tuple["list[Snapshot]", str, "Version", tuple[str, ...]]
@@ -294,18 +276,25 @@ Told = tuple["list[Snapshot]", str, "Version", tuple[str, ...]]
 
 
 def _history(
-    context: Context, store: Store, path: bytes, group: str | None, archive_name: str | None, allow_unsigned: bool
+    context: Context,
+    store: Store,
+    path: bytes,
+    group: str | None,
+    archive_name: str | None,
+    allow_unsigned: bool,
+    not_searched: NotSearched,
 ) -> Iterator[Told]:
-    """All versions of a path. Raises NotFound behind the last of none."""
+    """All versions of a path. Raises NotFound behind the last of none, when all snapshots were looked into."""
     from archiver.browse.search import versions_of
 
     count = 0
-    for snapshots in opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned):
-        for name in _tree_names(snapshots, archive_name):
-            for version, what in with_changes(versions_of(snapshots, name, path)):
-                count += 1
-                yield snapshots, name, version, what
-    if not count:
+    groups = chosen_groups(context, store, group)
+    opened = opened_groups(context, store, groups, allow_unsigned, not_searched)
+    for snapshots, name in _trees(opened, archive_name, not_searched):
+        for version, what in with_changes(versions_of(snapshots, name, path, not_searched.add)):
+            count += 1
+            yield snapshots, name, version, what
+    if not count and not_searched.error is None:
         raise NotFound(f"there is no {printable(path)} in any snapshot", hint="find looks for parts of names")
 
 

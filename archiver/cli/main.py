@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any
 
@@ -121,7 +122,7 @@ def run(arguments: list[str], as_json: bool) -> int:
             try:
                 cli.invoke(ctx)
             finally:
-                with told():
+                with suppress(BrokenPipeError), told():  # how it ended counts, whether or not somebody reads to the end
                     sys.stdout.flush()
         return EXIT_OK
     except click.exceptions.Exit as error:

@@ -89,7 +89,7 @@ def sync(
         resync_corrupt,
         checked_owner(owner or DEFAULT_OWNER),
     )
-    limit = None if rate is None else parse_rate(rate)
+    limit = None if rate is None else parse_rate(rate, "--rate")
     for name, path in (("SOURCE", source), ("TARGET", target)):
         if not path:
             raise UsageError(f"{name} is empty")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from archiver.cli.context import Context, global_options
-from archiver.cli.output import size_text
+from archiver.cli.output import Output, size_text
 from archiver.errors import EXIT_DAMAGED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def verify(
         write_state=True,
         skip_verified=skip_verified,
         outdated_after=outdated_after,
-        budget=None if budget is None else Budget.parse(budget),
+        budget=None if budget is None else Budget.parse(budget, "--budget"),
         scope=f"{context.namespace}:{group or ''}",
     )
     output = context.output
@@ -85,6 +86,12 @@ def verify(
         refs = chosen(store, context.namespace, snapshot, group)
         crypt = None if without_key else fitting_key(context, store, refs)
         result = run(store, refs, crypt, output.hear, options)
+    with suppress(BrokenPipeError):  # there is damage, whether or not somebody reads to the end
+        _show(output, result)
+    ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
+
+
+def _show(output: Output, result: VerifyResult) -> None:
     if output.as_json:
         output.document(result.as_json())
     else:
@@ -103,7 +110,6 @@ def verify(
         )
         for line in (*_unproven(result), *_left_out(result)):
             output.summary(f"  {line}")
-    ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
 
 
 def check_choice(context: Context, snapshot: str | None, group: str | None, without_key: bool) -> None:

@@ -47,7 +47,8 @@ _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class WalkOptions:
-    """``include_dev``: st_dev of further file systems to enter. ``never_enter``: (st_dev, st_ino) of directories."""
+    """``include_dev``: st_dev of further file systems to enter. ``never_enter``: (st_dev, st_ino) of directories.
+    ``base``: path in the archive of what is walked through (b"/a/b"), where that is not all of it."""
 
     excludes: Sequence[Pattern] = ()
     all_file_systems: bool = False
@@ -56,6 +57,7 @@ class WalkOptions:
     skip_e2big_xattr: bool = False
     exclude_caches: bool = False
     never_enter: frozenset[tuple[int, int]] = frozenset()
+    base: bytes = b""
 
 
 class SourceEntry(NamedTuple):
@@ -258,7 +260,7 @@ class Walk:
         shown = os.fsdecode(self._root)
         try:
             fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            root = SourceDirectory(self, None, b"", os.fstat(fd))
+            root = SourceDirectory(self, None, self._options.base, os.fstat(fd))
             root.fd = fd
             self._stack.append(root)
             magic = linux.filesystem_type(fd)

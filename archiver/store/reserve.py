@@ -4,19 +4,19 @@ A writer that finds the disk full gives it up. Then there is room for what ends 
 database is told, and for forget, prune and gc. It is made again when there is room again. Nothing depends on it: a
 store without it, or with a part of it, is as good.
 
-How large: 32 MiB, or 1 % of a smaller file system; ``ARCHIVER_RESERVE`` says otherwise (bytes, or with K, M, G; 0:
-none). Where it was given up its room is not for the next run: as long as less than that is free, none begins.
+How large: 32 MiB, or 1 % of a smaller file system; ``ARCHIVER_RESERVE`` says otherwise (0: none). Where it was given up
+its room is not for the next run: as long as less than that is free, none begins.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from contextlib import suppress
 
 from archiver.core.disk import Disk, available, is_directory
-from archiver.errors import NoSpace, UsageError
+from archiver.core.sizes import parse_size
+from archiver.errors import NoSpace
 from archiver.store.layout import Layout
 
 _LARGEST = 32 << 20  # bytes
@@ -24,18 +24,13 @@ _SHARE = 100  # of the file system, one part of so many
 _PAGE = 4096
 _MODE = 0o600
 _FOR_PUBLISHING = 1 << 20  # bytes that must be free for a manifest, an index file and two directories
-_SIZE = re.compile(r"([0-9]{1,15})([KMG]?)")
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
 
 def size_for(base: str) -> int:
     """Bytes that the reserve of the store at ``base`` is to have. Raises UsageError."""
     chosen = os.environ.get("ARCHIVER_RESERVE")
     if chosen:
-        match = _SIZE.fullmatch(chosen)
-        if match is None:
-            raise UsageError(f"ARCHIVER_RESERVE={chosen} is no size", hint="write for example 32M, or 0 for none")
-        return int(match[1]) << _UNITS[match[2]]
+        return parse_size(chosen, "ARCHIVER_RESERVE", hint="write for example 32M, or 0 for none")
     space = os.statvfs(base)
     return min(_LARGEST, space.f_blocks * space.f_frsize // _SHARE) // _PAGE * _PAGE
 

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 
 from archiver.core.clock import Clock
 from archiver.core.pipeline import Cancelled, Pipeline
-from archiver.errors import UsageError
+from archiver.core.sizes import parse_size
 
 _SLICE = 0.1  # seconds between two looks at whether to go on
-_RATE = re.compile(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_UNITS = " KMGT"
 
 
-def parse_rate(text: str) -> int:
-    """Bytes a second: ``500K``, ``20M``; UsageError."""
-    match = _RATE.fullmatch(text)
-    number = int(match[1]) << 10 * _UNITS.index(match[2].upper() or " ") if match else 0
-    if not number:
-        raise UsageError(f"{text!r} is no rate", hint="write bytes a second, for example 20M or 500K")
-    return number
+def parse_rate(text: str, name: str = "") -> int:
+    """Bytes a second: ``500K``, ``20M``; ``name`` as for ``parse_size``. UsageError."""
+    return parse_size(text, name, least=1, hint="write bytes a second, for example 20M or 500K")
 
 
 class Rate:

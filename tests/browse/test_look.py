@@ -225,7 +225,7 @@ def test_diff_with_a_live_directory(nights: Nights, way: str, contents: bool) ->
     before = nights.walk(last)
     with nights.snapshots(last) as [snapshot]:
         archive = snapshot.archive(NAME)
-        options = walk_options(snapshot.tree(archive), [])
+        options = walk_options(snapshot.tree(archive), b"/", [])
         for directory in (nights.source, nights.restored[last], nights.restored[nights.times[0]]):
 
             def live(directory: Path = directory) -> LiveView:
@@ -253,7 +253,7 @@ def test_live_diff_reads_contents_on_demand_only(tmp_path: Path) -> None:
     os.utime(copy.parent, ns=(0, 0))
     with nights.snapshots() as [snapshot]:
         archive = snapshot.archive(NAME)
-        options = walk_options(snapshot.tree(archive), [])
+        options = walk_options(snapshot.tree(archive), b"/", [])
 
         def live() -> LiveView:
             return LiveView(str(nights.restored[time]), options, lambda problem: None)

@@ -247,7 +247,9 @@ def test_round_that_is_damaged(place: Path) -> None:
         ("1.5h", Budget(seconds=5400)),
         ("1d", Budget(seconds=86400)),
         ("20GiB", Budget(bytes=20 << 30)),
-        ("500MB", Budget(bytes=500_000_000)),
+        ("500MB", Budget(bytes=500 << 20)),
+        ("10MiB", Budget(bytes=10 << 20)),
+        ("1.5G", Budget(bytes=3 << 29)),
         ("1 B", Budget(bytes=1)),
     ],
 )
@@ -256,8 +258,9 @@ def test_words_for_budgets(text: str, budget: Budget) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "10", "m", "-1m", "0s", "0GiB", "10G", "10M", "1e3s", "10m5s", "99999999999d", "0.1B"]
+    "text", ["", "10", "m", "-1m", "0s", "0GiB", "10M", "1.5 M", "1e3s", "10m5s", "99999999999d", "0.1B"]
 )
 def test_words_for_no_budget(text: str) -> None:
-    with pytest.raises(UsageError, match="is no budget"):
+    """10 and 10M would be sizes, but may be meant for times."""
+    with pytest.raises(UsageError, match=r"is no (budget|size)"):
         Budget.parse(text)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from archiver.backup.run import BackupOptions, backup
+from archiver.backup.run import BackupOptions, Mode, backup
 from archiver.backup.specification import ArchiveSpec
+from archiver.browse import search
+from archiver.browse.history import History, open_histories
+from archiver.browse.snapshot import Snapshot
+from archiver.cli.context import Context
 from archiver.core import linux
 from archiver.core.events import ignore
-from archiver.errors import NotFound
+from archiver.errors import KeyProblem, NotFound
 from archiver.source import content
+from archiver.store.indexes import load_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -261,7 +267,72 @@ def test_what_was_left_out_is_no_difference(tmp_path: Path, source: Path) -> Non
         assert call("--store", store, "diff", "latest", str(source)).lines == [
             "0 added, 0 removed, 0 changed; 0 B new, 0 B gone"
         ]
-        assert call("--store", store, "diff", "latest", str(source), "--exclude", "link").code == 4
+
+
+def test_what_was_left_out_below_a_path(tmp_path: Path, source: Path) -> None:
+    """Excludes are anchored where the backup began, and those of a directory above count."""
+    store, deep = tmp_path / "store", source / "below" / "*deep"
+    deep.mkdir()
+    for directory in (source, source / "below", deep):
+        for name in ("one", "two", "three", "four"):
+            (directory / name).write_bytes(b"x")
+    (source / ".pxarexclude").write_bytes(b"/below/two\n/three\n")
+    (source / "below" / ".pxarexclude").write_bytes(b"/*deep/four\n")
+    ask("init", store)
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--exclude", "/below/one", "--exclude", "/\\*deep")
+    base = ("--store", store, "diff", "latest")
+    for path, directory in (("/", source), ("below", source / "below"), ("/below/*deep/", deep)):
+        done = call(*base, "--path", path, str(directory), "--content")
+        assert (done.code, done.out) == (0, "0 added, 0 removed, 0 changed; 0 B new, 0 B gone\n"), path
+    (source / "below" / "three").unlink()
+    (source / "below" / "new").write_bytes(b"")
+    found = call(*base, "--path", "below", str(source / "below"), "--exclude", "/new").lines
+    assert [line.split("  ")[0] for line in found[:-1]] == ["M /", "- /three"]
+    found = call(*base, "--path", "below", str(source / "below"), "--exclude", "!/one").lines
+    assert [line.split("  ")[0] for line in found[:-1]] == ["M /", "+ /new", "+ /one", "- /three"]
+
+
+@pytest.mark.parametrize("second", ["snapshot", "directory"])
+@pytest.mark.parametrize("mode", ["metadata", "legacy"])
+def test_what_is_excluded_is_on_neither_side(store: Path, source: Path, mode: Mode, second: str) -> None:
+    """Of two snapshots and of a live directory: gone, new and changed, with all that is below."""
+    (source / "file").unlink()
+    (source / "link").unlink()
+    (source / "link").mkdir()
+    (source / "new").mkdir()
+    (source / "new" / "inside.o").write_bytes(b"12345")
+    (source / "below" / "empty").write_bytes(b"full")
+    save(store, source, time=FIRST + DAY, group=GroupRef("", "host", "tester"), mode=mode)
+    other = "host/tester/" + format_time(FIRST + DAY) if second == "snapshot" else str(source)
+
+    def changes(*arguments: str) -> dict[str, str]:
+        done = call("--store", store, "diff", SNAPSHOT, other, *arguments, "--json")
+        items = done.document["items"]
+        summary = done.document["summary"]
+        assert done.code == (4 if items else 0)
+        assert summary["added"] + summary["removed"] + summary["changed"] == len(items)
+        return {item["path"]: item["change"] for item in items if item["path"] != "/"}
+
+    everything = {
+        "/below/empty": "changed", "/file": "removed", "/link": "changed", "/new": "added", "/new/inside.o": "added"
+    }  # fmt: skip
+    assert changes() == changes("--exclude", "absent") == everything
+    for patterns, left_out in (
+        (["*.o"], {"/new/inside.o"}),
+        (["/new"], {"/new", "/new/inside.o"}),
+        (["file"], {"/file"}),
+        (["/below", "file"], {"/below/empty", "/file"}),
+        (["*", "!file"], everything.keys() - {"/file"}),
+        (["/empty"], set()),
+    ):
+        arguments = [word for pattern in patterns for word in ("--exclude", pattern)]
+        expected = {path: change for path, change in everything.items() if path not in left_out}
+        assert changes(*arguments) == changes(*arguments, "--content") == expected, patterns
+    assert changes("--exclude", "link/") == everything | {"/link": "removed"}  # a directory on one side alone
+    if second == "snapshot":
+        assert changes("--path", "below", "--exclude", "/empty") == {}  # from where the comparison begins
+    wrong = call("--store", store, "diff", SNAPSHOT, other, "--exclude", "a[")
+    assert wrong.code == 2 and "--exclude" in wrong.err
 
 
 @pytest.mark.parametrize("name", [b"below", b"file"])
@@ -282,6 +353,29 @@ def test_what_cannot_be_read_is_no_difference(
     done = call("--store", store, "diff", "latest", str(source), "--json")
     assert done.code == 3 and [item["path"] for item in done.document["errors"]] == ["/" + name.decode()]
     assert [item["path"] for item in done.document["items"]] == ["/file"] * (name != b"file")
+
+
+def test_a_difference_beside_what_cannot_be_read(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 4 is for comparisons that are complete."""
+    (source / "link").unlink()
+    assert call("--store", store, "diff", "latest", str(source)).code == 4
+    opening = linux.open_noatime
+
+    def refusing(path: bytes, flags: int, directory: int) -> int:
+        if path in (b"below", b"empty"):
+            raise PermissionError(errno.EACCES, "permission denied")
+        return opening(path, flags, directory)
+
+    monkeypatch.setattr(linux, "open_noatime", refusing)
+    for arguments in ((), ("--sizes",)):
+        done = call("--store", store, "diff", "latest", str(source), *arguments)
+        assert done.code == 3 and "unreadable: /below: permission denied" in done.err
+        assert done.lines[-1] == "0 added, 1 removed, 1 changed; 0 B new, 0 B gone; 1 could not be read"
+    assert call("--store", store, "diff", "latest", str(source), "-0").code == 3
+    monkeypatch.setattr(content, "open_noatime", refusing)
+    os.utime(source / "below" / "empty", (0, 0))
+    below = call("--store", store, "diff", "latest", "--path", "below", str(source / "below"), "--json")
+    assert below.code == 3 and [error["path"] for error in below.document["errors"]] == ["/empty"]
 
 
 # Encrypted, and by a server.
@@ -354,6 +448,128 @@ def test_one_snapshot_that_is_bad_or_gone_does_not_hide_the_others(
         assert [item["snapshot"] for item in done.document["items"]] == [str(good)]
 
 
+def test_unsigned_snapshots_do_not_hide_the_others(
+    store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nightly runs got their key some day: with it what is signed is looked into, and all other groups."""
+    monkeypatch.setenv("ARCHIVER_KEYFILE", str(write_key(tmp_path / "key.json", KEY.enc_key)))
+    group = GroupRef("", "host", "aaa")
+    plain = [str(save(store, source, time=FIRST + night, group=group).snapshot) for night in range(2)]
+    signed = [str(save(store, source, time=FIRST + night, group=group, crypt=KEY).snapshot) for night in (5, 6)]
+    other = str(save(store, source, time=FIRST, group=GroupRef("", "host", "zzz"), crypt=KEY).snapshot)
+    for command in (("find", "file"), ("history", "/file")):
+        done = call("--store", store, *command, "--json")
+        document = done.document
+        assert done.code == 20
+        assert {(item["first"], item["snapshot"]) for item in document["items"]} == {
+            (signed[0], signed[1]), (SNAPSHOT, SNAPSHOT), (other, other)
+        }  # fmt: skip
+        assert [one["snapshot"] for one in document["not_searched"]] == plain
+        assert all("is unsigned" in one["reason"] for one in document["not_searched"])
+        assert document["error"]["code"] == "unsigned" and "(and 1 more)" in document["error"]["message"]
+        done = call("--store", store, *command, "-q")
+        assert done.code == 20 and done.lines and "--allow-unsigned" in done.err
+        assert all(f"not searched: {name}: " in done.err for name in plain)
+        assert ask("--store", store, *command, "--allow-unsigned")["not_searched"] == []
+    assert call("--store", store, "history", "/absent").code == 20  # nobody knows
+
+
+def test_unsigned_is_refused_where_nothing_that_is_signed_can_be_opened(
+    store: Path, source: Path, tmp_path: Path
+) -> None:
+    """Of a group that is signed with a key that is not at hand."""
+    group = GroupRef("", "host", "aaa")
+    signed = save(store, source, time=FIRST, group=group, crypt=KEY).snapshot
+    forged = save(store, source, time=FIRST + 1, group=group).snapshot
+    other = write_key(tmp_path / "other.json", bytes(32))
+    base = ("--store", store, "find", "file", "--group", "host/aaa", "--keyfile", other, "--json")
+    document = call(*base).document
+    assert document["items"] == []
+    assert [one["snapshot"] for one in document["not_searched"]] == [str(signed), str(forged)]
+    assert document["error"]["code"] == "key"
+    assert [item["snapshot"] for item in call(*base, "--allow-unsigned").document["items"]] == [str(forged)]
+
+
+@pytest.mark.parametrize("lost", ["chunk", "index"])
+def test_an_archive_that_cannot_be_read_does_not_hide_the_others(store: Path, source: Path, lost: str) -> None:
+    """Where the database has lost what is in it."""
+    group = GroupRef("", "host", "aaa")
+    (source / "old").write_bytes(b"")
+    bad = save(store, source, time=FIRST, group=group).snapshot
+    (source / "old").unlink()
+    good = save(store, source, time=FIRST + 1, group=group).snapshot
+    index = load_index(str(store / bad.path / "tree.mpxar.didx"))
+    digest = index.digests[0].tobytes().hex()
+    (store / ".chunks" / digest[:4] / digest if lost == "chunk" else store / bad.path / "tree.ppxar.didx").unlink()
+    shutil.rmtree(store / ".archiver" / "db")
+    for command in (("find", "file"), ("history", "/file")):
+        done = call("--store", store, *command, "--json")
+        assert done.code == 20
+        assert [one["snapshot"] for one in done.document["not_searched"]] == [str(bad)]
+        assert [item["snapshot"] for item in done.document["items"]] == [str(good), SNAPSHOT]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("crypt", [None, KEY], ids=["plain", "key"])
+@pytest.mark.parametrize("command", [("find", "file"), ("find",), ("history", "/file")])
+def test_snapshots_that_are_removed_meanwhile_are_left_out(
+    store: Path,
+    source: Path,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    crypt: CryptConfig | None,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the catalog is asked for what is in them, or after."""
+    group = GroupRef("", "host", "aaa")
+    saved = []
+    for night in range(5):
+        (source / f"night-{night}").write_bytes(b"")
+        (source / "file").write_bytes(b"contents" * (night + 1))
+        saved.append(save(store, source, time=FIRST + night, group=group, crypt=crypt, mode="metadata").snapshot)
+    removed: list[SnapshotRef] = []
+
+    def remove() -> None:
+        for ref in (saved[0], saved[2], saved[4]):
+            assert call("--store", store, "forget", str(ref)).code == 0
+            removed.append(ref)
+
+    def opening(snapshots: list[Snapshot], name: str) -> tuple[list[History], list[Snapshot]]:
+        if moment == "before" and not removed:
+            remove()
+        found = open_histories(snapshots, name)
+        if moment == "after" and not removed:
+            remove()
+        return found
+
+    monkeypatch.setattr(search, "open_histories", opening)
+    keyfile = ("--keyfile", write_key(tmp_path / "key.json", KEY.enc_key)) if crypt is not None else ()
+    done = call("--store", store, *command, "--group", "host/aaa", "--json", *keyfile)
+    assert (done.code, done.err) == (0, "")
+    assert len(removed) == 3 and done.document["not_searched"] == []
+    found = {item["snapshot"] for item in done.document["items"] if item["path"] == "/file"}
+    assert {str(saved[1]), str(saved[3])} <= found
+
+
+def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is wrong, and many snapshots need the key."""
+    for night in range(5):
+        save(store, source, time=FIRST + night, group=GroupRef("", "host", "aaa"), crypt=KEY)
+    asked = []
+
+    def wrong(self: Context) -> CryptConfig | None:
+        asked.append(self)
+        raise KeyProblem("the passphrase is wrong")
+
+    monkeypatch.setattr(Context, "key", wrong)
+    done = call("--store", store, "find", "file")
+    assert done.code == 12 and done.lines == ["/file"]
+    assert len(asked) == 1 and done.err.count("not searched") == 5
+    done = call("--store", store, "find", "file", "--keyfile", "/it")
+    assert (done.code, done.out, done.err) == (12, "", "archiver: the passphrase is wrong\n")
+
+
 def test_golden_snapshots(tmp_path: Path) -> None:
     """Of a server: split and not, plain and encrypted, images and blobs beside them."""
     store, keyfile = unpack(tmp_path), write_key(tmp_path / "key.json")
@@ -398,9 +614,26 @@ def test_two_archives(tmp_path: Path, source: Path) -> None:
         backup(opened, specs, BackupOptions(GroupRef("", "host", "x"), time=FIRST), ignore)
     assert {item["archive"] for item in ask("--store", store, "find", "file")["items"]} == {"one.pxar", "two.pxar"}
     assert len(ask("--store", store, "find", "file", "--archive", "two")["items"]) == 1
-    assert ask("--store", store, "find", "file", "--archive", "three")["items"] == []
+    for command in (("find", "file"), ("history", "/file")):
+        absent = call("--store", store, *command, "--archive", "three", "--json")
+        assert (absent.code, absent.error["hint"]) == (10, "there are: one.pxar, two.pxar")
+    save(store, source, time=FIRST, group=GroupRef("", "host", "y"))
+    (item,) = ask("--store", store, "find", "file", "--archive", "two")["items"]  # which not all groups have
+    assert item["group"] == "host/x"
     assert call("--store", store, "ls", "latest").lines == ["one.pxar", "two.pxar"]
     which = call("--store", store, "cat", "latest", "/file")
     assert which.code == 2 and "choose one: one.pxar, two.pxar" in which.err
     assert call("--store", store, "diff", "latest", str(source)).code == 2
     assert call("--store", store, "diff", "latest", str(source), "--archive", "two.pxar").code == 0
+    (source / "file").write_bytes(b"longer contents\n")
+    before = call("--store", store, "snapshots").lines[1].split()[0]
+    named = [f"{name}.pxar:{source}" for name in ("one", "two")]
+    told = call("--store", store, "backup", *named, "--id", "x", "--dry-run", "-v").lines
+    assert [line.split()[1] for line in told if line.startswith("M")] == ["one.pxar/file", "two.pxar/file"]
+    assert call("--store", store, "backup", *named, "--id", "x").code == 0
+    lines = call("--store", store, "diff", before, "host/x").lines
+    assert [line.split("  ")[0] for line in lines[:-1]] == ["M one.pxar/file", "M two.pxar/file"]
+    lines = call("--store", store, "diff", before, "host/x", "--archive", "one").lines
+    assert [line.split("  ")[0] for line in lines[:-1]] == ["M /file"]
+    sizes = call("--store", store, "diff", before, "host/x", "--sizes").lines[1:-1]
+    assert [line.split()[-1] for line in sizes] == ["one.pxar/", "two.pxar/"]

@@ -110,6 +110,37 @@ def test_reader_goes_away(wide_store: Path, command: list[str]) -> None:
     running.stderr.close()
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize("count", [0, 10])
+def test_a_reader_that_goes_away_does_not_change_what_is_found(
+    wide_store: Path, tmp_path: Path, more: list[str], count: int
+) -> None:
+    """Exit codes of what finds out something: 0 would say that nothing is different, and nothing damaged."""
+    for file in (tmp_path / "wide").iterdir():
+        os.truncate(file, 1)
+    for chunk in (wide_store / ".chunks").glob("*/*"):
+        os.truncate(chunk, 1)
+    (tmp_path / "wide" / "new").mkdir()
+    wide = (tmp_path / "again", tmp_path / "wide")
+    filled_store(*wide)
+    for file in (tmp_path / "wide").glob("*x"):
+        file.unlink()
+    commands: tuple[tuple[int, list[Argument]], ...] = (
+        (20, ["--store", wide_store, "verify", *more]),
+        (4, ["--store", wide[0], "diff", "latest", wide[1], *more]),
+        (4, ["--store", wide[0], "diff", "latest", wide[1], "--path", "new", *more]),
+        (10, ["--store", wide[0], "history", "absent", *more]),
+    )
+    for code, command in commands:
+        running = start(*command)
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.read(count)
+        running.stdout.close()
+        told = running.stderr.read()
+        assert running.wait(LONG) == code, (command, told)
+        running.stderr.close()
+
+
 @pytest.mark.parametrize("command", [["snapshots"], ["snapshots", "--json"], ["nonsense"], ["nonsense", "--json"]])
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_streams(store: Path, command: list[str], closed: list[int]) -> None:

@@ -195,7 +195,7 @@ def test_rates() -> None:
         7,
     ]
     with pytest.raises(UsageError):
-        parse_rate("20 M")
+        parse_rate("0M")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

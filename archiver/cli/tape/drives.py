@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.tape.group import described, drive_option, listed, opened, tape_place, told
+from archiver.core.sizes import parse_size
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
     from archiver.tape.state.drives import DriveConfig
-
-_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:iB|B)?", re.IGNORECASE)
 
 
 @click.group()
@@ -50,7 +48,7 @@ def add(
     if not path:
         raise UsageError("--path is empty")
     path = os.path.abspath(path)
-    size = None if max_size is None else _bytes(max_size)
+    size = None if max_size is None else parse_size(max_size, "--max-size")
     if kind == "st" or (kind is None and path.startswith("/dev/")):
         config = DriveConfig(name, "st", path, size, None, changer, number, generic)
     else:
@@ -61,13 +59,6 @@ def add(
         VirtualDrive(name, path, max_size=size, mount=config.mount, new=True).close()
     drives.add_drive(config)
     told(context.output, {"drive": _described(config)}, f"set up the drive {name}: {path}")
-
-
-def _bytes(text: str) -> int:
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise UsageError(f"--max-size {text!r} is no size", hint="write for example 500M, 900G or 2T")
-    return int(found[1]) << (10 * ("KMGT".index(found[2].upper()) + 1) if found[2] else 0)
 
 
 def _described(config: DriveConfig) -> dict[str, Any]:
