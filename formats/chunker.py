@@ -100,6 +100,10 @@ class HashCutter:
             return int(self._hits[0]) + 1
         return self.maximum if len(chunk) >= self.maximum else 0
 
+    def advance(self, size: int) -> None:
+        """As ``restart``: where a chunk lies in the stream does not matter."""
+        self.restart()
+
     def move(self, length: int) -> None:
         """The current chunk ends after ``length`` bytes (1 to maximum, all of them seen by ``find``)."""
         first = self.minimum - 1

@@ -253,6 +253,18 @@ class DynamicIndexWriter(_Writer):
             _refuse_chunk(self.count, f"an end above {self._end}", end, digest)
         self._append(end, _ENTRY.pack(end, digest))
 
+    def add_run(self, digest: bytes, size: int, count: int) -> None:
+        """The next ``count`` chunks are of ``size`` bytes and the same contents: a hole. FormatError as for ``add``."""
+        end = self._end + count * size
+        if count < 1 or size < 1 or end > _MAX_OFFSET or len(digest) != DIGEST_SIZE:
+            _refuse_chunk(self.count, f"{count} chunks up to {_MAX_OFFSET}", end, digest)
+        entries = np.empty(count, _ENTRY_DTYPE)
+        entries["end"] = np.arange(self._end + size, end + 1, size, dtype=np.uint64)
+        entries["digest"] = np.frombuffer(digest, np.uint8)
+        self._pending += entries.tobytes()
+        self._end = end
+        self.count += count
+
     def finish(self) -> bytes:
         """The final header. FormatError without any chunk, ValueError when entries were not taken."""
         self._check_finished("a dynamic index")

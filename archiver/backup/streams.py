@@ -175,9 +175,12 @@ class IndexedStream:
         """Into the index."""
         index = self._index
         self._end += count * size
-        while count > 1 and isinstance(index, FixedIndexWriter):
+        while count > 1:
             part = min(count - 1, _RUN_AT_ONCE)
-            index.add_run(digest, part)
+            if isinstance(index, FixedIndexWriter):
+                index.add_run(digest, part)
+            else:
+                index.add_run(digest, size, part)
             count -= part
             self._write_entries()
         index.add(self._end, digest)
@@ -223,6 +226,7 @@ class Stream(IndexedStream):
         self._limit = self._slab.size
         self._cut_at = self._pos + _CUT_EVERY
         self._chunk_start = self._pos
+        self._zeros: bytes | None = None  # digest of the largest chunk of zeros, when one was handed out
 
     def write(self, data: Buffer) -> None:
         end = self._pos + len(data)
@@ -255,12 +259,32 @@ class Stream(IndexedStream):
             self._cut(last=False)
 
     def write_zeros(self, length: int) -> None:
-        """``length`` zero bytes: a hole."""
+        """``length`` zero bytes: a hole.
+
+        The hash never passes in zeros, so a chunk that begins in a hole ends at the largest size, if the hole is that
+        long. The first of these takes the way of any other; all others are the same and only referred to, at once.
+        """
+        largest = self._chunker.maximum
+        done = 0  # zeros that were put into memory
         while length:
+            if self._zeros is not None and self._pos == self._chunk_start and length >= largest:
+                count = length // largest
+                self._refer(self._zeros, largest, count, reused=False)
+                self._chunker.advance(count * largest)
+                length -= count * largest
+                continue
             room = self.reserve()
-            count = min(len(room), length, _ZEROS)
+            missing = largest - (self._pos - self._chunk_start)
+            is_hole = largest - missing <= done  # nothing else is in the open chunk
+            count = min(len(room), length, _ZEROS, missing if is_hole else length)
             self._slab.array[self._pos : self._pos + count] = 0
+            if is_hole and count == missing and length - count >= largest and self._zeros is None:
+                zeros = self._slab.view[self._chunk_start : self._pos + count]
+                self._zeros = chunk_digest(zeros, self._machinery.crypt)
             self.commit(count)
+            if is_hole and count == missing:
+                self._cut(last=False)
+            done += count
             length -= count
 
     def _cut(self, *, last: bool) -> None:

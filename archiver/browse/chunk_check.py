@@ -7,18 +7,23 @@ says otherwise of a sound chunk.
 
 Without the key an encrypted chunk is checked by its CRC, and by the BLAKE3 of its stored bytes where the database has
 it: rot is found without the key. These sums come from who had the contents at hand, a backup or a verification with the
-key; here none is ever written for what could not be checked otherwise.
+key; here none is ever written for what could not be checked otherwise. A CRC alone proves nothing: whoever has several
+bits flip, or is asked to believe a store, needs more.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from archiver.browse.verify_result import VerifyResult
 from archiver.core.events import Listener, Notice, Progress
@@ -62,6 +67,7 @@ class _Tally:
     unchecked: int = 0
     without_sum: int = 0
     good: list[tuple[bytes, bytes, int]] = field(default_factory=list)
+    unproven: array[int] = field(default_factory=lambda: array("Q"))
 
 
 class ChunkCheck:
@@ -80,6 +86,8 @@ class ChunkCheck:
             {with_key: store.reader(crypt if with_key else None) for with_key in (False, True)} for _ in range(_WORKERS)
         ]
         self._good: list[tuple[bytes, bytes, int]] = []
+        self._unproven = array("Q")
+        self._sorted = np.zeros(0, np.uint64)
         self.bad: dict[tuple[bytes, int, bool], str] = {}
 
     def run(
@@ -149,6 +157,7 @@ class ChunkCheck:
             result.unchecked += tally.unchecked
             result.without_sum += tally.without_sum
             self._good += tally.good
+            self._unproven += tally.unproven
             is_full = len(self._good) >= _RECORD_AT_ONCE
         done(tasks)
         if is_full:
@@ -168,7 +177,9 @@ class ChunkCheck:
             tally.good.append((task.digest, read.total, read.stored))
         if task.encrypted and not task.with_key:
             tally.unchecked += 1
-            tally.without_sum += not read.is_proven
+            if not read.is_proven:
+                tally.without_sum += 1
+                tally.unproven.frombytes(task.digest[:8])
 
     def _read(self, reader: ChunkReader, task: Task) -> _Read:
         if not task.encrypted and self._has_sum(task):
@@ -227,6 +238,14 @@ class ChunkCheck:
         if self._set_aside:
             self._set_aside = False
             self._listener(Notice(f"damaged chunks are left where they are: {error}", "warning"))
+
+    def unproven(self) -> NDArray[np.uint64]:
+        """The first 8 bytes of the digest of each chunk that was checked by its CRC alone, sorted (``prefixes_of``)."""
+        with self._lock:
+            found, self._unproven = self._unproven, array("Q")
+        if found:
+            self._sorted = np.union1d(self._sorted, np.frombuffer(found, np.uint64))
+        return self._sorted
 
     def record(self) -> None:
         """Tell the database which chunks were read and found good."""

@@ -2,7 +2,9 @@
 
 The result of each snapshot is written into its manifest, where a PBS reads it too: ``snapshots`` shows it, a backup
 takes nothing over from a snapshot that failed, and a prune keeps the newest that was good. With a budget that is done
-for damaged snapshots, and for those of which every chunk was read in this cycle.
+for damaged snapshots, and for those of which every chunk was read in this cycle. Good is only a snapshot all of whose
+chunks were proven; where no damage was found, but some chunks were checked without their key and by their CRC alone,
+the last word stays, as it is of somebody who knew more. (A PBS, which never has the key, is content with the CRC.)
 
 A snapshot that is removed while this runs is no error.
 """
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.browse.chunk_check import ChunkCheck, Task
 from archiver.browse.damage import bad_chunks, files_of
@@ -128,7 +131,8 @@ class _Verification:
                             for digest, size in pairs_of(rows)
                         )
                         self._report(snapshot, indexes)
-                        self._end(ref, "failed" if self._found.count else "ok", self._began)
+                        is_proven = not _has_any(indexes, self._check.unproven())
+                        self._end(ref, self._state(is_proven), self._began)
             except Locked:
                 self._result.busy.append(str(ref))
             except NotFound:  # it was removed meanwhile
@@ -153,16 +157,19 @@ class _Verification:
             self._check.record()
             plan.save()
         self._result.budget = plan.result()
-        unproven = plan.unproven()
+        unproven = np.union1d(plan.unproven(), self._check.unproven())
         for snapshot, self._found in looked_at:
             is_proven = not len(unproven)
             if self._check.bad or not is_proven:
                 self._found = Found()  # which are told anew
                 indexes = self._indexes(snapshot)
-                is_proven = not any(np.isin(prefixes_of(index.digests), unproven).any() for index in indexes.values())
+                is_proven = not _has_any(indexes, unproven)
                 self._report(snapshot, indexes)
-            state = "failed" if self._found.count else "ok" if is_proven else None
-            self._end(snapshot.ref, state, plan.began)
+            self._end(snapshot.ref, self._state(is_proven), plan.began)
+
+    def _state(self, is_proven: bool) -> str | None:
+        """What is to be said of a snapshot; None: nothing."""
+        return "failed" if self._found.count else "ok" if is_proven else None
 
     # -- one snapshot ------------------------------------------------------------------------------------------------
 
@@ -239,6 +246,8 @@ class _Verification:
             return
         self._result.snapshots += 1
         self._result.take(found)
+        if state is None and not found.count:
+            self._result.unproven.append(str(ref))
         if state is None or not self._options.write_state or self._store.read_only:
             return
         try:
@@ -272,3 +281,13 @@ class _Verification:
             for chunk, names in zip(bad, files, strict=True):
                 where = str(snapshot.ref), file.filename, chunk.digest.hex()
                 self._found.add(VerifyError(*where, chunk.reason, [name.path for name in names]))
+
+
+def _has_any(indexes: dict[str, Index], prefixes: NDArray[np.uint64]) -> bool:
+    """Whether a digest in them begins with one of the sorted ``prefixes``."""
+    for index in indexes.values() if len(prefixes) else ():
+        found = prefixes_of(index.digests)
+        places = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
+        if (prefixes[places] == found).any():
+            return True
+    return False

@@ -170,12 +170,19 @@ class Plan:
         return self._began if self._round is None else self._round.began
 
     def unproven(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of every digest that neither this run nor an earlier one of its round has come to."""
+        """The first 8 bytes of every digest that neither this run nor an earlier one of its round has come to, sorted.
+        An earlier one that came to an encrypted chunk may not have proved it, without the key: then nor has the round.
+        """
         proven = self._done.copy()
         if self._round is not None:
             number = self._known.number
             is_old = (number < len(self._round.looked_at)) & (self._classes != _ALWAYS)
             is_old[is_old] = self._round.looked_at[number[is_old]]
+            for kind, first, stop in zip(
+                self._kinds, self._firsts[:-1].tolist(), self._firsts[1:].tolist(), strict=True
+            ):
+                if kind.encrypted:
+                    is_old[first:stop] &= self._known.verified[first:stop] >= self._round.began
             proven |= is_old
         parts = [
             prefixes_of(digests_of(rows[~proven[first : first + len(rows)]]))

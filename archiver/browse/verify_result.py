@@ -125,8 +125,9 @@ class VerifyResult:
 
     ``unfinished`` snapshots, that have no manifest, were passed over; so were ``skipped`` ones, as verified before,
     ``skipped_failed`` of them with damage; and ``busy`` ones, that are just being removed. ``set_aside``: files of
-    chunks that were renamed. ``unwritten``: snapshots whose manifest could not be told. ``errors`` holds the first
-    10,000 of ``error_count``."""
+    chunks that were renamed. ``unwritten``: snapshots whose manifest could not be told. ``unproven``: those in which no
+    damage was found, but not each chunk was proven, in this cycle of a budget. ``errors`` holds the first 10,000 of
+    ``error_count``."""
 
     snapshots: int = 0
     chunks: int = 0
@@ -140,6 +141,7 @@ class VerifyResult:
     busy: list[str] = field(default_factory=list)
     set_aside: int = 0
     unwritten: list[str] = field(default_factory=list)
+    unproven: list[str] = field(default_factory=list)
     budget: BudgetResult | None = None
     error_count: int = 0
     errors: list[VerifyError] = field(default_factory=list)
@@ -163,6 +165,7 @@ class VerifyResult:
             "busy": self.busy,
             "set_aside": self.set_aside,
             "state_not_written": self.unwritten,
+            "not_proven": self.unproven,
             "budget": None if self.budget is None else self.budget.as_json(),
             "error_count": self.error_count,
             "errors": [asdict(error) for error in self.errors],

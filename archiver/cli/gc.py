@@ -64,6 +64,8 @@ def summarize(output: Output, result: Result) -> None:
     output.summary(f"{would}: {size_text(result.removed_bytes)} in {result.removed_chunks} chunks")
     if result.removed_bad or result.removed_leftovers:
         output.summary(f"  and {result.removed_bad} damaged chunks, {result.removed_leftovers} leftovers of writers")
+    for name in result.interrupted:
+        output.summary(f"  and what the interrupted session {name} could be gone on with")
     if result.pending_chunks:
         output.summary(
             f"pending: {size_text(result.pending_bytes)} in {result.pending_chunks} chunks, used too recently"

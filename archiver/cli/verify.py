@@ -64,8 +64,8 @@ def verify(
     their stored bytes where the database has it from the backup or from a verification with the key. What was not
     checked is told.
 
-    How it ended is written into the manifests, as a PBS does, and shown by ``snapshots``. With --read-only nothing is
-    written into the store.
+    How it ended is written into the manifests, as a PBS does, and shown by ``snapshots``; "ok" only when every chunk
+    was checked by more than its CRC. With --read-only nothing is written into the store.
     """
     from archiver.browse.verify import Budget, VerifyOptions
     from archiver.browse.verify import verify as run
@@ -150,6 +150,8 @@ def _unproven(result: VerifyResult) -> Iterator[str]:
         yield f"{by_sum} encrypted chunks were checked without their key: CRC and the BLAKE3 of the stored bytes"
     if result.without_sum:
         yield f"{result.without_sum} encrypted chunks were checked without their key: CRC alone, no BLAKE3 is recorded"
+    if result.without_sum and result.unproven:
+        yield f"{len(result.unproven)} snapshots are not marked as good for that: they need a verification with the key"
     unchecked, unsigned = result.signatures["unchecked"], result.signatures["unsigned"]
     if unchecked:
         yield f"{len(unchecked)} signatures were not checked, their key is missing"

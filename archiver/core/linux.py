@@ -98,6 +98,8 @@ STABLE = {
 # the process is killed (SIGBUS).
 MOVING = {BTRFS, BCACHEFS, F2FS, ZFS}
 
+_AS_THEY_ARE = {EXT4, XFS, TMPFS}  # those that need as much room for bytes as there are
+
 # File systems that show the kernel's state, not files; never archived (spec pxar.md 11.6).
 VIRTUAL = {
     0x42494E4D: "binfmt_misc",
@@ -292,6 +294,15 @@ def filesystem_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)  # struct statfs is 120 bytes; f_type comes first, as a long
     _call(_libc.fstatfs, fd, buffer)
     return int.from_bytes(buffer.raw[:8], sys.byteorder) & 0xFFFFFFFF
+
+
+def stores_as_it_is(path: str) -> bool:
+    """Whether the file system of a directory certainly stores bytes as they are, without compression."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return filesystem_type(fd) in _AS_THEY_ARE
+    finally:
+        os.close(fd)
 
 
 def device_of(name: bytes, dir_fd: int) -> int:

@@ -19,7 +19,7 @@ from archiver.core.linux import device_size, mount_points
 from archiver.core.new_file import new_file
 from archiver.core.pipeline import Cancelled, Pipeline, chunk_workers
 from archiver.errors import Damaged, Held, NoSpace, UsageError
-from archiver.restore.sparse import write_sparse
+from archiver.restore.sparse import is_hole, write_sparse
 from archiver.source.content import read_into
 from archiver.store.chunks import MAX_CHUNK
 from archiver.store.indexes import Index
@@ -157,7 +157,7 @@ class _Image:
 
             def check(number: int) -> None:
                 digest, start, end = index.digest(number), index.start(number), index.end(number)
-                if digest == self._hole and _is_hole(fd, start, end):
+                if digest == self._hole and is_hole(fd, start, end):
                     return
                 view = buffer[: end - start]
                 if read_into(fd, view, start) != len(view) or chunk_digest(view, self._crypt) != digest:
@@ -200,14 +200,6 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _is_hole(fd: int, start: int, end: int) -> bool:
-    """Whether nothing is stored there, so that it reads as zeros. Where that cannot be told, False."""
-    try:
-        return os.lseek(fd, start, os.SEEK_DATA) >= end
-    except OSError as error:
-        return error.errno == errno.ENXIO  # nothing up to the end of the file
 
 
 def _drop_from_memory(fd: int) -> None:

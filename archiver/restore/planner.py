@@ -20,6 +20,7 @@ from archiver.restore.existing import Existing, is_same_file, look, require_empt
 from archiver.restore.extras import extras
 from archiver.restore.marks import Marks
 from archiver.restore.plan import Action, Deed, Plan
+from archiver.restore.sparse import is_hole
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata
@@ -245,7 +246,7 @@ class Planner:
         path = item.directory.path_of(item.name)
         self._act(path, "blocked", "file", reasons=[(error.strerror or str(error)).lower()])
 
-    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None, *, zeros: bool) -> None:
         item = segment.item
         if item.failed is not None:
             return
@@ -263,6 +264,8 @@ class Planner:
             offset = segment.offset
             if offset < 0:
                 wanted, offset = wanted[-offset:], 0
+            if zeros and is_hole(item.fd, offset, offset + len(wanted)):
+                return
             while wanted and item.failed is None:
                 got = os.pread(item.fd, len(wanted), offset)
                 if not got or got != wanted[: len(got)]:

@@ -23,6 +23,7 @@ from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
+from archiver.restore.sparse import is_hole
 from archiver.restore.visitor import FileItem
 
 _DESCRIPTORS = 4096  # as many are enough, where a process may have them
@@ -31,10 +32,11 @@ _MOST_FILES = 512
 _BATCH = 48 << 20  # bytes
 _EARLY = 1 << 20  # bytes; the disk is told at once of what is at least as long
 _BUFFER = 1 << 20  # bytes
+_HOLE = 4096  # bytes that a piece without any counts for
 
 
 class _Piece(NamedTuple):
-    """``length`` bytes of a file at ``offset``."""
+    """``length`` bytes of a file at ``offset``. Without a digest they are zeros that were not written."""
 
     item: FileItem
     offset: int
@@ -78,11 +80,17 @@ class Rereader:
         """Raises ArchiverError."""
         if len(data) >= _EARLY:
             linux.start_write_back(item.fd, offset, len(data))
-        piece = _Piece(item, offset, len(data), blake3(data).digest())
+        self._add(_Piece(item, offset, len(data), blake3(data).digest()), len(data))
+
+    def left_out(self, item: FileItem, offset: int, length: int) -> None:
+        """Zeros, as ``written``, for which a hole stands."""
+        self._add(_Piece(item, offset, length, b""), _HOLE)
+
+    def _add(self, piece: _Piece, size: int) -> None:
         with self._lock:
-            self._waiting[id(item)] += 1
+            self._waiting[id(piece.item)] += 1
             self._batch.pieces.append(piece)
-            self._batch.bytes += len(data)
+            self._batch.bytes += size
             batch = self._full()
         if batch is not None:
             self._read_batch(batch)
@@ -128,15 +136,16 @@ class Rereader:
     def _read_batch(self, batch: _Batch) -> None:
         if not batch.files and not batch.pieces:
             return
+        written = [piece for piece in batch.pieces if piece.digest]
         try:  # dirty pages cannot be dropped
-            if any(piece.length < _EARLY for piece in batch.pieces):
+            if any(piece.length < _EARLY for piece in written):
                 linux.syncfs(self._root_fd)
             else:
-                for piece in batch.pieces:
+                for piece in written:
                     linux.wait_for_write_back(piece.item.fd, piece.offset, piece.length)
         except OSError as error:
             raise explain(error, "write", self._target) from error
-        for piece in batch.pieces:  # the disk hears of all of them before it is waited for
+        for piece in written:  # the disk hears of all of them before it is waited for
             with suppress(OSError):
                 os.posix_fadvise(piece.item.fd, piece.offset, piece.length, os.POSIX_FADV_DONTNEED)
                 os.posix_fadvise(piece.item.fd, piece.offset, piece.length, os.POSIX_FADV_WILLNEED)
@@ -152,6 +161,10 @@ class Rereader:
             self._release(item)
 
     def _is_right(self, piece: _Piece) -> bool:
+        if not piece.digest:
+            if is_hole(piece.item.fd, piece.offset, piece.offset + piece.length):
+                return True
+            piece = piece._replace(digest=blake3(bytes(piece.length)).digest())
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(_BUFFER))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
-from archiver.core.disk import explained
+from archiver.core.disk import available, explained
 from archiver.core.events import Event, FileProblem, Listener
 from archiver.core.new_file import lies_in, make_parents
 from archiver.core.spill import SpillTable
@@ -24,6 +24,7 @@ from archiver.restore.plan import Plan
 from archiver.restore.planner import Planner
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.reread import Rereader
+from archiver.restore.room import check_room, existing_part
 from archiver.restore.traversal import Traversal
 from archiver.restore.write import Writer
 
@@ -136,16 +137,20 @@ def restore(
     """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``. With
     ``to_device`` a single image may replace what is on the block device ``target``.
 
-    Raises UsageError when the target is in use and KeyProblem without the key that is needed, both before anything is
-    written; Damaged when archives cannot be read to their end, once all others are restored; ArchiverError when the
-    restore cannot go on. What concerns single files is told as events and in the result.
+    Raises UsageError when the target is in use, KeyProblem without the key that is needed and NoSpace when whole trees
+    cannot fit, all before anything is written; Damaged when archives cannot be read to their end, once all others are
+    restored; ArchiverError when the restore cannot go on. What concerns single files is told as events and in the
+    result.
     """
     clock = snapshot.store.clock
     began = clock.steady()
     result = RestoreResult(str(snapshot.ref), target)
     hear = result.hearing(listener)
     damage: list[Damaged] = []
-    for archive, place in _places(snapshot, archives, target, options, to_device):
+    places = _places(snapshot, archives, target, options, to_device)
+    if not (options.include or options.exclude or options.path):
+        check_room(snapshot, [found for found in places if found[0].kind == "tree" and _is_free(found[1])], hear)
+    for archive, place in places:
         try:
             if archive.kind == "tree":
                 _restore_tree(_Job.of(snapshot, archive, place, options), verify, hear, result)
@@ -207,10 +212,14 @@ class _Job:
                     shown = os.path.join(place, os.fsdecode(choice.name))
                     raise UsageError(f"{shown} exists already", hint="--overwrite says what becomes of it")
                 return cls(tree, place, choice, existing, options, fresh=False)
-        fresh = not os.path.isdir(place) or not os.listdir(place)
+        fresh = _is_free(place)
         if options.overwrite is None and not fresh:
             _refuse(place)
         return cls(tree, place, choice, existing, options, fresh)
+
+
+def _is_free(place: str) -> bool:
+    return not os.path.isdir(place) or not os.listdir(place)
 
 
 def make_choice(tree: Tree, options: RestoreOptions) -> Choice:
@@ -247,11 +256,7 @@ def _plan(job: _Job, made: Plan | None, listener: Listener) -> None:
     Traversal(job.tree, job.choice, planner, "compare", listener).run()
     planner.finish()
     if made is not None:
-        there = job.target
-        while not os.path.exists(there):
-            there = os.path.dirname(os.path.abspath(there))
-        space = os.statvfs(there)
-        made.available = space.f_bavail * space.f_frsize
+        made.available = available(existing_part(job.target))
 
 
 def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult) -> None:

@@ -18,6 +18,7 @@ from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import Damaged
 from archiver.restore.choice import Above, Choice
 from archiver.restore.names import NameSet
+from archiver.restore.sparse import is_zeros
 from archiver.restore.visitor import Directory, FileItem, Segment, Visitor
 from archiver.store.chunks import ChunkDamaged
 from formats.errors import FormatError
@@ -282,6 +283,7 @@ class Traversal:
         snapshot = self._tree.snapshot
         reader = snapshot.store.reader(snapshot.crypt)
         loaded: tuple[bytes, Buffer] | None = None  # the last chunk; sparse files repeat one chunk again and again
+        zeros = False  # it is nothing else
         while (task := self._tasks.get()) is not None:
             data, damage = None, None
             if task.chunk >= 0:
@@ -291,6 +293,7 @@ class Traversal:
                     if loaded is None or loaded[0] != digest or len(loaded[1]) != size:
                         loaded = None  # the buffer is about to be used again
                         loaded = digest, reader.read(digest, size, encrypted=self._encrypted)
+                        zeros = len(task.segments) == 1 and is_zeros(loaded[1])
                     data = loaded[1]
                 except ChunkDamaged as error:
                     damage = str(error)
@@ -298,7 +301,7 @@ class Traversal:
                 self._begun[id(segment.item)] = segment.item
             for segment in task.segments:
                 item = segment.item
-                self._visitor.segment(segment, data, damage)
+                self._visitor.segment(segment, data, damage, zeros=zeros and data is not None)
                 if item.lock is None or self._is_last(item):
                     self._visitor.finish_file(item)
                     del self._begun[id(item)]

@@ -154,8 +154,9 @@ class Visitor(Protocol):
     def wants_file(self, item: FileItem) -> bool:
         """Whether its segments shall come; else it has been dealt with."""
 
-    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
-        """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none."""
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None, *, zeros: bool) -> None:
+        """(worker) A part of a file's contents, in ``data`` of its chunk; ``damage`` says why there is none. ``zeros``:
+        it is known to be nothing else."""
 
     def finish_file(self, item: FileItem) -> None:
         """(worker) All segments are done."""

@@ -415,7 +415,7 @@ class Writer:
         finally:
             os.close(fd)
 
-    def segment(self, segment: Segment, data: Buffer | None, damage: str | None) -> None:
+    def segment(self, segment: Segment, data: Buffer | None, damage: str | None, *, zeros: bool) -> None:
         item = segment.item
         if item.failed is not None:
             return
@@ -430,7 +430,7 @@ class Writer:
                     if item.fd < 0:
                         self._open(item)
             if data is not None or segment.end == segment.start:
-                self._write(item, segment, memoryview(data or b"")[segment.start : segment.end])
+                self._write(item, segment, memoryview(data or b"")[segment.start : segment.end], zeros)
         except OSError as error:
             if error.errno in _FATAL:
                 self._failed(item.directory, item.name, error)
@@ -452,7 +452,7 @@ class Writer:
         if item.size >= _SPARSE_FROM:
             os.ftruncate(item.fd, item.size)  # it may end in a hole
 
-    def _write(self, item: FileItem, segment: Segment, data: memoryview) -> None:
+    def _write(self, item: FileItem, segment: Segment, data: memoryview, zeros: bool) -> None:
         offset = segment.offset
         if offset < 0:
             count = min(-offset, len(data))
@@ -464,6 +464,10 @@ class Writer:
         if not data:
             return
         if item.size >= _SPARSE_FROM:
+            if zeros:
+                if self._rereader is not None:
+                    self._rereader.left_out(item, offset, len(data))
+                return
             write_sparse(item.fd, data, offset)
         else:
             write_at(item.fd, data, offset)

@@ -54,19 +54,16 @@ def is_unfinished(path: str) -> bool:
     return os.path.exists(os.path.join(path, RESUME)) and os.path.isdir(os.path.join(path, SNAPSHOT))
 
 
-def discard_interrupted(layout: Layout, disk: Disk) -> None:
-    """Remove what interrupted sessions left, also where they could be gone on with."""
-    try:
-        names = os.listdir(layout.sessions)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise explain(error, "list", layout.sessions) from error
-    for name in names:
-        path = os.path.join(layout.sessions, name)
-        with suppress(OSError), DirectoryLock(path, follow=False):  # alive, gone meanwhile, or no directory
+def discard_interrupted(layout: Layout, disk: Disk, paths: list[str]) -> list[str]:
+    """Remove what interrupted sessions left, also where they could be gone on with; those of the directories ``paths``
+    that are gone. A collection does it that keeps others out: what a refused one discards is lost for nothing."""
+    gone = []
+    for path in paths:
+        with suppress(OSError), DirectoryLock(path, follow=False):  # a session goes on with it, or it went meanwhile
             tell_unlisted(layout, disk)
             disk.remove_tree(path)
+            gone.append(path)
+    return gone
 
 
 class Session:

@@ -8,7 +8,6 @@ there after all, as an earlier one was interrupted. Where the file system itself
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,6 @@ from archiver.sync.plan import SyncPlan
 
 _MARGIN = 1 << 20  # bytes, besides one part in 64, for headers, indexes and directories
 _SHARE = 64
-_AS_THEY_ARE = (linux.EXT4, linux.XFS, linux.TMPFS)  # file systems that store bytes so
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ def check_room(source: Store, target: Store, plan: SyncPlan) -> None:
     """Raises NoSpace."""
     base = target.layout.base
     contents = sum(step.size for step in plan.work if step.action != "update")
-    if not contents or contents + contents // _SHARE + _MARGIN <= available(base) or not _stores_as_it_is(base):
+    if not contents or contents + contents // _SHARE + _MARGIN <= available(base) or not linux.stores_as_it_is(base):
         return
     found = estimate(source, target, plan)
     if found is not None and found.bytes > available(base):
@@ -87,11 +85,3 @@ def check_room(source: Store, target: Store, plan: SyncPlan) -> None:
         f"no space left to copy into {base}: {found.bytes >> 20} MiB are missing there, {free >> 20} MiB are free",
         hint="make room there (forget or prune, then gc), or copy less, for example with --transfer-last",
     )
-
-
-def _stores_as_it_is(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return linux.filesystem_type(fd) in _AS_THEY_ARE
-    finally:
-        os.close(fd)

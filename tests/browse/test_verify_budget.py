@@ -160,6 +160,31 @@ def test_states_at_the_end_of_a_cycle(place: Path) -> None:
     assert {"state": "failed", "time": now + 10} in states()
 
 
+def test_a_cycle_without_the_key_proves_no_encrypted_chunk(place: Path) -> None:
+    """It ends all the same; and what one run of it checked by CRC alone is not good when the next one has the key."""
+    path = place / "store"
+    with Store.open(path) as store:
+        store.rebuild_database()
+    half = Budget(bytes=average(path) * len(chunk_files(path)) // 2)
+
+    def state(budget: Budget, now: int, *, with_key: bool) -> tuple[int, object]:
+        result = run(path, budget, now=now, with_key=with_key)
+        assert result.budget is not None
+        with Store.open(path) as store:
+            (ref,) = every_snapshot(store)
+            assert result.unproven == ([] if store.info(ref).verify_state else [str(ref)])
+            return result.budget.left, store.info(ref).verify_state
+
+    assert state(half, NOW + 10, with_key=False)[0]
+    assert state(Budget(seconds=3600), NOW + 20, with_key=False) == (0, None)
+    assert state(half, NOW + 30, with_key=False)[0]
+    left, found = state(half, NOW + 40, with_key=True)
+    while left:
+        left, found = state(half, NOW + 40, with_key=True)
+    assert found is None
+    assert state(Budget(seconds=3600), NOW + 50, with_key=True) == (0, {"state": "ok", "time": NOW + 50})
+
+
 def test_whole_store_within_a_budget(place: Path) -> None:
     result = run(place / "store", Budget(seconds=3600))
     assert result.budget is not None and (result.budget.not_reached, result.budget.left) == (0, 0)

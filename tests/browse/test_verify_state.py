@@ -218,6 +218,27 @@ def test_snapshot_that_is_removed_meanwhile(
     assert result.snapshots == (1 if how == "forgotten" else 0)
 
 
+@pytest.mark.parametrize("budget", [None, verify_module.Budget(bytes=1 << 40)])
+def test_good_is_only_what_was_proven(place: Path, budget: verify_module.Budget | None) -> None:
+    """A CRC alone proves nothing: the state stays as it was, until somebody comes with the key."""
+    path, options = place / "store", replace(WRITE, budget=budget)
+    save(path, {"plain": place / "source"}, time=NOW)
+    mutate(place / "source", 1, 5)
+    save(path, place / "source", crypt=KEY, mode="metadata")
+    assert run(path, options, None).unproven == []  # there are sums
+    assert states(path) == [{"state": "ok", "time": NOW}] * 3
+    with Store.open(path) as store:
+        names = [str(ref) for ref in every_snapshot(store)]
+        store.rebuild_database()
+    result = run(path, options, None, now=NOW + 1)
+    assert result.error_count == 0 and result.without_sum and result.unproven == names[::2]
+    good = {number: {"state": "ok", "time": NOW + number} for number in range(4)}
+    assert states(path) == [good[0], good[1], good[0]]
+    assert run(path, options, KEY, now=NOW + 2).unproven == []
+    assert run(path, options, None, now=NOW + 3).unproven == []  # the sums are back
+    assert states(path) == [good[3]] * 3
+
+
 # -- snapshots that were verified before -------------------------------------------------------------------------------
 
 

@@ -139,6 +139,17 @@ def test_gc(store: Path, source: Path) -> None:
     assert lines[0] == "removed: 0 B in 0 chunks" and lines[1].startswith("kept: ") and len(lines) == 3
 
 
+def test_gc_of_interrupted_runs(store: Path) -> None:
+    name = "2001-02-03T04:05:06Z-00000000"
+    (store / ".archiver/sessions" / name).mkdir(parents=True)
+    for options in (["--dry-run"], []):
+        assert ask("--store", store, "gc", *options)["interrupted"] == []
+        told = call("--store", store, "gc", "--interrupted", "--dry-run").lines
+        assert f"  and what the interrupted session {name} could be gone on with" in told
+    assert ask("--store", store, "gc", "--interrupted")["interrupted"] == [name]
+    assert list((store / ".archiver/sessions").iterdir()) == []
+
+
 def test_gc_refuses(store: Path) -> None:
     assert call("--store", store, "gc", "--immediate", "--cutoff", "5").code == 2
     assert call("--store", store, "gc", "--cutoff", "0").code == 2

@@ -78,7 +78,7 @@ def test_document(store: Path) -> None:
     document = ask("--store", store, "verify", "--budget", "1B")
     assert document.keys() == {
         "schema", "snapshots", "chunks", "bytes", "without_key", "without_sum", "signatures", "unfinished", "skipped",
-        "skipped_failed", "busy", "set_aside", "state_not_written", "budget", "error_count", "errors",
+        "skipped_failed", "busy", "set_aside", "state_not_written", "not_proven", "budget", "error_count", "errors",
     }  # fmt: skip
     budget = document["budget"]
     assert budget.keys() == {"reached_chunks", "reached_bytes", "not_reached_chunks", "not_reached_bytes", "cycle"}

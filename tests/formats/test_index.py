@@ -336,6 +336,23 @@ def test_runs_of_a_fixed_index(size: int | None) -> None:
     assert (one.count, one.csum, one.take(), one.finish()) == (two.count, two.csum, two.take(), two.finish())
 
 
+def test_run_of_equal_dynamic_chunks() -> None:
+    """As if they had come one by one."""
+    one, two = DynamicIndexWriter(UUID, 7), DynamicIndexWriter(UUID, 7)
+    ends = [3, *range(8, 8 + 5 * 6, 5), 40]
+    for end, digest in zip(ends, [A10, *[B5] * 6, A10], strict=True):
+        one.add(end, digest)
+    two.add(3, A10)
+    two.add_run(B5, 5, 6)
+    two.add(40, A10)
+    assert (one.count, one.size, one.csum, one.take(), one.finish()) == (
+        two.count, two.size, two.csum, two.take(), two.finish()
+    )  # fmt: skip
+    for digest, size, count in ((A10, 5, 0), (A10, 0, 5), (b"short", 5, 5), (A10, 1 << 62, 4)):
+        with pytest.raises(FormatError):
+            two.add_run(digest, size, count)
+
+
 def test_runs_that_do_not_fit() -> None:
     writer = FixedIndexWriter(UUID, 7, 10, 4)
     for digest, count in ((A10, 3), (A10, 0), (A10, -1), (b"short", 1)):

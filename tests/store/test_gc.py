@@ -9,6 +9,7 @@ import random
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pytest
 
 from archiver.core import disk, linux
 from archiver.core.clock import system_random
-from archiver.errors import ArchiverError, Damaged, UsageError
+from archiver.core.locks import DirectoryLock, lock_range
+from archiver.errors import ArchiverError, Damaged, Locked, UsageError
 from archiver.store.database import records
 from archiver.store.database.unused import counts, forget_chunks, numbers_of
-from archiver.store.layout import GroupRef
+from archiver.store.gc.collect import Plan, make_plan
+from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
 from tests.golden_store import KEY as GOLDEN_KEY
 from tests.golden_store import unpack
@@ -468,6 +471,60 @@ def test_what_an_interrupted_session_stored(path: Path, saved: list[Saved], days
     gc(path, from_files=from_files, clock=SetClock(began + days * DAY))
     expected = needed(path) | ((all_of_it - {last}) if days < 30 else set())
     assert present(path) == expected
+
+
+def interrupted_session(path: Path, ref: SnapshotRef, second: int) -> Path:
+    """It had stored all that this snapshot needs."""
+    session = path / f".archiver/sessions/2001-02-03T04:05:0{second}Z-00000000"
+    (session / "snapshot").mkdir(parents=True)
+    shutil.copy(path / ref.path / "tree.ppxar.didx", session / "snapshot")
+    (session / "resume.json").write_bytes(b"{}")
+    return session
+
+
+def test_giving_up_interrupted_sessions(path: Path, saved: list[Saved]) -> None:
+    """Not before the collection has the store, and has seen that it can be done; and told by a dry run."""
+    sessions = [interrupted_session(path, saved[0].snapshot, second) for second in (6, 7)]
+    forget(path, saved[0].snapshot)
+    with open(path / ".lock", "r+b") as other:
+        assert lock_range(other.fileno(), 1, 0, exclusive=True)
+        with pytest.raises(Locked):
+            gc(path, interrupted=True)
+    with Store.open(path) as store, store.session(), pytest.raises(Locked):
+        gc(path, interrupted=True, mode="immediate")
+    index = path / saved[1].snapshot.path / "tree.ppxar.didx"
+    content = index.read_bytes()
+    index.write_bytes(b"")
+    with pytest.raises(Damaged, match="nothing is removed"):
+        gc(path, interrupted=True, from_files=True)
+    index.write_bytes(content)
+    assert all((session / "resume.json").exists() for session in sessions)
+    assert gc(path).interrupted == []
+    would = gc(path, interrupted=True, dry_run=True)
+    assert all((session / "resume.json").exists() for session in sessions)
+    result = gc(path, interrupted=True)
+    assert result.interrupted == would.interrupted == [session.name for session in sessions]
+    assert result.removed_chunks == would.removed_chunks > 2
+    assert not any(session.exists() for session in sessions) and present(path) == needed(path)
+    assert not gc(path).all_shards, "what they had stored is looked for once more"
+
+
+def test_an_interrupted_session_that_is_gone_on_with_stays(
+    path: Path, saved: list[Saved], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when that begins while the collection marks."""
+    early, late, left = (interrupted_session(path, saved[0].snapshot, second) for second in (6, 7, 8))
+    with ExitStack() as held:
+        held.enter_context(DirectoryLock(str(early)))
+
+        def marked(*arguments: Any) -> Plan:
+            plan = make_plan(*arguments)
+            held.enter_context(DirectoryLock(str(late)))
+            return plan
+
+        monkeypatch.setattr("archiver.store.gc.collect.make_plan", marked)
+        assert gc(path, interrupted=True, mode="cutoff").interrupted == [left.name]
+    assert (early / "resume.json").exists() and (late / "resume.json").exists() and not left.exists()
 
 
 # -- stores of PBS, disks --------------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ this session was seen here is of a session that lives still, then its start coun
 snapshot is in the tree: sessions are looked at before the tree. One that begins later touches with times from the
 start of this collection on; neither depends on the clock, which may be set meanwhile.
 
-*Interrupted sessions* that may be gone on with have their unfinished indexes counted for 30 days.
+*Interrupted sessions* that may be gone on with have their unfinished indexes counted for 30 days. Those that are given
+up before are removed when all is marked, so that a collection which cannot be leaves them. One that a new session goes
+on with by then stays: that touches what it takes over, as any other does.
 
 *Any end.* Files go first, rows of the database after them: a row without a file is a hit that finds nothing, and is
 dropped by the next collection. A row is dropped only when no snapshot that was recorded since the marking refers to its
@@ -80,13 +82,17 @@ def collect(
     began = store.clock.steady()
     if not dry_run:
         store.identify()
-        if interrupted:
-            discard_interrupted(store.layout, store.disk)
     database = None if from_files else store.database  # brought up to date before anybody is kept out
     with exclusive(store, mode, cutoff, dry_run=dry_run, interrupted=interrupted) as (terms, others):
         marker = _marker(store)
         try:
-            result = carry_out(store, make_plan(store, database, terms, others), dry_run=dry_run)
+            plan = make_plan(store, database, terms, others)
+            discarded = others.interrupted if interrupted else []
+            if discarded and not dry_run:
+                discarded = discard_interrupted(store.layout, store.disk, discarded)
+                marker = _marker(store)  # which that has set: every shard is listed after it
+            result = carry_out(store, plan, dry_run=dry_run)
+            result.interrupted = [os.path.basename(path) for path in discarded]
         except Stopped:
             result = Result(terms.mode, terms.reason, dry_run, True, False, complete=False)
         if not dry_run and result.complete and result.all_shards and marker == _marker(store):

@@ -31,14 +31,16 @@ _PBS_USER = "backup"
 _PBS_UID = 34
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Others:
     """What the sessions directory tells. ``live``: start of each session that lives; ``kept``: directories of those and
-    of interrupted ones that may be gone on with; ``unfinished``: an interrupted one left nothing to go on with."""
+    of interrupted ones that may be gone on with; ``unfinished``: an interrupted one left nothing to go on with;
+    ``interrupted``: directories of all those."""
 
     live: list[int]
     kept: list[str]
     unfinished: bool
+    interrupted: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +144,16 @@ def _terms(store: Store, mode: Mode, reason: str, cutoff: int, live: list[int]) 
 
 def sessions_of(store: Store, *, alone: bool, interrupted: bool = False) -> Others:
     """Who needs chunks besides the snapshots. ``alone``: nobody lives; ``interrupted``: as above."""
-    live, kept, unfinished = [], [], False
+    others = Others([], [], False, [])
     sessions = store.layout.sessions
     try:
         with explained("list", sessions), os.scandir(sessions) as entries:
             found = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
     except ArchiverError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return Others([], [], False)
+            return others
         raise
-    for entry in found:
+    for entry in sorted(found, key=lambda entry: entry.name):
         if entry.name.startswith("."):
             continue  # it was not registered yet: whatever it touches, it touches later than now
         try:
@@ -159,13 +161,15 @@ def sessions_of(store: Store, *, alone: bool, interrupted: bool = False) -> Othe
         except FileNotFoundError:
             continue
         if not alone and _lives(entry.path):
-            live.append(started(entry.name))
-            kept.append(entry.path)
-        elif interrupted or age >= KEPT or not os.path.lexists(os.path.join(entry.path, RESUME)):
-            unfinished = True
+            others.live.append(started(entry.name))
+            others.kept.append(entry.path)
+            continue
+        others.interrupted.append(entry.path)
+        if interrupted or age >= KEPT or not os.path.lexists(os.path.join(entry.path, RESUME)):
+            others.unfinished = True
         else:
-            kept.append(entry.path)
-    return Others(live, kept, unfinished)
+            others.kept.append(entry.path)
+    return others
 
 
 def _lives(path: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from archiver.store.gc.exclusion import Mode
@@ -15,7 +15,8 @@ class Result:
     but too young to go; ``bad_chunks``: set aside and still there. Bytes are those of the files.
 
     ``missing_chunks``: in use, but without a file; None unless every shard was listed. ``complete`` False: a writer
-    waited, or the database failed; the next collection goes on.
+    waited, or the database failed; the next collection goes on. ``interrupted``: names of the sessions that were
+    discarded.
     """
 
     mode: Mode
@@ -36,6 +37,7 @@ class Result:
     removed_bad: int = 0
     removed_leftovers: int = 0
     missing_chunks: int | None = None
+    interrupted: list[str] = field(default_factory=list)
     duration: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class Result:
             "removed_bad": self.removed_bad,
             "removed_leftovers": self.removed_leftovers,
             "missing_chunks": self.missing_chunks,
+            "interrupted": self.interrupted,
             "index_files": self.index_files,
             "index_bytes": self.index_bytes,
             "mode": self.mode,

@@ -1,0 +1,150 @@
+"""What cannot fit is refused before anything is written, and nothing is that could fit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from archiver.backup.run import Mode
+from archiver.browse.snapshot import Snapshot
+from archiver.core import linux
+from archiver.core.events import ignore
+from archiver.errors import NoSpace
+from archiver.restore.room import sizes
+from archiver.restore.run import RestoreOptions, restore
+from archiver.store.store import Store
+from formats.crypt import CryptConfig
+from tests.cli.command import call
+from tests.compare import differences
+from tests.mounts import small_file_system
+from tests.random_trees import build_plain, noise
+from tests.stores import KEY, Heard, make_store, save
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Of 32 MiB."""
+    with small_file_system(tmp_path, 32 * MIB) as place:
+        yield place
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def bring_to(path: Path, target: Path, heard: Heard, options: RestoreOptions | None = None) -> None:
+    with Store.open(path) as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        archives = snapshot.restorable()
+        restore(snapshot, archives, str(target), verify=False, listener=heard, options=options or RestoreOptions())
+
+
+def test_what_cannot_fit_is_refused(tmp_path: Path, disk: Path, source: Path) -> None:
+    for number in range(12):
+        (source / f"file-{number}").write_bytes(noise(number, 5 * MIB))
+    store = make_store(tmp_path / "store")
+    save(store, {"one": source, "two": source})
+    done = call("--store", store, "restore", "latest", disk / "target", "--json")
+    assert (done.code, done.error["code"]) == (40, "no-space")
+    assert "MiB would be written" in done.error["message"] and "MiB are free" in done.error["message"]
+    assert "--include" in done.error["hint"]
+    for options in ([], ["--archive", "one.pxar"], ["--overwrite", "always"]):
+        assert call("--store", store, "restore", "latest", disk / "target", *options).code == 40
+    assert os.listdir(disk) == ["lost+found"]
+    (disk / "target").mkdir()
+    assert call("--store", store, "restore", "latest", disk / "target").code == 40
+    assert os.listdir(disk / "target") == []
+    part = call("--store", store, "restore", "latest", disk / "target", "--archive", "one.pxar", "--include", "/file-1")
+    assert part.code == 0 and os.listdir(disk / "target") == ["file-1"]
+
+
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+@pytest.mark.parametrize("written", [False, True])
+def test_zeros_need_no_room(tmp_path: Path, disk: Path, source: Path, mode: Mode, written: bool) -> None:
+    """Holes, and zeros that were written. That they may not fit is told."""
+    with open(source / "sparse", "wb") as file:
+        for number in range(8):
+            file.write(noise(number, MIB))
+            file.seek(9 * MIB, os.SEEK_CUR)
+            if written:
+                file.seek(-9 * MIB, os.SEEK_CUR)
+                file.write(bytes(9 * MIB))
+        file.truncate(file.tell())
+    store = make_store(tmp_path / "store")
+    save(store, source, mode=mode)
+    heard = Heard()
+    bring_to(store, disk / "target", heard)
+    assert any("without holes in them" in text for text in heard.notices), heard.notices
+    assert differences(source, disk / "target") == []
+
+
+def test_what_is_in_the_stream_only_needs_no_room(tmp_path: Path, disk: Path, source: Path) -> None:
+    """Chunks are taken over whole, with what was removed since."""
+    store = make_store(tmp_path / "store")
+    for number in range(340):
+        (source / f"file-{number:03}").write_bytes(noise(number, 100_000))
+    save(store, source, mode="metadata", chunk_size=4 * MIB)
+    for number in range(0, 340, 4):
+        (source / f"file-{number:03}").unlink()
+    saved = save(store, source, mode="metadata", chunk_size=4 * MIB)
+    space = os.statvfs(disk)
+    assert saved.result.archives[0].counters.size > space.f_bfree * space.f_frsize > 255 * 100_000
+    heard = Heard()
+    bring_to(store, disk / "target", heard)
+    assert differences(source, disk / "target") == [] and heard.notices == []
+
+
+@pytest.mark.parametrize("mode", ["data", "legacy", "metadata"])
+@pytest.mark.parametrize("key", [None, KEY])
+def test_no_more_is_asked_for_than_is_written(
+    tmp_path: Path, source: Path, mode: Mode, key: CryptConfig | None
+) -> None:
+    """The least that must be free is less than what the restored files take; not much less where all is noise."""
+    store = make_store(tmp_path / "store")
+    for seed in range(3):
+        shutil.rmtree(source)
+        build_plain(source, seed, files=60, max_size=300_000)
+        (source / "noise").write_bytes(noise(seed, 4 * MIB))
+        with open(source / "sparse", "wb") as file:
+            file.truncate(300 * 4096)
+            for place in random.Random(seed).sample(range(300), 100):
+                os.pwrite(file.fileno(), noise(seed + place, 4096), place * 4096)
+        ref = save(store, source, mode=mode, crypt=key).snapshot
+        with Store.open(store) as opened:
+            snapshot = Snapshot(opened, ref, key)
+            least, most = sizes(snapshot, snapshot.archive(None))
+            restore(snapshot, snapshot.restorable(), str(tmp_path / f"out-{seed}"), verify=False, listener=ignore)
+        files = [path.lstat() for path in (tmp_path / f"out-{seed}").rglob("*") if path.is_file()]
+        unique = {status.st_ino: status for status in files}.values()
+        assert 4 * MIB < least <= sum(status.st_blocks * 512 for status in unique)
+        assert most == sum(status.st_size for status in unique)
+
+
+def test_nothing_is_refused_where_nothing_is_certain(
+    tmp_path: Path, disk: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the file system may compress, nor without the database."""
+    for number in range(12):
+        (source / f"file-{number}").write_bytes(noise(number, 5 * MIB))
+    store = make_store(tmp_path / "store")
+    save(store, source)
+    with pytest.raises(NoSpace, match="would be written"):
+        bring_to(store, disk / "target", Heard())
+    heard = Heard()
+    with monkeypatch.context() as patched, pytest.raises(NoSpace, match=r"restore .*/file-"):
+        patched.setattr(linux, "stores_as_it_is", lambda path: False)
+        bring_to(store, disk / "target", heard)
+    assert any("without holes in them" in text for text in heard.notices), heard.notices
+    shutil.rmtree(disk / "target")
+    monkeypatch.setattr(Store, "database", None)
+    with pytest.raises(NoSpace, match=r"restore .*/file-"):
+        bring_to(store, disk / "target", Heard())
