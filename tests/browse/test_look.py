@@ -14,7 +14,7 @@ import pytest
 
 from archiver.browse import catalog as catalogs
 from archiver.browse.diff import Change, Sizes
-from archiver.browse.files import Found, listing
+from archiver.browse.files import Block, Found, answered_blocks, entries_below, listing
 from archiver.browse.live import LiveView, walk_options
 from archiver.browse.search import Query, search, versions_of
 from archiver.browse.sides import live_changes, tree_changes
@@ -25,6 +25,7 @@ from archiver.store.catalog.catalog import Catalog, Place
 from archiver.store.catalog.record import Record
 from formats.crypt import CryptConfig
 from formats.patterns import Pattern, PatternList
+from formats.pxar.items import Entry
 from tests.browse.nights import Nights, Plain, many_nights, plain, walk
 from tests.stores import KEY
 
@@ -318,6 +319,28 @@ def test_damage_of_the_catalog_is_no_damage(nights: Nights, monkeypatch: pytest.
         with nights.snapshots(first, second) as [old, new]:
             assert [c.path for c in tree_changes(old, new, NAME, b"/", contents=False)] == [c.path for c in expected]
         assert left[0] < 0
+
+
+def test_blocks_go_on_from_where_the_catalog_has_stopped(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    with nights.snapshots(nights.times[-1]) as [snapshot]:
+        archive = snapshot.archive(NAME)
+
+        def ask(use_catalog: bool) -> Iterator[Block[Entry]]:
+            return entries_below(open_view(snapshot, archive, use_catalog=use_catalog), b"/", recursive=True)
+
+        def told() -> list[bytes]:
+            return [above + entry.name for above, those in answered_blocks(ask) for entry in those]
+
+        expected, load = told(), Catalog.load
+        for after in (0, 1, 2, 5):
+            left = [after]
+
+            def failing(catalog: Catalog, place: Place, left: list[int] = left) -> Record | None:
+                left[0] -= 1
+                return None if left[0] < 0 else load(catalog, place)
+
+            monkeypatch.setattr(Catalog, "load", failing)
+            assert told() == expected and left[0] < 0
 
 
 def test_key_is_needed(tmp_path: Path) -> None:

@@ -202,7 +202,8 @@ class Record:
         return np.frombuffer(self.raw, "<u4", self.count, self._lengths)
 
     @cached_property
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
+        """Where in ``items`` those of each entry end."""
         ends: list[int] = np.cumsum(self.lengths, dtype=np.int64).tolist()
         return ends
 
@@ -211,7 +212,7 @@ class Record:
 
     def item(self, number: int) -> bytes:
         """The items of one entry."""
-        ends = self._ends
+        ends = self.ends
         start = ends[number - 1] if number else 0
         return self.raw[self._items + start : self._items + ends[number]]
 
@@ -219,8 +220,8 @@ class Record:
         """Items, lengths (u32) and kinds of the entries [start, stop)."""
         if start == 0 and stop == self.count:
             return self.items, self.raw[self._lengths : self._lengths + 4 * stop], self.kinds
-        first = self._items + (self._ends[start - 1] if start else 0)
-        last = self._items + (self._ends[stop - 1] if stop else 0)
+        first = self._items + (self.ends[start - 1] if start else 0)
+        last = self._items + (self.ends[stop - 1] if stop else 0)
         lengths = self.raw[self._lengths + 4 * start : self._lengths + 4 * stop]
         return self.raw[first:last], lengths, self.kinds[start:stop]
 
