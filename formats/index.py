@@ -15,8 +15,9 @@
 An index has at least one entry. The header is not authenticated: readers compare the recomputed csum and the size with
 the manifest. Chunk lengths that follow from an index are claims; whoever decodes a chunk caps them.
 
-A decoded index is a set of numpy views over the caller's buffer: nothing is copied, whatever its size. While an index
-over an mmap lives, the mmap cannot be closed.
+A decoded index is a set of views over the caller's buffer: nothing is copied, whatever its size. While an index over an
+mmap lives, the mmap cannot be closed. Its arrays are numpy's, which is imported when one of them is asked for, or the
+index is a large one: who looks up single chunks of an ordinary index does without.
 """
 
 from __future__ import annotations
@@ -24,11 +25,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
-
-import numpy as np
-import numpy.typing as npt
 
 from formats.errors import FormatError
 from formats.wire import Buffer
@@ -36,7 +34,12 @@ from formats.wire import Buffer
 if TYPE_CHECKING:
     from mmap import mmap
 
+    import numpy as np
+    import numpy.typing as npt
+
     IndexBuffer = Buffer | mmap
+    Ends = npt.NDArray[np.uint64]
+    Digests = npt.NDArray[np.uint8]
 
 DYNAMIC_MAGIC = bytes.fromhex("1c914ea519bab3cd")
 FIXED_MAGIC = bytes.fromhex("2f7f41ed91fd0fcd")
@@ -47,13 +50,10 @@ DIGEST_SIZE = 32
 _HEADER = struct.Struct("<8s16sq32s")
 _IMAGE = struct.Struct("<QQ")  # size, chunk size; follows _HEADER in a fixed index
 _ENTRY = struct.Struct("<Q32s")
-_ENTRY_DTYPE = np.dtype([("end", "<u8"), ("digest", "u1", (DIGEST_SIZE,))])
+_LARGE = 1 << 13  # entries; more are looked through by numpy
 _CHECK_BLOCK = 1 << 20  # entries compared at once: bounds the temporary arrays
 _NO_CSUM = bytes(32)
 _MAX_OFFSET = 2**64 - 1
-
-Ends = npt.NDArray[np.uint64]
-Digests = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,9 +63,8 @@ class DynamicIndex:
     uuid: bytes
     ctime: int  # Unix seconds
     stored_csum: bytes  # as in the header; compare with csum()
-    ends: Ends
-    digests: Digests
-    entries: Digests  # (n * 40,): the entries as stored
+    _entries: memoryview  # bytes
+    _ends: memoryview  # numbers
 
     @classmethod
     def decode(cls, buffer: IndexBuffer) -> DynamicIndex:
@@ -75,43 +74,69 @@ class DynamicIndex:
         header = next((size for size in (HEADER_SIZE, LARGE_HEADER_SIZE) if (len(data) - size) % _ENTRY.size == 0), 0)
         if not header or len(data) <= header:
             raise FormatError("dynamic index length", expected="a header and 40 bytes per entry", got=len(data))
-        raw = np.frombuffer(data, np.uint8, offset=header)
-        records = raw.view(_ENTRY_DTYPE)
-        _check_increasing(records["end"], header)
-        return cls(uuid, ctime, csum, records["end"], records["digest"], raw)
+        entries = data[header:]
+        index = cls(uuid, ctime, csum, entries, entries.cast("Q")[:: _ENTRY.size // 8])
+        if len(index) < _LARGE:
+            _check_few(index._ends, header)
+        else:
+            _check_increasing(index.ends, header)
+        return index
+
+    def first(self, count: int) -> DynamicIndex:
+        """One of its first ``count`` entries."""
+        return replace(self, _entries=self._entries[: count * _ENTRY.size], _ends=self._ends[:count])
+
+    @property
+    def entries(self) -> Digests:
+        """(n * 40,): the entries as stored."""
+        import numpy as np
+
+        return np.frombuffer(self._entries, np.uint8)
+
+    @property
+    def ends(self) -> Ends:
+        return self.entries.view("<u8")[:: _ENTRY.size // 8]
+
+    @property
+    def digests(self) -> Digests:
+        return self.entries.reshape(-1, _ENTRY.size)[:, _ENTRY.size - DIGEST_SIZE :]
 
     @property
     def size(self) -> int:
         """Length of the stream in bytes."""
-        return int(self.ends[-1])
+        size: int = self._ends[-1]
+        return size
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self._ends)
 
     def csum(self) -> bytes:
         """The checksum, computed from the entries."""
-        return hashlib.sha256(self.entries.data).digest()
+        return hashlib.sha256(self._entries).digest()
 
     def digest(self, i: int) -> bytes:
-        digest: bytes = self.digests[i].tobytes()
-        return digest
+        end = (i + 1) * _ENTRY.size
+        return bytes(self._entries[end - DIGEST_SIZE : end])
 
     def start(self, i: int) -> int:
         """Offset of the first byte of chunk ``i``."""
-        return int(self.ends[i - 1]) if i else 0
+        return self._ends[i - 1] if i else 0
 
     def end(self, i: int) -> int:
         """Offset behind the last byte of chunk ``i``."""
-        return int(self.ends[i])
+        end: int = self._ends[i]
+        return end
 
     def sizes(self) -> Ends:
         """Length of every chunk in bytes, (n,)."""
+        import numpy as np
+
         return np.diff(self.ends, prepend=np.uint64(0))
 
     def find(self, offset: int) -> int:
         """The number of the chunk that holds byte ``offset``; FormatError outside the stream."""
         _check_offset(offset, self.size)
-        return bisect_right(self.ends.data, offset)  # searchsorted would copy the strided array each time
+        return bisect_right(self._ends, offset)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +148,7 @@ class FixedIndex:
     stored_csum: bytes  # as in the header; compare with csum()
     size: int  # of the image in bytes; not covered by the csum
     chunk_size: int  # bytes
-    digests: Digests
+    _digests: memoryview  # bytes
 
     @classmethod
     def decode(cls, buffer: IndexBuffer) -> FixedIndex:
@@ -137,27 +162,33 @@ class FixedIndex:
         if header not in (HEADER_SIZE, LARGE_HEADER_SIZE):
             expected = f"{HEADER_SIZE + count * DIGEST_SIZE} for {count} chunks"
             raise FormatError("fixed index length", expected=expected, got=len(data))
-        digests = np.frombuffer(data, np.uint8, offset=header).reshape(count, DIGEST_SIZE)
-        return cls(uuid, ctime, csum, size, chunk_size, digests)
+        return cls(uuid, ctime, csum, size, chunk_size, data[header:])
+
+    @property
+    def digests(self) -> Digests:
+        import numpy as np
+
+        return np.frombuffer(self._digests, np.uint8).reshape(-1, DIGEST_SIZE)
 
     @property
     def ends(self) -> Ends:
         """Exclusive end of each chunk in the image, (n,); computed on each use."""
+        import numpy as np
+
         ends = np.arange(1, len(self) + 1, dtype=np.uint64)
         ends *= np.uint64(self.chunk_size)
         ends[-1] = self.size
         return ends
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return len(self._digests) // DIGEST_SIZE
 
     def csum(self) -> bytes:
         """The checksum, computed from the digests."""
-        return hashlib.sha256(self.digests.data).digest()
+        return hashlib.sha256(self._digests).digest()
 
     def digest(self, i: int) -> bytes:
-        digest: bytes = self.digests[i].tobytes()
-        return digest
+        return bytes(self._digests[i * DIGEST_SIZE : (i + 1) * DIGEST_SIZE])
 
     def start(self, i: int) -> int:
         """Offset of the first byte of chunk ``i``."""
@@ -169,6 +200,8 @@ class FixedIndex:
 
     def sizes(self) -> Ends:
         """Length of every chunk in bytes, (n,)."""
+        import numpy as np
+
         sizes = np.full(len(self), self.chunk_size, np.uint64)
         sizes[-1] = self.size - self.start(len(self) - 1)
         return sizes
@@ -258,10 +291,7 @@ class DynamicIndexWriter(_Writer):
         end = self._end + count * size
         if count < 1 or size < 1 or end > _MAX_OFFSET or len(digest) != DIGEST_SIZE:
             _refuse_chunk(self.count, f"{count} chunks up to {_MAX_OFFSET}", end, digest)
-        entries = np.empty(count, _ENTRY_DTYPE)
-        entries["end"] = np.arange(self._end + size, end + 1, size, dtype=np.uint64)
-        entries["digest"] = np.frombuffer(digest, np.uint8)
-        self._pending += entries.tobytes()
+        self._pending += b"".join([_ENTRY.pack(each, digest) for each in range(self._end + size, end + 1, size)])
         self._end = end
         self.count += count
 
@@ -342,7 +372,17 @@ def _decode_header(data: memoryview, what: str, magic: bytes) -> tuple[bytes, in
     return uuid, ctime, csum
 
 
+def _check_few(ends: memoryview, header: int) -> None:
+    before = 0
+    for i, end in enumerate(ends):
+        if end <= before:
+            _refuse_end(header, i, before, end)
+        before = end
+
+
 def _check_increasing(ends: Ends, header: int) -> None:
+    import numpy as np
+
     before = np.uint64(0)
     for first in range(0, len(ends), _CHECK_BLOCK):
         block = ends[first : first + _CHECK_BLOCK]
@@ -351,12 +391,13 @@ def _check_increasing(ends: Ends, header: int) -> None:
         np.less_equal(block[1:], block[:-1], out=wrong[1:])
         if wrong.any():
             i = int(wrong.argmax())
-            above = block[i - 1] if i else before
-            where = header + (first + i) * _ENTRY.size
-            raise FormatError(
-                f"dynamic index entry {first + i}: end", offset=where, expected=f"above {above}", got=block[i]
-            )
+            _refuse_end(header, first + i, int(block[i - 1] if i else before), int(block[i]))
         before = block[-1]
+
+
+def _refuse_end(header: int, i: int, before: int, end: int) -> NoReturn:
+    where = header + i * _ENTRY.size
+    raise FormatError(f"dynamic index entry {i}: end", offset=where, expected=f"above {before}", got=end)
 
 
 def _check_image(size: int, chunk_size: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 from formats.errors import FormatError
@@ -110,6 +111,7 @@ def server_name(name: str) -> str:
     return full
 
 
+@lru_cache(maxsize=1024)
 def format_time(epoch: int) -> str:
     """Unix seconds -> ``2023-11-14T22:13:20Z``; FormatError outside 1..MAX_TIME."""
     check_backup_time(epoch)

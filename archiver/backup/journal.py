@@ -24,7 +24,6 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -212,5 +211,4 @@ def _proven(index: DynamicIndex, path: str, check: _Check) -> DynamicIndex:
         proven = count
     if not proven:
         raise FormatError("index of an interrupted run: nothing in it is proven")
-    ends, digests, entries = index.ends[:proven], index.digests[:proven], index.entries[: proven * _INDEX_ENTRY]
-    return replace(index, ends=ends, digests=digests, entries=entries)
+    return index.first(proven)

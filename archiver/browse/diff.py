@@ -6,8 +6,9 @@ Contents are read on demand alone: files of which the same chunks are used from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 from archiver.browse.contents import SameContents
@@ -16,7 +17,7 @@ from archiver.browse.live import LiveNode
 from archiver.browse.recorded import Lost
 from archiver.browse.view import Node, RecordedNode, RecordedView, View
 from archiver.core.row import file_row
-from archiver.store.catalog.catalog import Catalog, Place, Places
+from archiver.store.catalog.catalog import Catalog, Place
 from archiver.store.catalog.record import HAS_DIRECTORIES, UNSORTED, Record
 from formats.patterns import Pattern, PatternList
 from formats.pxar.items import Entry
@@ -25,6 +26,8 @@ _NEW_CONTENTS = frozenset(("kind", "size", "mtime", "content"))
 
 AnyNode = Any  # each view has nodes of its own kind
 Pair = tuple[AnyNode | None, AnyNode | None]
+_KEPT = 4  # records; who asks about a directory then asks what is in it
+_Finder = Callable[[int], Place | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +181,14 @@ class _Runs:
     def __init__(self, before: RecordedView, after: RecordedView) -> None:
         self._before, self._after = before, after
         self._catalog: Catalog = before.tree.catalog
-        self._old, self._new = self._places(before), self._places(after)
+        self._old, self._new = self._finder(before), self._finder(after)
+        self._loaded: dict[Place, Record] = {}
 
-    def _places(self, view: RecordedView) -> Places:
-        places = self._catalog.places(view.tree.time)
-        if places is None:
+    def _finder(self, view: RecordedView) -> _Finder:
+        finder = self._catalog.finder(view.tree.time)
+        if finder is None:
             raise Lost
-        return places
+        return finder
 
     def pairs(self, old: RecordedNode, new: RecordedNode) -> Iterator[Pair]:
         """The entries of two directories that may differ, side by side, and the directories among them."""
@@ -196,6 +200,11 @@ class _Runs:
         first, second = self._parts(self._old, old.key), self._parts(self._new, new.key)
         if first is None or second is None:
             return _joined(self._before.ordered(old), self._after.ordered(new))
+        if len(first) == len(second) == 1:
+            record, other = self._load(first[0]), self._load(second[0])
+            different = _different_names(record, other)
+            if different is not None:
+                return _joined(self._before.chosen(record, different), self._after.chosen(other, different))
         common = set(first) & set(second)
         pairs = _joined(self._nodes(self._before, first, common), self._nodes(self._after, second, common))
         return (pair for pair in pairs if not _is_equal(*pair))
@@ -208,28 +217,33 @@ class _Runs:
     def _inner(self, record: Record) -> Iterator[Pair]:
         """The directories in one that is the same in both runs."""
         if record.flags & HAS_DIRECTORIES:
-            for node in self._before.nodes(record, directories_only=True):
+            for node in self._before.chosen(record):
                 yield node, RecordedNode(self._after.tree, node.item)
 
-    def _parts(self, places: Places, key: int) -> list[Place] | None:
+    def _parts(self, finder: _Finder, key: int) -> list[Place] | None:
         """Where the record of a directory is, or those of its leaves; None when these are in no order."""
-        place = self._place(places, key)
+        place = self._place(finder, key)
         record = self._load(place)
         if not record.is_split:
             return [place]
-        return None if record.flags & UNSORTED else [self._place(places, leaf) for leaf, _ in record.leaves]
+        return None if record.flags & UNSORTED else [self._place(finder, leaf) for leaf, _ in record.leaves]
 
     @staticmethod
-    def _place(places: Places, key: int) -> Place:
-        number = places.find(key)
-        if number < 0:
+    def _place(finder: _Finder, key: int) -> Place:
+        place = finder(key)
+        if place is None:
             raise Lost
-        return places.place(number)
+        return place
 
     def _load(self, place: Place) -> Record:
-        record = self._catalog.load(place)
+        record = self._loaded.get(place)
         if record is None:
-            raise Lost
+            record = self._catalog.load(place)
+            if record is None:
+                raise Lost
+            if len(self._loaded) == _KEPT:
+                self._loaded.clear()
+            self._loaded[place] = record
         return record
 
     def _nodes(self, view: RecordedView, parts: list[Place], common: set[Place]) -> Iterator[RecordedNode]:
@@ -239,7 +253,22 @@ class _Runs:
             if place not in common:
                 yield from view.nodes(record)
             elif record.flags & HAS_DIRECTORIES:
-                yield from view.nodes(record, directories_only=True)
+                yield from view.chosen(record)
+
+
+def _different_names(old: Record, new: Record) -> set[bytes] | None:
+    """The names of what is not certainly the same to an archive in two directories; None where that is not to be told
+    so, as a name comes twice."""
+    if len(old.place) != old.count or len(new.place) != new.count:
+        return None
+    return {name for name, _, _ in set(_described(old)) ^ set(_described(new))}
+
+
+def _described(record: Record) -> Iterator[tuple[bytes, int, bytes]]:
+    """Name, kind and items of each entry."""
+    items, ends = record.items, record.ends
+    parts = map(items.__getitem__, map(slice, chain((0,), ends), ends))
+    return zip(record.names, record.kinds, parts, strict=True)
 
 
 def _is_equal(old: RecordedNode | None, new: RecordedNode | None) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from typing import Any, Generic, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from archiver.browse.recorded import LETTERS, Item, RunTree
+from archiver.browse.recorded import LETTERS, Item, Lost, RunTree
 from archiver.browse.snapshot import Tree
 from archiver.browse.view import (
     AnyView,
@@ -20,8 +21,10 @@ from archiver.browse.view import (
 )
 from archiver.errors import UsageError
 from archiver.store.catalog.record import HAS_DIRECTORIES, content_sizes
+from formats.pxar.items import Entry
 from formats.wire import Buffer
 
+T = TypeVar("T")
 _DIRECTORY = LETTERS["dir"]
 _LARGEST = 2**64 - 1
 
@@ -58,36 +61,87 @@ def listing(view: StoredView[N], path: bytes, *, recursive: bool) -> Iterator[Fo
             levels.append((len(above), view.entries(node)))
 
 
-def names_below(view: AnyView, path: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """What a recursive ``listing`` shows and in the same order, as (what is before the name, name), for little more
-    than the names cost."""
+class Block(NamedTuple, Generic[T]):
+    """Something about entries that follow each other in a listing. ``above`` is what is shown before their names."""
+
+    above: bytes
+    those: list[T]
+
+
+def names_below(view: AnyView, path: bytes) -> Iterator[Block[bytes]]:
+    """The names that a recursive ``listing`` shows, in the same order, for little more than they cost."""
+    key = _recorded_directory(view, path)
+    if isinstance(view, RecordedView) and key is not None:
+        return _blocks(partial(_stretches, view), key, recursive=True)
+    looked: Any = view
+    return (Block(_above(found), [found.node.name]) for found in listing(looked, path, recursive=True))
+
+
+def entries_below(view: AnyView, path: bytes, *, recursive: bool) -> Iterator[Block[Entry]]:
+    """What the archive says about the entries that a ``listing`` shows, in the same order, likewise."""
+    key = _recorded_directory(view, path)
+    if isinstance(view, RecordedView) and key is not None:
+        return _blocks(partial(_described, view), key, recursive=recursive)
+    looked: Any = view
+    return (Block(_above(found), [looked.entry(found.node)]) for found in listing(looked, path, recursive=recursive))
+
+
+def answered_blocks(ask: Callable[[bool], Iterator[Block[T]]]) -> Iterator[Block[T]]:
+    """As ``answered``."""
+    count = 0
+    try:
+        for block in ask(True):
+            count += len(block.those)
+            yield block
+    except Lost:
+        for block in ask(False):
+            rest = block.those[count:]
+            count = max(count - len(block.those), 0)
+            if rest:
+                yield Block(block.above, rest)
+
+
+def _recorded_directory(view: AnyView, path: bytes) -> int | None:
+    """The key of what is at ``path``, if that is a directory that the catalog has. NotFound."""
     top = view.find(path)
-    if not isinstance(view, RecordedView) or not isinstance(top, RecordedNode) or top.kind != "dir":
-        looked: Any = view
-        for found in listing(looked, path, recursive=True):
-            yield found.shown[: len(found.shown) - len(found.node.name)], found.node.name
-        return
-    levels = [(b"", _stretches(view, top.key))]
+    return top.key if isinstance(top, RecordedNode) and top.kind == "dir" else None
+
+
+def _above(found: Found[Any]) -> bytes:
+    return found.shown[: len(found.shown) - len(found.node.name)]
+
+
+_Stretch = tuple[list[T], tuple[bytes, int] | None]
+"""What is told of the entries of a directory up to and with each directory in it, and that one's name and key."""
+
+
+def _blocks(stretches: Callable[[int], Iterator[_Stretch[T]]], key: int, *, recursive: bool) -> Iterator[Block[T]]:
+    levels = [(b"", stretches(key))]
     while levels:
-        above, stretches = levels[-1]
-        stretch = next(stretches, None)
+        above, those = levels[-1]
+        stretch = next(those, None)
         if stretch is None:
             levels.pop()
             continue
-        names, key = stretch
-        for name in names:
-            yield above, name
-        if key is not None:
-            levels.append((above + names[-1] + b"/", _stretches(view, key)))
+        told, directory = stretch
+        yield Block(above, told)
+        if recursive and directory is not None:
+            name, key = directory
+            levels.append((above + name + b"/", stretches(key)))
 
 
-def _stretches(view: RecordedView, key: int) -> Iterator[tuple[list[bytes], int | None]]:
-    """The names of a directory up to and with each directory in it, and that one's key."""
+def _described(view: RecordedView, key: int) -> Iterator[_Stretch[Entry]]:
+    for entries, directory in view.tree.described(key):
+        yield entries, None if directory is None else (entries[-1].name, directory)
+
+
+def _stretches(view: RecordedView, key: int) -> Iterator[_Stretch[bytes]]:
     for record in view.tree.records(key):
         names, kinds, start = record.names, record.kinds, 0
         directory = kinds.find(_DIRECTORY)
         while directory >= 0:
-            yield names[start : directory + 1], Item(record, directory, names[directory]).key
+            name = names[directory]
+            yield names[start : directory + 1], (name, Item(record, directory, name).key)
             start = directory + 1
             directory = kinds.find(_DIRECTORY, start)
         if start < len(names):

@@ -6,7 +6,7 @@ Nothing of a directory is looked at before its entries are asked for.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
@@ -141,15 +141,28 @@ class RecordedView(StoredView[RecordedNode]):
         for record in self.tree.records(directory.key):
             yield from self.nodes(record)
 
-    def nodes(self, record: Record, *, directories_only: bool = False) -> Iterator[RecordedNode]:
+    def nodes(self, record: Record) -> Iterator[RecordedNode]:
         """The entries of a record of this tree in the order of their names."""
-        names, kinds = record.names, record.kinds
+        names = record.names
         order: Iterable[int] = range(len(names))
         if not all(map(bytes.__le__, names, islice(names, 1, None))):
             order = sorted(order, key=names.__getitem__)
-        for number in order:
-            if not directories_only or kinds[number] == _DIRECTORY:
-                yield RecordedNode(self.tree, Item(record, number, names[number]))
+        return self._numbered(record, order)
+
+    def chosen(self, record: Record, wanted: Collection[bytes] = ()) -> Iterator[RecordedNode]:
+        """Of the same the directories, and those with the names ``wanted``, each of which stands in it once at most."""
+        names, kinds, place = record.names, record.kinds, record.place if wanted else {}
+        numbers = {place[name] for name in wanted if name in place}
+        number = kinds.find(_DIRECTORY)
+        while number >= 0:
+            numbers.add(number)
+            number = kinds.find(_DIRECTORY, number + 1)
+        return self._numbered(record, sorted(sorted(numbers), key=names.__getitem__))
+
+    def _numbered(self, record: Record, numbers: Iterable[int]) -> Iterator[RecordedNode]:
+        names = record.names
+        for number in numbers:
+            yield RecordedNode(self.tree, Item(record, number, names[number]))
 
     def entry(self, node: RecordedNode) -> Entry:
         return self.tree.directory_entry(self.tree.root) if node.item is None else self.tree.entry(node.item)

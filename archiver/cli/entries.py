@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat as st
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,9 +19,12 @@ from archiver.errors import UsageError
 if TYPE_CHECKING:
     from archiver.browse.diff import Change
     from archiver.browse.sides import WholeChange
-    from formats.pxar.items import Entry
+    from formats.pxar.items import Entry, Kind
 
 _KIND_LETTER = {"hardlink": "h", "file": "-", "dir": "d", "symlink": "l", "fifo": "p", "socket": "s"}
+_DEVICES = ("char", "block")
+_DAY = 86_400
+_TWO_DIGITS = [f"{number:02}" for number in range(60)]
 CHANGE_MARKS = {"added": "+", "removed": "-", "changed": "M"}
 
 archive_option: Callable[..., Any] = click.option(
@@ -57,16 +61,36 @@ def entry_json(entry: Entry) -> dict[str, Any]:
 
 def long_line(entry: Entry, name: bytes, size: int | None = None) -> str:
     """``size`` instead of the entry's own."""
-    letter = _KIND_LETTER.get(entry.kind, "c" if entry.kind == "char" else "b")
-    if entry.metadata is None:
-        return f"{letter}{'':58} {printable(name)} -> /{printable(entry.target)}"
-    stat = entry.metadata.stat
-    shown = f"{entry.major},{entry.minor}" if entry.kind in ("char", "block") else str(entry.size)
-    shown = shown if size is None else str(size)
-    target = f" -> {printable(entry.target)}" if entry.kind == "symlink" else ""
-    mode = letter + st.filemode(stat.mode)[1:]
-    when = time_text(stat.mtime_secs)
-    return f"{mode} {stat.uid:>6} {stat.gid:>6} {shown:>12} {when:19} {printable(name)}{target}"
+    return _long_line(entry, printable(name), size)
+
+
+def long_lines(above: bytes, entries: Sequence[Entry]) -> list[str]:
+    """Of one or more entries with the same ``above`` before their names."""
+    before = printable(above)
+    names = text_of(b"/".join([entry.name for entry in entries]))  # decoded and looked at all at once
+    shown = names.split("/") if names.isprintable() else [printable(entry.name) for entry in entries]
+    return [_long_line(entry, before + name, None) for entry, name in zip(entries, shown, strict=True)]
+
+
+def _long_line(entry: Entry, name: str, size: int | None) -> str:
+    kind, _, _, metadata, own_size, _, _, target, _, major, minor, _, _, _ = entry
+    if metadata is None:
+        return f"{_letter(kind)}{'':58} {name} -> /{printable(target)}"
+    mode, _, uid, gid, seconds, _ = metadata.stat
+    shown: int | str = own_size if size is None else size
+    if kind in _DEVICES and size is None:
+        shown = f"{major},{minor}"
+    line = f"{_owned(kind, mode, uid, gid)} {shown:>12} {time_text(seconds):19} {name}"
+    return f"{line} -> {printable(target)}" if kind == "symlink" else line
+
+
+def _letter(kind: Kind) -> str:
+    return _KIND_LETTER.get(kind, "c" if kind == "char" else "b")
+
+
+@lru_cache(maxsize=1024)  # nearly all entries of a tree are alike in this
+def _owned(kind: Kind, mode: int, uid: int, gid: int) -> str:
+    return f"{_letter(kind)}{st.filemode(mode)[1:]} {uid:>6} {gid:>6}"
 
 
 def change_line(archive: str, change: Change | WholeChange, *, several: bool) -> str:
@@ -85,9 +109,34 @@ def name_in(archive: str, path: bytes, several: bool) -> str:
 def time_text(seconds: int) -> str:
     """In the local time zone."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        offset = _offset(seconds // _DAY)
+        if offset is None:
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        local = seconds + offset
+        return f"{_date(local // _DAY)} {_minute(local // 60 % 1440)}:{_TWO_DIGITS[local % 60]}"
     except (OverflowError, ValueError, OSError):
         return str(seconds)
+
+
+# A listing has many moments of few days: asking for the local time of each takes longer than the rest of its line.
+
+
+@lru_cache(maxsize=4096)
+def _offset(day: int) -> int | None:
+    """Of local time all through a day of UTC, in seconds; None where it changes in it."""
+    first, last = (time.localtime(second).tm_gmtoff for second in (day * _DAY, day * _DAY + _DAY - 1))
+    return first if first == last else None
+
+
+@lru_cache(maxsize=4096)
+def _date(day: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY))
+
+
+@lru_cache(maxsize=1440)
+def _minute(minute: int) -> str:
+    """Of a day."""
+    return f"{minute // 60:02}:{minute % 60:02}"
 
 
 def parse_sizes(texts: tuple[str, ...]) -> tuple[int, int] | None:

@@ -31,11 +31,11 @@ def snapshots(context: Context, group: str | None) -> None:
             if isinstance(chosen, SnapshotRef):
                 raise UsageError(f"{group!r} is one snapshot, not a group", hint=f"try: archiver files {group}")
         infos = [
-            store.info(SnapshotRef(found, when))
+            info
             for namespace in store.namespaces(context.namespace)
             for found in store.groups(namespace)
             if chosen is None or found == chosen
-            for when in store.times(found)
+            for info in store.infos(found)
         ]
     if output.as_json:
         output.document({"schema": 1, "items": [_snapshot_json(info) for info in infos]})

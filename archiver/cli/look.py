@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from itertools import groupby, islice
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.entries import archive_option, bytes_of, entry_json, long_line, print0_option, text_of
+from archiver.cli.entries import archive_option, bytes_of, entry_json, long_line, long_lines, print0_option, text_of
 from archiver.cli.output import Output, printable, size_text
 from archiver.errors import UsageError
 
 if TYPE_CHECKING:
-    from archiver.browse.files import Found
+    from archiver.browse.files import Block, Found
     from archiver.browse.snapshot import Snapshot
     from archiver.browse.view import AnyView
     from archiver.store.store import Store
+    from formats.pxar.items import Entry
     from formats.wire import Buffer
-
-_LINES = 1000  # printed at once
 
 
 @click.command()
@@ -52,7 +49,14 @@ def ls(
 
     Signatures are required as by restore.
     """
-    from archiver.browse.files import listing, names_below, size_below, sizes_below
+    from archiver.browse.files import (
+        answered_blocks,
+        entries_below,
+        listing,
+        names_below,
+        size_below,
+        sizes_below,
+    )
     from archiver.browse.view import answered, open_view, plain_parts
 
     output = context.output
@@ -66,8 +70,11 @@ def ls(
             return
         archive = opened.archive(archive_name)
 
-        def names(use_catalog: bool) -> Iterator[tuple[bytes, bytes]]:
+        def names(use_catalog: bool) -> Iterator[Block[bytes]]:
             return names_below(open_view(opened, archive, use_catalog=use_catalog), wanted)
+
+        def described(use_catalog: bool) -> Iterator[Block[Entry]]:
+            return entries_below(open_view(opened, archive, use_catalog=use_catalog), wanted, recursive=recursive)
 
         def entries(use_catalog: bool) -> Iterator[_Shown]:
             view: Any = open_view(opened, archive, use_catalog=use_catalog)
@@ -78,9 +85,15 @@ def ls(
                     size = size_below(view, found.node) if below is None else next(below)
                 yield _Shown(view, found, size, sizes)
 
-        if recursive and not (output.as_json or print0 or as_tree or long_format or sizes):
-            _print_names(output, answered(names))
-            return
+        if not (output.as_json or print0 or as_tree or sizes):
+            if long_format:
+                for entries_there in answered_blocks(described):
+                    output.lines(long_lines(entries_there.above, entries_there.those))
+                return
+            if recursive:
+                for names_there in answered_blocks(names):
+                    output.lines(list(map(text_of, names_there.those)), text_of(names_there.above))
+                return
         if output.as_json:
             output.long_document(head, (shown.as_json() for shown in answered(entries)))
             return
@@ -97,12 +110,6 @@ def _list_archives(output: Output, snapshot: Snapshot, head: dict[str, Any]) -> 
         output.document(head | {"items": [{"archive": each.name, "kind": each.kind} for each in archives]})
     for archive in archives:
         output.line(archive.name)
-
-
-def _print_names(output: Output, names: Iterator[tuple[bytes, bytes]]) -> None:
-    for above, those in groupby(names, itemgetter(0)):
-        while lines := [text_of(name) for _, name in islice(those, _LINES)]:
-            output.lines(lines, text_of(above))
 
 
 class _Shown:

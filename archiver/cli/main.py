@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from io import TextIOWrapper
 from typing import Any
@@ -147,6 +146,8 @@ def run(arguments: list[str], as_json: bool) -> int:
     except Exception as error:  # a bug of ours
         if as_json:
             return _tell({"code": "bug", "message": f"{type(error).__name__}: {error}", "hint": None}, _EXIT_BUG)
+        import traceback
+
         for line in "".join(traceback.format_exception(error)).splitlines():
             _say(printable(line))
         _say("archiver: this is a bug of archiver's, please report it with the lines above")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """One sentence that a person should see."""
 
     text: str
     level: Literal["info", "warning"] = "info"
 
 
-@dataclass(frozen=True, slots=True)
-class FileProblem:
+class FileProblem(NamedTuple):
     """Something about one file or directory; ``path`` is relative to the archive root, as stored bytes."""
 
     path: bytes
@@ -24,8 +21,7 @@ class FileProblem:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a long task is. ``total`` is None when it is not known; units are in the name of ``task``."""
 
     task: str
@@ -34,8 +30,7 @@ class Progress:
     total_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceShort:
+class SpaceShort(NamedTuple):
     """There may not be room enough: ``needed`` and ``free`` bytes. ``basis``: what is known, how much the last runs of
     the group stored, or how large the sources are."""
 

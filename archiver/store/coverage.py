@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from archiver.store.database import bulk, records
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 from archiver.store.layout import SnapshotRef
 from archiver.store.store import Store
 
@@ -68,7 +69,7 @@ def _verified(database: Database, count: int) -> Numbers:
     def look(txn: Any) -> Numbers:
         found = np.zeros(count, np.uint32)
         table = database.table(records.CHUNK)
-        for numbers, rows in bulk.scan(txn, table, records.U32_KEYS, records.CHUNK_VALUES):
+        for numbers, rows in bulk.scan(txn, table, bulk.U32_KEYS, bulk.CHUNK_VALUES):
             known = numbers < count
             found[numbers[known]] = rows["verified"][known]
         return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from archiver.core.disk import explain
+from archiver.core.disk import explain, read_at
 from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import layout as names
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
@@ -16,10 +16,10 @@ from formats import blob
 from formats.errors import FormatError
 from formats.manifest import MAX_TEXT, Manifest
 from formats.naming import BACKUP_TYPES, check_backup_id, check_backup_time, check_namespace, parse_time
-from formats.upid import Upid
 
 _LARGEST_MANIFEST = MAX_TEXT + blob.PLAIN_HEADER  # bytes of the file
 _MAX_SMALL_FILE = 1 << 20
+_READ_AT_LEAST = 1 << 16  # bytes, where there are so many: files of /proc have no size, and a file may grow
 Stamp = tuple[int, int, int]
 VERIFY_STATES = ("ok", "failed")
 
@@ -76,6 +76,8 @@ def verify_state(manifest: Manifest) -> VerifyState | None:
     state = manifest.unprotected.get("verify_state")
     if not isinstance(state, Mapping) or state.get("state") not in VERIFY_STATES:
         return None
+    from formats.upid import Upid
+
     try:
         when = Upid.decode(str(state.get("upid"))).start
         check_backup_time(when)
@@ -189,20 +191,28 @@ def decode_manifest(ref: SnapshotRef, text: bytes) -> Manifest:
 
 def open_regular(path: str) -> BinaryIO:
     """Open a regular file to read it; OSError, Damaged when it is something else."""
+    return os.fdopen(_open_regular(path)[0], "rb")
+
+
+def _open_regular(path: str) -> tuple[int, int]:
+    """The same without a file object, which takes longer than all the rest with a small file; its size too."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
         os.close(fd)
         raise Damaged(f"{path} is not a regular file")
-    return os.fdopen(fd, "rb")
+    return fd, status.st_size
 
 
 def read_small(path: str, limit: int) -> bytes:
     """A regular file of at most ``limit`` bytes; OSError, Damaged when it is something else."""
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    fd, size = _open_regular(path)
+    try:
         if size > limit:
             raise Damaged(f"{path} is too large: {size} bytes")
-        return file.read(limit)
+        return read_at(fd, min(max(size, _READ_AT_LEAST), limit))
+    finally:
+        os.close(fd)
 
 
 def owner(layout: Layout, group: GroupRef) -> str | None:

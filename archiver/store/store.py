@@ -220,6 +220,15 @@ class Store:
 
     def info(self, ref: SnapshotRef) -> SnapshotInfo:
         """What a listing shows of one snapshot; a damaged manifest is told in ``problem``."""
+        return self._info(ref, self.owner(ref.group))
+
+    def infos(self, group: GroupRef) -> Iterator[SnapshotInfo]:
+        """The same of all snapshots of a group, oldest first."""
+        owner = self.owner(group)
+        for when in self.times(group):
+            yield self._info(SnapshotRef(group, when), owner)
+
+    def _info(self, ref: SnapshotRef, owner: str | None) -> SnapshotInfo:
         manifest, problem = None, None
         try:
             manifest = self.manifest(ref)
@@ -227,9 +236,7 @@ class Store:
             pass
         except ArchiverError as error:
             problem = error
-        return SnapshotInfo(
-            ref, manifest, problem, snapshots.is_protected(self.layout, ref), snapshots.owner(self.layout, ref.group)
-        )
+        return SnapshotInfo(ref, manifest, problem, snapshots.is_protected(self.layout, ref), owner)
 
     def is_finished(self, ref: SnapshotRef) -> bool:
         return snapshots.manifest_stamp(self.layout, ref) is not None

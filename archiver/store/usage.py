@@ -20,7 +20,8 @@ from archiver.core.disk import is_directory
 from archiver.core.events import Progress
 from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import snapshots
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 from archiver.store.database.unused import counts
 from archiver.store.gc.exclusion import sessions_of
 from archiver.store.gc.references import DatabaseFailed, References, UnreadableIndex

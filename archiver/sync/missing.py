@@ -41,7 +41,7 @@ def _missing(txn: Any, database: Database, layout: Layout, used: NDArray[np.bool
 def _used(txn: Any, database: Database, used: NDArray[np.bool_]) -> Iterator[tuple[str, int, int]]:
     """(digest, number, stored length) of the chunks ``used``, in the order of the digests."""
     table = database.table(records.DIGEST)
-    for keys, entries in bulk.scan(txn, table, records.DIGEST_KEYS, records.DIGEST_VALUES):
+    for keys, entries in bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
         numbers = entries["number"]
         mine = (numbers < len(used)) & used[np.minimum(numbers, len(used) - 1)]
         texts = np.ascontiguousarray(keys[mine]).view("V32").tolist()

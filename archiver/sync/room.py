@@ -51,7 +51,7 @@ def estimate(source: Store, target: Store, plan: SyncPlan, *, with_files: bool =
     def look(txn: Any) -> Estimate:
         chunks = size = 0
         table = ours.table(records.CHUNK)
-        for numbers, rows in bulk.scan(txn, table, records.U32_KEYS, records.CHUNK_VALUES):
+        for numbers, rows in bulk.scan(txn, table, bulk.U32_KEYS, bulk.CHUNK_VALUES):
             numbers, rows = numbers[numbers < len(used)], rows[numbers < len(used)]
             mine = used[numbers]
             digests = np.ascontiguousarray(rows["digest"][mine]).view(np.uint8).reshape(-1, 32)

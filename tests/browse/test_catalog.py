@@ -228,7 +228,7 @@ def test_large_directories_are_split_while_they_are_read(
 ) -> None:
     """Whatever is too much to hold: names of one directory, their items, those of all open ones."""
     for name, value in limits.items():
-        monkeypatch.setattr(f"archiver.browse.catalog.{name}", value)
+        monkeypatch.setattr(f"archiver.browse.recording.{name}", value)
     with Store.open(golden) as store:
         for text in ALPHA:
             snapshot = Snapshot(store, store.find(text))

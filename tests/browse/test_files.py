@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from archiver.backup.run import Mode
-from archiver.browse.files import contents, listing, names_below, size_below, sizes_below
+from archiver.browse.files import contents, entries_below, listing, names_below, size_below, sizes_below
 from archiver.browse.snapshot import Snapshot, Tree
 from archiver.browse.view import ArchiveView, RecordedView, open_view
 from archiver.errors import Damaged, NotFound, UsageError
@@ -65,7 +65,14 @@ def listed(tree: Tree, path: bytes, *, recursive: bool = False) -> list[tuple[by
                 raise
             continue
         if recursive:
-            assert [above + name for above, name in names_below(view, path)] == [shown for _, shown in found[-1]]
+            assert [above + name for above, those in names_below(view, path) for name in those] == [
+                shown for _, shown in found[-1]
+            ]
+        blocks = list(entries_below(view, path, recursive=recursive))
+        assert [above + entry.name for above, those in blocks for entry in those] == [shown for _, shown in found[-1]]
+        assert [entry for block in blocks for entry in block.those] == [
+            view.entry(entry.node) for entry in listing(view, path, recursive=recursive)
+        ]
     assert found[0] == found[1]
     return found[0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -14,7 +14,7 @@ import pytest
 
 from archiver.browse import catalog as catalogs
 from archiver.browse.diff import Change, Sizes
-from archiver.browse.files import Found, listing
+from archiver.browse.files import Block, Found, answered_blocks, entries_below, listing
 from archiver.browse.live import LiveView, walk_options
 from archiver.browse.search import Query, search, versions_of
 from archiver.browse.sides import live_changes, tree_changes
@@ -22,9 +22,10 @@ from archiver.browse.view import ArchiveView, RecordedNode, RecordedView, open_v
 from archiver.errors import KeyProblem, NotFound
 from archiver.source.problem import Problem
 from archiver.store.catalog.catalog import Catalog, Place
-from archiver.store.catalog.record import Record
+from archiver.store.catalog.record import SPLIT_FROM, Record
 from formats.crypt import CryptConfig
 from formats.patterns import Pattern, PatternList
+from formats.pxar.items import Entry
 from tests.browse.nights import Nights, Plain, many_nights, plain, walk
 from tests.stores import KEY
 
@@ -280,25 +281,34 @@ def test_bytes_of_directories(nights: Nights) -> None:
 
 
 def test_unchanged_directories_are_not_compared(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two runs only the entries of the directories that changed are looked at."""
-    looked = []
-    original = RecordedView.nodes
+    """Between two runs only the directories and the entries that changed are looked at; of directories of very many
+    entries all that stand near these. No record is read again and again."""
+    looked, loaded = [], []
+    original, load = RecordedView._numbered, Catalog.load
 
-    def nodes(view: RecordedView, record: Record, *, directories_only: bool = False) -> Iterator[RecordedNode]:
-        for node in original(view, record, directories_only=directories_only):
+    def numbered(view: RecordedView, record: Record, numbers: Iterable[int]) -> Iterator[RecordedNode]:
+        for node in original(view, record, numbers):
             looked.append(node)
             yield node
 
-    monkeypatch.setattr(RecordedView, "nodes", nodes)
+    def watched(catalog: Catalog, place: Place) -> Record | None:
+        loaded.append(place)
+        return load(catalog, place)
+
+    monkeypatch.setattr(RecordedView, "_numbered", numbered)
+    monkeypatch.setattr(Catalog, "load", watched)
     first, second = nights.times[-2:]
     with nights.snapshots(first, second) as [old, new]:
         found = list(tree_changes(old, new, NAME, b"/", contents=False))
     changed = {change.path.rpartition(b"/")[0] for change in found}
     walks = [nights.walk(time) for time in (first, second)]
+    directories = sum(one.kind == "dir" for each in walks for one in each.values())
     inside = sum(
         path.rpartition(b"/")[0] in changed or one.kind == "dir" for each in walks for path, one in each.items()
     )
-    assert len(looked) <= inside
+    is_split = len(walks[0]) > SPLIT_FROM
+    assert len(looked) <= (inside if is_split else directories + 2 * len(found))
+    assert is_split or len(loaded) <= 2 * len(set(loaded))
 
 
 def test_damage_of_the_catalog_is_no_damage(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +328,28 @@ def test_damage_of_the_catalog_is_no_damage(nights: Nights, monkeypatch: pytest.
         with nights.snapshots(first, second) as [old, new]:
             assert [c.path for c in tree_changes(old, new, NAME, b"/", contents=False)] == [c.path for c in expected]
         assert left[0] < 0
+
+
+def test_blocks_go_on_from_where_the_catalog_has_stopped(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    with nights.snapshots(nights.times[-1]) as [snapshot]:
+        archive = snapshot.archive(NAME)
+
+        def ask(use_catalog: bool) -> Iterator[Block[Entry]]:
+            return entries_below(open_view(snapshot, archive, use_catalog=use_catalog), b"/", recursive=True)
+
+        def told() -> list[bytes]:
+            return [above + entry.name for above, those in answered_blocks(ask) for entry in those]
+
+        expected, load = told(), Catalog.load
+        for after in (0, 1, 2, 5):
+            left = [after]
+
+            def failing(catalog: Catalog, place: Place, left: list[int] = left) -> Record | None:
+                left[0] -= 1
+                return None if left[0] < 0 else load(catalog, place)
+
+            monkeypatch.setattr(Catalog, "load", failing)
+            assert told() == expected and left[0] < 0
 
 
 def test_key_is_needed(tmp_path: Path) -> None:

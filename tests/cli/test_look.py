@@ -419,6 +419,20 @@ def test_each_manifest_is_read_once(store: Path, source: Path, tmp_path: Path, m
     assert call("--store", store, "find", "file", "--allow-unsigned").code == 0
 
 
+def test_listing_reads_the_owner_of_a_group_once(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for night in range(1, 5):
+        save(store, source, time=FIRST + night * DAY, group=GroupRef("", "host", "tester"))
+    read, owner = [], Store.owner
+
+    def counted(opened: Store, group: GroupRef) -> str | None:
+        read.append(group)
+        return owner(opened, group)
+
+    monkeypatch.setattr(Store, "owner", counted)
+    items = ask("--store", store, "snapshots")["items"]
+    assert [item["owner"] for item in items] == ["root@pam"] * 5 and len(read) == 1
+
+
 def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source: Path) -> None:
     save(store, source, time=FIRST, crypt=KEY, group=GroupRef("", "host", "aaa"))
     done = call("--store", store, "find", "file")

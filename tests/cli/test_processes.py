@@ -378,7 +378,31 @@ def test_places_that_cannot_be_written(shared_place: Path, store: Path) -> None:
 
 def test_start_is_fast_because_little_is_imported() -> None:
     """No timing: the heavy modules are not there after --help."""
-    heavy = {"numpy", "cryptography", "lmdb", "zstandard", "blake3", "segno"}
+    heavy = {"numpy", "cryptography", "lmdb", "zstandard", "blake3", "segno", "traceback"}
     code = f"import sys; from archiver.cli.main import run; run(['--help'], False); print(sys.modules.keys() & {heavy})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("snapshots",),
+        ("ls", "latest"),
+        ("ls", "-lR", "latest"),
+        ("cat", "latest", "/file"),
+        ("find", "*file*"),
+        ("history", "/file"),
+        ("diff", "host/tester"),
+    ],
+    ids=" ".join,
+)
+def test_questions_about_a_small_tree_are_answered_without_numpy(
+    store: Path, source: Path, question: tuple[str, ...]
+) -> None:
+    """Its import takes longer than all that is done here."""
+    ask("--store", store, "backup", f"tree.pxar:{source}", "--id", "tester")
+    run = f"run(['--store', {str(store)!r}, *{question}], False)"
+    code = f"import sys; from archiver.cli.main import run; code = {run}; print(code, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] in ("0 False", "4 False")

@@ -19,7 +19,7 @@ from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import ArchiverError, Damaged, Locked, NoSpace, NotFound, TargetAbsent, TooNew, UsageError
 from archiver.store import sessions
 from archiver.store.layout import GroupRef, Layout, SnapshotRef
-from archiver.store.snapshots import read_manifest_json
+from archiver.store.snapshots import read_manifest_json, read_small
 from archiver.store.store import Store
 from formats import blob
 from formats.manifest import MAX_TEXT
@@ -500,3 +500,14 @@ def test_group_that_cannot_be_read_does_not_stop_a_backup(
         assert store.times(GROUP) == [result.snapshot.time]
         with pytest.raises(ArchiverError, match="locked"):
             every_snapshot(store)
+
+
+def test_small_files_are_read_whole(tmp_path: Path) -> None:
+    """Also one that has no size."""
+    (tmp_path / "file").write_bytes(bytes(100_000))
+    assert read_small(str(tmp_path / "file"), 100_000) == bytes(100_000)
+    assert b"\n" in read_small("/proc/self/status", 1 << 20) and len(read_small("/proc/self/status", 10)) == 10
+    with pytest.raises(Damaged, match="too large"):
+        read_small(str(tmp_path / "file"), 99_999)
+    with pytest.raises(Damaged, match="not a regular file"):
+        read_small(str(tmp_path), 10)

@@ -38,21 +38,25 @@ import struct
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import numpy as np
 import zstandard
 from blake3 import blake3
 
-from archiver.store.catalog.columns import U64s, unpack_columns
+from archiver.store.catalog.columns import FewRows, unpack_columns
 from archiver.store.catalog.record import Layout, Record
 from archiver.store.catalog.seal import Seal
 from archiver.store.database import records
 from archiver.store.database.database import Database
 from archiver.store.layout import GroupRef
+
+if TYPE_CHECKING:
+    from archiver.store.catalog.columns import U64s
+
+T = TypeVar("T", "list[U64s]", FewRows)
 
 RUN_KEY = struct.Struct(">IQ")
 PART_KEY = struct.Struct(">IQI")
@@ -79,6 +83,7 @@ _ZLIB_REACHES = 16 << 10  # half of its window: the same place of the record bef
 _ZLIB_LEVEL = 3
 _KEPT = 24 << 20  # bytes of packs: in the order of the walk, each of many runs is at some place in its packs
 _KEPT_PARTS = 200
+_FEW = 1 << 14  # directories whose places are found without numpy; they take 5 MB
 _WINDOW_LOG = 23  # base and record of a leaf
 
 
@@ -140,6 +145,8 @@ class Places:
     """Where the records of all directories of a run are, n places sorted by key. ``mark`` changes with the run."""
 
     def __init__(self, time: int, mark: bytes, columns: list[U64s]) -> None:
+        import numpy as np
+
         self.time = time
         self.mark = mark
         self.keys, self.columns = columns[0], columns
@@ -162,11 +169,17 @@ class Places:
         times, packs, offsets = self._columns
         return Place(times[number], packs[number], offsets[number])
 
+    def get(self, key: int) -> Place | None:
+        number = self.find(key)
+        return self.place(number) if number >= 0 else None
+
 
 class Newest(Places):
     """Those of the newest run, and the layout of each directory. ``jumps``: see the table ``newest``."""
 
     def __init__(self, time: int, mark: bytes, columns: list[U64s], jumps: list[U64s]) -> None:
+        import numpy as np
+
         super().__init__(time, mark, columns[:-1])
         self._bases = np.ascontiguousarray(columns[-1]).data
         self._jumped = np.ascontiguousarray(jumps[0]).data
@@ -195,7 +208,7 @@ class Catalog:
         self.key = hashlib.sha256(f"{group.path}\0{name}".encode()).digest()[:16]
         self._packs: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._kept = 0  # bytes of them
-        self._places: OrderedDict[tuple[int, int], list[U64s]] = OrderedDict()
+        self._places: OrderedDict[tuple[int, int], FewRows] = OrderedDict()
         self._headers: dict[int, RunHeader] = {}
         self._number: int | None = None
         self._decompressor = zstandard.ZstdDecompressor()
@@ -332,6 +345,8 @@ class Catalog:
 
     def _joined(self, row: ArchiveRow, parts: range, count: int) -> list[U64s] | None:
         """``count`` columns of the newest run that are in these parts."""
+        import numpy as np
+
         keys = (NEWEST_KEY.pack(row.number, part) for part in parts)
         found = [self._columns(records.NEWEST, key, count, row.newest) for key in keys]
         if None in found:
@@ -341,6 +356,8 @@ class Catalog:
 
     def places(self, time: int) -> Places | None:
         """The places of any run."""
+        import numpy as np
+
         value = self._run_value(time)
         if value is None:
             return None
@@ -360,20 +377,50 @@ class Catalog:
         first &= columns[2][order] != GONE
         return Places(time, self.mark(value), [column[order[first]] for column in columns])
 
+    def finder(self, time: int) -> Callable[[int], Place | None] | None:
+        """What tells the place of a directory in a run, for who asks about most of them; None: it is not known."""
+        header = self.run(time)
+        if header is None:
+            return None
+        if header.directories > _FEW:
+            places = self.places(time)
+            return None if places is None else places.get
+        found: dict[int, Place] = {}
+        when: int | None = time
+        while when is not None:
+            header = self.run(when)
+            parts = [] if header is None else [self._part(when, part) for part in range(len(header.firsts))]
+            if header is None or None in parts:
+                return None
+            for part in filter(None, parts):
+                keys, times, packs, offsets = map(part.column, range(_PLACE_COLUMNS))
+                for key, place in zip(keys, map(Place, times, packs, offsets), strict=True):
+                    found.setdefault(key, place)
+            when = header.parent if header.chain else None
+        return {key: place for key, place in found.items() if place.pack != GONE}.get
+
     def own_places(self, time: int) -> list[U64s] | None:
         """The places that a run itself has: key (sorted), time, pack, offset."""
-        header = self.run(time)
-        parts = [] if header is None else [self._part(time, part) for part in range(len(header.firsts))]
-        if header is None or None in parts:
+        import numpy as np
+
+        header, number = self.run(time), self.number()
+        if header is None or number is None:
+            return None
+        keys = (PART_KEY.pack(number, time, part) for part in range(len(header.firsts)))
+        parts = [self._columns(records.PLACE, key, _PLACE_COLUMNS) for key in keys]
+        if None in parts:
             return None
         empty = [np.zeros(0, np.uint64)] * _PLACE_COLUMNS
         return [np.concatenate(column) for column in zip(empty, *(part for part in parts if part), strict=True)]
 
     def _columns(self, table: bytes, key: bytes, count: int, time: int = 0) -> list[U64s] | None:
+        return self._unpacked(unpack_columns, table, key, count, time)
+
+    def _unpacked(self, unpack: Callable[[bytes], T], table: bytes, key: bytes, count: int, time: int) -> T | None:
         value = self.database.get(table, key)
         if value is None:
             return None
-        columns = self.database.checked(lambda: unpack_columns(self.unsealed(value, key, time)))
+        columns = self.database.checked(lambda: unpack(self.unsealed(value, key, time)))
         return columns if columns is not None and len(columns) == count else None
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -414,12 +461,13 @@ class Catalog:
         columns = self._part(time, part)
         if columns is None:
             raise LookupError
-        at = int(columns[0].searchsorted(np.uint64(key)))
-        if at == len(columns[0]) or int(columns[0][at]) != key:
+        keys = columns.column(0)
+        at = bisect_left(keys, key)
+        if at == len(keys) or keys[at] != key:
             return header, None
-        return header, Place(int(columns[1][at]), int(columns[2][at]), int(columns[3][at]))
+        return header, Place(columns.column(1)[at], columns.column(2)[at], columns.column(3)[at])
 
-    def _part(self, time: int, part: int) -> list[U64s] | None:
+    def _part(self, time: int, part: int) -> FewRows | None:
         """A part of the places of a run."""
         columns = self._places.get((time, part))
         if columns is not None:
@@ -428,7 +476,7 @@ class Catalog:
         number = self.number()
         if number is None:
             return None
-        columns = self._columns(records.PLACE, PART_KEY.pack(number, time, part), _PLACE_COLUMNS)
+        columns = self._unpacked(FewRows, records.PLACE, PART_KEY.pack(number, time, part), _PLACE_COLUMNS, 0)
         if columns is not None:
             self._places[time, part] = columns
             if len(self._places) > _KEPT_PARTS:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,11 @@ from archiver.store.catalog.catalog import (
     Catalog,
     RunHead,
 )
-from archiver.store.catalog.columns import U64s, compress
+from archiver.store.catalog.columns import compress
 from archiver.store.database import records
+
+if TYPE_CHECKING:
+    from archiver.store.catalog.columns import U64s
 
 Rows = NDArray[np.uint64]  # (n, 3): time, pack, offset
 _Offsets = dict[tuple[int, int], frozenset[int]]  # of a run and pack: what is needed

@@ -34,16 +34,19 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 from siphashc import siphash
 
 from formats.pxar.constants import HEADER_SIZE, REF_SIZE
 from formats.pxar.goodbye import HASH_KEY
 from formats.wire import Buffer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SPLIT = 1  # flag: the entries are in leaves
 HAS_DIRECTORIES = 2  # flag
@@ -113,6 +116,8 @@ class Layout(NamedTuple):
         """Of files at these offsets, with contents of these sizes; NOWHERE unless each is behind the one before."""
         if not len(offsets):
             return NOWHERE
+        import numpy as np
+
         between = offsets[1:] - offsets[:-1] - sizes[:-1] - HEADER_SIZE
         if offsets[0] <= 0 or (between < 0).any():
             return NOWHERE
@@ -125,6 +130,8 @@ class Layout(NamedTuple):
 
     def shifts(self, first: int, stop: int) -> NDArray[np.int64]:
         """How far the files [first, stop) lie from where they were without jumps."""
+        import numpy as np
+
         found = np.zeros(stop, np.int64)
         for file, size in self.jumps:
             if file < stop:
@@ -137,6 +144,8 @@ NOWHERE = Layout()
 
 def in_a_row(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Offsets of contents of these sizes that follow each other, headers included, from 0 on."""
+    import numpy as np
+
     offsets = np.zeros(len(sizes), np.int64)
     np.cumsum(sizes[:-1] + HEADER_SIZE, out=offsets[1:])
     return offsets
@@ -182,7 +191,7 @@ class Record:
     @property
     def leaves(self) -> list[tuple[int, bytes]]:
         """Key and first name of each leaf of a split directory."""
-        keys: list[int] = np.frombuffer(self.items, "<u8").tolist()
+        keys = struct.unpack(f"<{len(self.items) // _U64.size}Q", self.items)
         return list(zip(keys, self.raw[slice(*self._names)].split(b"/"), strict=True))
 
     @cached_property
@@ -199,19 +208,21 @@ class Record:
 
     @cached_property
     def lengths(self) -> NDArray[np.uint32]:
+        import numpy as np
+
         return np.frombuffer(self.raw, "<u4", self.count, self._lengths)
 
     @cached_property
-    def _ends(self) -> list[int]:
-        ends: list[int] = np.cumsum(self.lengths, dtype=np.int64).tolist()
-        return ends
+    def ends(self) -> list[int]:
+        """Where in ``items`` those of each entry end."""
+        return list(accumulate(struct.unpack_from(f"<{self.count}I", self.raw, self._lengths)))
 
     def row(self, number: int) -> bytes:
         return self.rows[32 * number : 32 * number + 32]
 
     def item(self, number: int) -> bytes:
         """The items of one entry."""
-        ends = self._ends
+        ends = self.ends
         start = ends[number - 1] if number else 0
         return self.raw[self._items + start : self._items + ends[number]]
 
@@ -219,8 +230,8 @@ class Record:
         """Items, lengths (u32) and kinds of the entries [start, stop)."""
         if start == 0 and stop == self.count:
             return self.items, self.raw[self._lengths : self._lengths + 4 * stop], self.kinds
-        first = self._items + (self._ends[start - 1] if start else 0)
-        last = self._items + (self._ends[stop - 1] if stop else 0)
+        first = self._items + (self.ends[start - 1] if start else 0)
+        last = self._items + (self.ends[stop - 1] if stop else 0)
         lengths = self.raw[self._lengths + 4 * start : self._lengths + 4 * stop]
         return self.raw[first:last], lengths, self.kinds[start:stop]
 
@@ -286,7 +297,7 @@ class Draft:
         """The record of a split directory; key and first name of each of its leaves."""
         self.flags |= SPLIT
         self.names = [first for _, first in leaves]
-        return self._join(0, np.array([key for key, _ in leaves], "<u8").tobytes(), b"")
+        return self._join(0, struct.pack(f"<{len(leaves)}Q", *(key for key, _ in leaves)), b"")
 
     def _join(self, count: int, items: Buffer, table: bytes) -> bytes:
         names = b"/".join(self.names)
@@ -302,12 +313,14 @@ class Draft:
             self.ctime,
             self.selection,
         )
-        lengths = np.array(self.lengths, "<u4").tobytes()
+        lengths = struct.pack(f"<{len(self.lengths)}I", *self.lengths)
         return b"".join((head, self.own, self._rows, lengths, self.kinds, names, items, table))
 
 
 def content_sizes(record: Record) -> NDArray[np.int64]:
     """Bytes of the contents of each file of a record, as the archive says."""
+    import numpy as np
+
     places = reference_places(record.lengths.astype(np.int64), record.kinds)
     return read_references(record.items, places)[:, 1]
 
@@ -319,6 +332,8 @@ def _relative(items: bytearray, lengths: array[int], kinds: Buffer) -> tuple[byt
     joined = bytearray(items)
     if len(kinds) < _NUMPY_FROM:
         return joined, _take_few(joined, lengths, kinds)
+    import numpy as np
+
     places = reference_places(np.array(lengths, np.int64), kinds)
     references = read_references(joined, places)
     offsets, sizes = references[:, 0].copy(), references[:, 1].copy()
@@ -351,6 +366,8 @@ def _take_few(items: bytearray, lengths: Sequence[int], kinds: Buffer) -> Layout
 
 def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.int64]:
     """Where in the joined items the payload references of the files are, n entries of the given lengths."""
+    import numpy as np
+
     ends = np.cumsum(lengths, dtype=np.int64)
     places: NDArray[np.int64] = ends[np.frombuffer(kinds, np.uint8) == ord("f")] - REFERENCE_FROM_END
     return places
@@ -358,6 +375,8 @@ def reference_places(lengths: NDArray[np.int64], kinds: Buffer) -> NDArray[np.in
 
 def read_references(items: Buffer, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """(m, 2): offset and size of the payload references at these places."""
+    import numpy as np
+
     words = _words(items)
     return np.column_stack((words[places], words[places + 8]))
 
@@ -369,6 +388,8 @@ def write_offsets(items: bytearray, places: NDArray[np.int64], offsets: NDArray[
 
 def _words(items: Buffer) -> NDArray[np.int64]:
     """The eight bytes from each place of ``items`` on, as a number."""
+    import numpy as np
+
     return np.ndarray((max(len(items) - 7, 0),), "<i8", items, strides=(1,))
 
 

@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,9 +29,12 @@ from archiver.store.catalog.catalog import (
     RunHeader,
     change,
 )
-from archiver.store.catalog.columns import U64s, compress, pack_columns
+from archiver.store.catalog.columns import compress, pack_columns
 from archiver.store.catalog.record import Layout, Record
 from archiver.store.database import records
+
+if TYPE_CHECKING:
+    from archiver.store.catalog.columns import U64s
 
 _PACK = 128 << 10  # bytes of records
 _NAMES_PART = 256 << 10  # bytes

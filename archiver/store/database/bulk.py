@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 _AT_ONCE = 1 << 14  # records
 
+# Keys and values of records.py; of fixed length, so the zeros that such strings may end in count.
+U32_KEYS = np.dtype(">u4")
+DIGEST_KEYS = np.dtype("S32")
+DIGEST_VALUES = np.dtype([("number", "<u4"), ("stored", "<u4")])
+CHUNK_VALUES = np.dtype([("digest", "S32"), ("blake3", "S32"), ("size", "<u4"), ("verified", "<u4")])
+
 Records = NDArray[Any]
+Numbers = NDArray[np.uint32]  # of chunks
 
 
 def scan(txn: Any, table: Any, key: np.dtype[Any], value: np.dtype[Any]) -> Iterator[tuple[Records, Records]]:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
-import numpy as np
-from numpy.typing import NDArray
 
 from archiver.core.disk import is_full
 from archiver.core.events import Listener, Notice
 from archiver.errors import NoSpace
-from archiver.store.database import bulk, environment, records
+from archiver.store.database import environment, records
 from archiver.store.database.environment import DatabaseDamaged, Environment
 from archiver.store.database.records import ChunkRow, SnapshotRow
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from archiver.store.database.bulk import Numbers
+
 T = TypeVar("T")
-Numbers = NDArray[np.uint32]
 MakeRoom = Callable[[str], bool]  # told the directory when its disk is full; False when that is how it is
 
 
@@ -251,6 +254,7 @@ class Database:
 
     def unknown(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """For each row of an (n, 32) array of digests, best sorted, whether it has no chunk number yet."""
+        import numpy as np
 
         def look(txn: Any) -> NDArray[np.bool_]:
             without: NDArray[np.bool_] = self._numbers_of(txn, digests) == records.NO_NUMBER
@@ -260,22 +264,29 @@ class Database:
 
     def _numbers_of(self, txn: Any, digests: NDArray[np.uint8]) -> Numbers:
         """The chunk number of each row, NO_NUMBER where it has none."""
-        keys = np.ascontiguousarray(digests).view(records.DIGEST_KEYS).ravel()
+        import numpy as np
+
+        from archiver.store.database import bulk
+
+        keys = np.ascontiguousarray(digests).view(bulk.DIGEST_KEYS).ravel()
         missing = records.DIGEST_VALUE.pack(records.NO_NUMBER, 0)
-        found = bulk.fetch(txn, self._env.table(records.DIGEST), keys, records.DIGEST_VALUES, missing)
+        found = bulk.fetch(txn, self._env.table(records.DIGEST), keys, bulk.DIGEST_VALUES, missing)
         numbers: Numbers = found["number"]
         return numbers
 
     def sizes(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
         """(plain size, stored length) of every chunk, indexed by chunk number; zeros where a number is free."""
+        import numpy as np
+
+        from archiver.store.database import bulk
 
         def look(txn: Any) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
             count = self._counter(txn, b"chunks")
             plain, stored = np.zeros(count, np.uint32), np.zeros(count, np.uint32)
-            for numbers, rows in bulk.scan(txn, self._env.table(records.CHUNK), records.U32_KEYS, records.CHUNK_VALUES):
+            for numbers, rows in bulk.scan(txn, self._env.table(records.CHUNK), bulk.U32_KEYS, bulk.CHUNK_VALUES):
                 plain[numbers] = rows["size"]
             table = self._env.table(records.DIGEST)
-            for _, entries in bulk.scan(txn, table, records.DIGEST_KEYS, records.DIGEST_VALUES):
+            for _, entries in bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
                 stored[entries["number"]] = entries["stored"]
             return plain, stored
 
@@ -284,11 +295,14 @@ class Database:
 
     def stored(self, chosen: range) -> NDArray[np.uint32]:
         """Stored length of every chunk with a number of ``chosen``; zeros where a number is free."""
+        import numpy as np
+
+        from archiver.store.database import bulk
 
         def look(txn: Any) -> NDArray[np.uint32]:
             found = np.zeros(len(chosen), np.uint32)
             table = self._env.table(records.DIGEST)
-            for entries in bulk.values(txn, table, records.DIGEST_VALUES):
+            for entries in bulk.values(txn, table, bulk.DIGEST_VALUES):
                 mine = entries[(entries["number"] >= chosen.start) & (entries["number"] < chosen.stop)]
                 found[mine["number"] - np.uint32(chosen.start)] = mine["stored"]
             return found
@@ -474,15 +488,18 @@ class Database:
 
     def check(self) -> list[str]:
         """Contradictions between the tables, as sentences; empty when there are none."""
+        import numpy as np
+
+        from archiver.store.database import bulk
 
         def look(txn: Any) -> list[str]:
             found = []
             digests, chunks = self._env.table(records.DIGEST), self._env.table(records.CHUNK)
             count = self._counter(txn, b"chunks")
             missing = bytes(records.CHUNK_VALUE.size)
-            for keys, entries in bulk.scan(txn, digests, records.DIGEST_KEYS, records.DIGEST_VALUES):
-                numbers = entries["number"].astype(records.U32_KEYS)
-                rows = bulk.fetch(txn, chunks, numbers, records.CHUNK_VALUES, missing)
+            for keys, entries in bulk.scan(txn, digests, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
+                numbers = entries["number"].astype(bulk.U32_KEYS)
+                rows = bulk.fetch(txn, chunks, numbers, bulk.CHUNK_VALUES, missing)
                 for wrong in np.flatnonzero(rows["digest"] != keys):
                     digest = keys[wrong : wrong + 1].tobytes().hex()
                     found.append(f"chunk {digest} has the number {numbers[wrong]} of another chunk")
@@ -512,6 +529,8 @@ class Database:
 
 def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
     """(sorted distinct rows, position of each input row among them) of an (n, 32) array."""
+    import numpy as np
+
     # Of equal length, so the zeros that such strings may end in matter; twice as fast as raw bytes.
     flat = np.ascontiguousarray(digests).view("S32").ravel()
     order = np.argsort(flat)

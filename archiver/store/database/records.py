@@ -28,12 +28,14 @@ import hashlib
 import json
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import zstandard
 from blake3 import blake3
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA = 9
 
@@ -59,11 +61,6 @@ DIGEST_VALUE = struct.Struct("<II")
 CHUNK_VALUE = struct.Struct("<32s32sII")
 UNKNOWN_SUM = bytes(32)
 
-# The same for arrays of records; of fixed length, so the zeros that such strings may end in count.
-U32_KEYS = np.dtype(">u4")
-DIGEST_KEYS = np.dtype("S32")
-DIGEST_VALUES = np.dtype([("number", "<u4"), ("stored", "<u4")])
-CHUNK_VALUES = np.dtype([("digest", "S32"), ("blake3", "S32"), ("size", "<u4"), ("verified", "<u4")])
 NO_NUMBER = (1 << 32) - 1
 
 # What reading a record raises that holds other bytes than were written.
@@ -116,6 +113,8 @@ def path_key(path: str) -> bytes:
 
 def pack_numbers(key: bytes, numbers: NDArray[np.uint32]) -> bytes:
     """The value of the index record with this key."""
+    import numpy as np
+
     differences = np.diff(numbers, prepend=numbers.dtype.type(0)).astype("<u4")
     planes = differences.view(np.uint8).reshape(-1, 4).T.tobytes()
     rest = U32.pack(len(numbers)) + zstandard.ZstdCompressor(level=1).compress(planes)
@@ -128,6 +127,8 @@ def _index_sum(key: bytes, rest: bytes | memoryview) -> bytes:
 
 def unpack_numbers(key: bytes, value: bytes) -> NDArray[np.uint32]:
     """Chunk numbers of an index record. Raises one of DAMAGED when it is not the one that was written."""
+    import numpy as np
+
     data = memoryview(value)[_INDEX_SUM:]
     if _index_sum(key, data) != value[:_INDEX_SUM]:
         raise ValueError("index record is damaged: its sum is another")

@@ -5,16 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from archiver.core.clock import system_random
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError
 from archiver.store import snapshots
-from archiver.store.catalog.catalog import Catalog
-from archiver.store.catalog.forget import forget
-from archiver.store.catalog.seal import Seal
 from archiver.store.database.database import Database, unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow, SnapshotRow
 from archiver.store.indexes import Index, is_index, open_index
@@ -62,6 +56,12 @@ def forget_snapshots(layout: Layout, database: Database, gone: Sequence[str]) ->
 
 def _forget_runs(layout: Layout, database: Database, gone: Sequence[str]) -> None:
     """Tell the file catalogs of the snapshots that are gone."""
+    if not gone:
+        return
+    from archiver.store.catalog.catalog import Catalog
+    from archiver.store.catalog.forget import forget
+    from archiver.store.catalog.seal import Seal
+
     archives = set()
     for path in gone:
         reference, row = parse_reference(path), database.snapshot(path)
@@ -97,10 +97,12 @@ def record_snapshot(layout: Layout, database: Database, ref: SnapshotRef, stamp:
 
 def _record_chunks(layout: Layout, database: Database, index: Index) -> None:
     """Give every chunk of ``index`` a number; lengths are those of the files, sums are not known."""
+    import numpy as np
+
     unique, inverse = unique_digests(index.digests)
     sizes = np.zeros(len(unique), np.uint32)
     sizes[inverse] = index.sizes()
-    fresh: NDArray[np.intp] = np.flatnonzero(database.unknown(unique))
+    fresh = np.flatnonzero(database.unknown(unique))
     for start in range(0, len(fresh), _CHUNKS_AT_ONCE):
         chosen = fresh[start : start + _CHUNKS_AT_ONCE]
         database.add_chunks(_row(layout, unique[place].tobytes(), int(sizes[place])) for place in chosen)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.store.database import bulk, records
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 from archiver.store.database.unused import counts
 
 _HEAD = struct.Struct("<II")
@@ -84,10 +85,10 @@ def known_of(database: Database, digests: NDArray[np.uint8]) -> Known:
     nobody, nothing = records.DIGEST_VALUE.pack(records.NO_NUMBER, 0), bytes(records.CHUNK_VALUE.size)
 
     def look(txn: Any, part: slice) -> None:
-        keys = np.ascontiguousarray(digests[part]).view(records.DIGEST_KEYS).ravel()
-        entries = bulk.fetch(txn, database.table(records.DIGEST), keys, records.DIGEST_VALUES, nobody)
-        numbers = entries["number"].astype(records.U32_KEYS)
-        rows = bulk.fetch(txn, database.table(records.CHUNK), numbers, records.CHUNK_VALUES, nothing)
+        keys = np.ascontiguousarray(digests[part]).view(bulk.DIGEST_KEYS).ravel()
+        entries = bulk.fetch(txn, database.table(records.DIGEST), keys, bulk.DIGEST_VALUES, nobody)
+        numbers = entries["number"].astype(bulk.U32_KEYS)
+        rows = bulk.fetch(txn, database.table(records.CHUNK), numbers, bulk.CHUNK_VALUES, nothing)
         found.number[part], found.stored[part] = entries["number"], entries["stored"]
         found.verified[part] = rows["verified"]
 

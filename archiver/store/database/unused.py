@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.store.database import bulk, records
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 
 Marks = NDArray[np.bool_]  # by chunk number: something refers to the chunk
 Prefixes = NDArray[np.uint64]  # the first 8 bytes of digests
@@ -54,9 +55,9 @@ def numbers_of(database: Database, digests: NDArray[np.uint8]) -> Numbers | None
     """The chunk number of each row of an (n, 32) array, best sorted; NO_NUMBER where it has none."""
 
     def look(txn: Any) -> Numbers:
-        keys = np.ascontiguousarray(digests).view(records.DIGEST_KEYS).ravel()
+        keys = np.ascontiguousarray(digests).view(bulk.DIGEST_KEYS).ravel()
         missing = records.DIGEST_VALUE.pack(records.NO_NUMBER, 0)
-        found: Numbers = bulk.fetch(txn, database.table(records.DIGEST), keys, records.DIGEST_VALUES, missing)["number"]
+        found: Numbers = bulk.fetch(txn, database.table(records.DIGEST), keys, bulk.DIGEST_VALUES, missing)["number"]
         return found
 
     return database.ask(look)
@@ -70,7 +71,7 @@ def unused(database: Database, marks: Marks, *, with_prefixes: bool) -> Unused |
         found: list[Numbers] = []
         prefixes = np.empty(txn.stat(table)["entries"] if with_prefixes else 0, np.uint64)
         stored = kept_chunks = kept_bytes = marked = filled = 0
-        for keys, entries in bulk.scan(txn, table, records.DIGEST_KEYS, records.DIGEST_VALUES):
+        for keys, entries in bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
             numbers, sizes = entries["number"], entries["stored"]
             in_use = numbers >= len(marks)
             marked -= int(in_use.sum())
@@ -102,11 +103,11 @@ def digests_of(database: Database, numbers: Numbers) -> list[bytes] | None:
 
     def look(txn: Any) -> list[bytes]:
         missing = bytes(records.CHUNK_VALUE.size)
-        keys = numbers.astype(records.U32_KEYS)
-        rows = bulk.fetch(txn, database.table(records.CHUNK), keys, records.CHUNK_VALUES, missing)
+        keys = numbers.astype(bulk.U32_KEYS)
+        rows = bulk.fetch(txn, database.table(records.CHUNK), keys, bulk.CHUNK_VALUES, missing)
         nobody = records.DIGEST_VALUE.pack(records.NO_NUMBER, 0)
         digests = np.ascontiguousarray(rows["digest"])
-        back = bulk.fetch(txn, database.table(records.DIGEST), digests, records.DIGEST_VALUES, nobody)["number"]
+        back = bulk.fetch(txn, database.table(records.DIGEST), digests, bulk.DIGEST_VALUES, nobody)["number"]
         gone = back == records.NO_NUMBER
         if (back[~gone] != numbers[~gone]).any():
             raise ValueError("a chunk's number is another one's")

@@ -39,7 +39,8 @@ from archiver.core.events import Notice, Progress
 from archiver.store import layout as names
 from archiver.store.chunks import check_present
 from archiver.store.database import records
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 from archiver.store.database.unused import Unused, forget_chunks
 from archiver.store.gc.exclusion import DEFAULT_CUTOFF, Mode, Others, Terms, exclusive
 from archiver.store.gc.references import DatabaseFailed, References

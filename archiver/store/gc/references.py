@@ -19,7 +19,8 @@ from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import snapshots
 from archiver.store.database import records
 from archiver.store.database import unused as queries
-from archiver.store.database.database import Database, Numbers, unique_digests
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database, unique_digests
 from archiver.store.database.unused import Counts, Prefixes, Unused, prefixes_of
 from archiver.store.gc.tree import Directory, directories
 from archiver.store.indexes import is_index, load_index

@@ -16,7 +16,8 @@ import numpy as np
 from archiver.core.disk import explain, explained
 from archiver.core.events import Progress
 from archiver.store.database import unused as queries
-from archiver.store.database.database import Database, Numbers
+from archiver.store.database.bulk import Numbers
+from archiver.store.database.database import Database
 from archiver.store.gc.exclusion import Terms
 from archiver.store.gc.references import References
 from archiver.store.gc.result import Result
