@@ -40,7 +40,8 @@ def carry_out(store: Store, plan: HealPlan, crypt: CryptConfig | None, listener:
     """
     began = store.clock.steady()
     result = HealResult()
-    store.disk.sync_file_system(store.layout.base)
+    with explained("write into", store.layout.base):
+        store.disk.sync_file_system(store.layout.base)
     if plan.damages:
         with store.session() as session:
             healing = _Healing(store, plan, crypt, session, listener, result)

@@ -170,12 +170,17 @@ def _obstacle(store: Store, group: GroupRef, target: GroupRef) -> str | None:
 
 def move(store: Store, plan: MovePlan) -> list[GroupMove]:
     """Do it; returns what became of each group. A group that is in use is tried once more. Then what is empty of the
-    source is removed. Raises Locked while a garbage collection runs, which might miss what moves."""
+    source is removed. Raises Locked while a garbage collection runs, which might miss what moves.
+
+    What a move that was killed has made, an owner for one, is made durable first: what follows relies on it.
+    """
     store.check_writable()
     for place in (plan.source, plan.target):
         check_inside(store.layout, store.layout.namespace(place))
     done: dict[GroupMove, str | None] = {each: each.problem for each in plan.moves}
     with _without_gc(store):
+        with explained("write into", store.layout.base):
+            store.disk.sync_file_system(store.layout.base)
         for level in plan.levels:
             _make(store, level)
         for _ in range(2):

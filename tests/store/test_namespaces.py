@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.core.disk import Disk
 from archiver.core.locks import DirectoryLock, lock_range
 from archiver.errors import Locked, NotFound, Skipped, UsageError
 from archiver.store import labels
@@ -127,6 +128,30 @@ def test_move(path: Path, source: Path, tmp_path: Path) -> None:
         "ns/c/ns/d/ns/b/host/x 20",
     ]
     assert restored_differences(path, SnapshotRef(moved, START), source, tmp_path / "out") == []
+
+
+def test_what_a_killed_move_has_made_is_durable_before_snapshots_follow(
+    path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner of the target, above all, which is there and so is not written again."""
+    put(path, source, "a", START)
+    steps: list[str] = []
+    synced, renamed = Disk.sync_file_system, Disk.rename_directory
+
+    def sync(disk: Disk, where: str) -> None:
+        steps.append("sync")
+        synced(disk, where)
+
+    def rename(disk: Disk, old: str, new: str) -> None:
+        assert (path / "ns/b/host/x/owner").exists()
+        steps.append("rename")
+        renamed(disk, old, new)
+
+    monkeypatch.setattr(Disk, "sync_file_system", sync)
+    monkeypatch.setattr(Disk, "rename_directory", rename)
+    with Store.open(path) as store:
+        move(store, plan_move(store, "a", "b"))
+    assert steps[:2] == ["sync", "rename"]
 
 
 def test_move_of_a_golden_namespace(tmp_path: Path) -> None:
