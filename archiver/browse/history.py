@@ -190,7 +190,8 @@ class History:
     def paths(self, wanted: Wanted, literal: bytes = b"") -> Iterator[bytes]:
         """The same of the paths that are ``wanted`` (see ``walk``), all of which have ``literal`` in a name."""
         secret = system_random(_SECRET)
-        runs = [time for time in reversed(self._catalog.times()) if time <= max(self._roots)]  # all of them are there
+        newest = max(self._roots)  # which are all there
+        runs = [time for time in reversed(self._catalog.times()) if time <= newest]
         with closing(SpillTable(self._catalog.database.directory)) as told:
             for time in runs:  # the first one, the largest by far, comes last: no need to remember what it has
                 is_last = time == runs[-1]
