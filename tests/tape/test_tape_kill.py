@@ -147,7 +147,8 @@ def kill_restores(shelf: Shelf, kills: int, seed: int) -> None:
         assert done["problems"] == [] and finished(target) == finished(shelf.store)
         assert damage(target) == []
         if done["restored"]:  # a kill behind the last publishing leaves a session that a run without work does not see
-            assert os.listdir(sessions) == []
+            # One that was killed before it was registered stays for an hour: nobody can tell that it is dead.
+            assert [name for name in os.listdir(sessions) if not name.startswith(".new-")] == []
         assert ask(*arguments)["bytes_read"] == 0
     assert killed
 
