@@ -47,8 +47,7 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:Z|([+-])([01]\d|2[0-3]):
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Scrypt:
+class Scrypt(NamedTuple):
     """scrypt with cost ``n`` (a power of two), block size ``r``, parallelism ``p``."""
 
     n: int
@@ -75,8 +74,7 @@ class Scrypt:
             raise FormatError(f"scrypt parameters n={self.n} r={self.r} p={self.p}: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Pbkdf2:
+class Pbkdf2(NamedTuple):
     """PBKDF2-HMAC-SHA256."""
 
     iterations: int

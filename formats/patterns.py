@@ -27,8 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from formats.errors import FormatError, LimitExceeded
 
@@ -54,8 +53,7 @@ _NAMED_SETS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(NamedTuple):
     """One pattern; its ``text`` is without the "!" (``include``) and the "/" at the end (``directories_only``)."""
 
     text: bytes
@@ -87,7 +85,7 @@ class Pattern:
 
     def below(self, directory: bytes) -> Pattern:
         """The same for paths from further above: one that is anchored is so at ``directory`` (b"/a/b")."""
-        return replace(self, text=_literal(directory) + self.text) if self.anchored else self
+        return self._replace(text=_literal(directory) + self.text) if self.anchored else self
 
 
 def parse_exclude_option(text: bytes) -> Pattern:

@@ -7,7 +7,7 @@ file is read, no command run, nothing written. Whether chunks of what is new are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from archiver.backup.run import BackupOptions
@@ -64,7 +64,7 @@ def rehearse(
     be read. There need not be a ``store`` yet. Raises ArchiverError for a source that cannot be archived."""
     walk, snapshot = options.walk, None
     if store is not None:
-        walk = replace(walk, never_enter=walk.never_enter | store.own_directories())
+        walk = walk._replace(never_enter=walk.never_enter | store.own_directories())
         times = store.times(options.group)
         if times:
             snapshot = Snapshot(store, SnapshotRef(options.group, times[-1]), options.crypt)

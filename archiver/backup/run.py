@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -71,8 +71,7 @@ def default_backup_id() -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", os.uname().nodename.split(".")[0]).lstrip(".-") or "localhost"
 
 
-@dataclass(frozen=True, slots=True)
-class BackupOptions:
+class BackupOptions(NamedTuple):
     """How a run is to be done. ``time`` in Unix seconds, None for now; ``chunk_size`` is the average in bytes."""
 
     group: GroupRef
@@ -84,13 +83,12 @@ class BackupOptions:
     crypt: CryptConfig | None = None
     wrapped_key: bytes | None = None  # the key for the owner of a master key, to be kept with the snapshot
     chunk_size: int = DEFAULT_CHUNK_SIZE
-    walk: WalkOptions = field(default_factory=WalkOptions)
+    walk: WalkOptions = WalkOptions()
     owner: str = DEFAULT_OWNER
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveResult:
+class ArchiveResult(NamedTuple):
     name: str
     counters: Counters
 
@@ -191,7 +189,7 @@ class _Run:
             if self._interrupted and options.mode == "metadata":
                 self._listener(Notice("going on where an interrupted backup ended"))
             never = options.walk.never_enter | store.own_directories()
-            self._walk = replace(options.walk, never_enter=never)
+            self._walk = options.walk._replace(never_enter=never)
             if not self._interrupted and (short := look_out(store, options.group, self._specs, self._walk)):
                 self._listener(short)
             with Pipeline() as pipeline:

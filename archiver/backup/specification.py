@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from archiver.errors import UsageError
 from archiver.source.image import STANDARD_INPUT, kind_of
@@ -23,8 +22,7 @@ _NOT_IN_A_NAME = re.compile(rb"[^A-Za-z0-9_-]")
 _FORMS = "home.pxar:/home, disk.img:/dev/sdb, disk.img:- for standard input, or fstab.conf:/etc/fstab"
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveSpec:
+class ArchiveSpec(NamedTuple):
     """``name`` without extension; ``path`` of the source, ``-`` for standard input. ``command``: what it prints is read
     instead of that. ``made``: the source is an archive already, ``payload`` the other half of one that is split."""
 
@@ -106,7 +104,7 @@ def parse_specifications(texts: Iterable[str], command: str | None = None) -> li
         raise UsageError("--stdin-from-command needs an image that is read from it", hint="for example database.img:-")
     if not command.strip() or "\0" in command:
         raise UsageError("--stdin-from-command: there is no command")
-    return [replace(spec, command=command) if spec is streams[0] else spec for spec in specs]
+    return [spec._replace(command=command) if spec is streams[0] else spec for spec in specs]
 
 
 def check_names(specs: Sequence[ArchiveSpec]) -> None:

@@ -7,9 +7,8 @@ Contents are read on demand alone: files of which the same chunks are used from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from archiver.browse.contents import SameContents
 from archiver.browse.difference import differences
@@ -30,8 +29,7 @@ _KEPT = 4  # records; who asks about a directory then asks what is in it
 _Finder = Callable[[int], Place | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """``path`` from the root, ``b"/"`` itself; ``what``: see difference.py, and ``content``; empty unless there was an
     entry before and there is one after."""
 

@@ -6,7 +6,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import chain
@@ -33,8 +32,7 @@ _DIRECTORY = LETTERS["dir"][0]
 _BREAKS = re.compile(rb"\\.|\[[!^]?(?:\[:[a-z]+:\]|\\.|[^\]])*\]|[*?/]", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """What one path was in the snapshots of ``times``, oldest first. ``entry`` is without positions."""
 
     times: tuple[int, ...]

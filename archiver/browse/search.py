@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from archiver.browse.history import History, Version, literal_of, open_histories
 from archiver.browse.recorded import Lost
@@ -35,8 +35,7 @@ def _raised(ref: SnapshotRef, error: ArchiverError) -> None:
     raise error
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """All of what is given must be true of an entry.
 
     ``pattern`` is one as for excludes; ``expression`` must match somewhere in the path (``b"/a/b"``). ``size`` is the
@@ -76,8 +75,7 @@ class Query:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """``path`` from the archive's root: ``b"/a/b"``."""
 
     group: GroupRef

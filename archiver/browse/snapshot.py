@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from typing import NamedTuple
 
 from archiver.browse.stream import ChunkSource, ChunkStream, Cursor, SharedStream
 from archiver.errors import ArchiverError, Damaged, KeyProblem, NotFound, Unsigned, UsageError
@@ -27,8 +27,7 @@ from formats.wire import Buffer
 _LARGEST_BLOB_FILE = blob.MAX_BLOB_SIZE + blob.ENCRYPTED_HEADER
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveFiles:
+class ArchiveFiles(NamedTuple):
     """One archive and the files it consists of: one, or metadata and payload."""
 
     name: str  # as the user wrote it: x.pxar, x.img, x.conf

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import click
@@ -163,7 +162,7 @@ def backup(
         skip_e2big_xattr=skip_e2big_xattr,
         exclude_caches=exclude_caches,
     )
-    options = replace(_options(context, **named), mode=mode, compare=compare, audit=audit, walk=walk)
+    options = _options(context, **named)._replace(mode=mode, compare=compare, audit=audit, walk=walk)
     if dry_run:
         ctx.exit(_rehearse(context, sources, options))
     _run(ctx, context, sources, options)

@@ -127,7 +127,7 @@ class Context:
 
     def key_path(self) -> str | None:
         """The key file that was chosen, or the user's own one; None when there is none."""
-        from archiver.keys.ring import default_keyfile
+        from archiver.keys.places import default_keyfile
 
         return self.chosen_keyfile() or default_keyfile(os.environ)
 
@@ -138,10 +138,12 @@ class Context:
 
     def unlocked(self) -> UnlockedKey | None:
         """The same with its key file."""
+        path = self.key_path()
+        if path is None:
+            return None
         from archiver.keys.ring import read_key_file, unlock
 
-        path = self.key_path()
-        return unlock(read_key_file(path), path, os.environ, prompt) if path else None
+        return unlock(read_key_file(path), path, os.environ, prompt)
 
 
 def default_store() -> str:

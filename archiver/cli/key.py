@@ -42,7 +42,7 @@ for command in (create_master_key, import_master_pubkey, recover, drill):
 
 
 def _place(context: Context, path: str | None) -> str:
-    from archiver.keys.ring import KEY_NAME, configuration
+    from archiver.keys.places import KEY_NAME, configuration
 
     if path == "":
         raise UsageError("the path of the key file is empty")

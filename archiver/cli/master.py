@@ -92,7 +92,8 @@ def recover(
     from archiver.keys.make import check_free, check_hint, protect, write_file
     from archiver.keys.master import load_private, read_wrapped
     from archiver.keys.master import recover as unwrap
-    from archiver.keys.ring import KEY_NAME, NEW_PASSWORD, PASSWORD, configuration
+    from archiver.keys.places import KEY_NAME, configuration
+    from archiver.keys.ring import NEW_PASSWORD, PASSWORD
     from formats.keyfile import KeyFile
 
     if (master_keyfile is None) == (paper_file is None):

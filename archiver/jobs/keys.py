@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from archiver.errors import KeyProblem
 from archiver.jobs.profile import Key
-from archiver.keys.ring import PASSWORD, UnlockedKey, default_keyfile, read_key_file, unlock, wrapped_for_backup
+from archiver.keys.places import default_keyfile
+from archiver.keys.ring import PASSWORD, UnlockedKey, read_key_file, unlock, wrapped_for_backup
 
 _WAYS = ("", "_FD", "_FILE", "_COMMAND")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from archiver.errors import NotFound, UsageError
 from archiver.jobs.history import checked_home
-from archiver.keys.ring import configuration
+from archiver.keys.places import configuration
 
 SYSTEM = "/etc/archiver"
 ENDING = ".toml"

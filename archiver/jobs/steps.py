@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from archiver.backup.run import BackupOptions, BackupResult, backup
@@ -310,7 +310,7 @@ class Steps:
         newest = ours.newest(group)
         if newest is None or sync.verified_only or not chosen(group, sync.filters):
             return None
-        copy = SnapshotRef(replace(group, namespace=sync.to_namespace), newest.time)
+        copy = SnapshotRef(group._replace(namespace=sync.to_namespace), newest.time)
         if theirs.is_finished(copy):
             return None
         there = theirs.newest(copy.group)

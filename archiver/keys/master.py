@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 
 from archiver.errors import KeyProblem
 from archiver.keys.make import check_free, key_time, write_file
+from archiver.keys.places import PUBLIC_NAME, default_public
 from archiver.keys.ring import (
     MASTER_PASSWORD,
-    PUBLIC_NAME,
     Prompt,
     UnlockedKey,
-    default_public,
     new_passphrase,
     passphrase_from,
     read_file,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from archiver.core.clock import Clock
 from archiver.errors import KeyProblem, UsageError
+from archiver.keys.places import default_public
 from formats.crypt import CryptConfig, short_fingerprint
 from formats.errors import FormatError, KeyMissing, WrongKey
 from formats.keyfile import MAX_KEY_FILE, MIN_PASSPHRASE, KeyFile
@@ -18,8 +19,6 @@ from formats.keyfile import MAX_KEY_FILE, MIN_PASSPHRASE, KeyFile
 PASSWORD = "ARCHIVER_PASSWORD"
 NEW_PASSWORD = "ARCHIVER_NEW_PASSWORD"
 MASTER_PASSWORD = "ARCHIVER_MASTER_PASSWORD"
-KEY_NAME = "encryption-key.json"
-PUBLIC_NAME = "master-public.pem"
 
 _SECRETS = (PASSWORD, NEW_PASSWORD, MASTER_PASSWORD)
 _STDERR = 2
@@ -33,24 +32,6 @@ Prompt = Callable[[str], bytes | None]
 class UnlockedKey(NamedTuple):
     file: KeyFile
     crypt: CryptConfig
-
-
-def configuration(environment: Mapping[str, str], name: str) -> str:
-    """The path of ``name`` in the user's configuration directory."""
-    base = environment.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(base, "archiver", name)
-
-
-def default_keyfile(environment: Mapping[str, str]) -> str | None:
-    """The key in the user's configuration directory, when there is one; also one that cannot be read, so that nothing
-    is saved without encryption because of that."""
-    path = configuration(environment, KEY_NAME)
-    return path if os.path.lexists(path) else None
-
-
-def default_public(environment: Mapping[str, str]) -> str:
-    """Where the public master key is that backups use, if there is one."""
-    return configuration(environment, PUBLIC_NAME)
 
 
 def load_key(path: str, environment: Mapping[str, str], prompt: Prompt) -> CryptConfig:

@@ -10,8 +10,8 @@ import errno
 import os
 import stat as st
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -25,8 +25,7 @@ CACHE_TAG = b"CACHEDIR.TAG"
 CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """The user's part of the choice, the same for all directories. ``known`` is what the archive's prelude tells."""
 
     known: tuple[Pattern, ...] = ()

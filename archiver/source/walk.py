@@ -18,7 +18,6 @@ import os
 import stat as st
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -45,8 +44,7 @@ _KEPT_OPEN = 48  # innermost directories whose descriptors stay open; the root's
 _FOR_LOOKUP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class WalkOptions:
+class WalkOptions(NamedTuple):
     """``include_dev``: st_dev of further file systems to enter. ``never_enter``: (st_dev, st_ino) of directories.
     ``base``: path in the archive of what is walked through (b"/a/b"), where that is not all of it."""
 

@@ -9,7 +9,7 @@ import os
 import re
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from archiver.core.clock import Random
 from archiver.core.disk import Disk, explain, explained
@@ -25,8 +25,7 @@ _READ_AT_MOST = 64 * 1024  # bytes of store.json
 _IDENTIFY_WAIT = 60.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What ``.archiver/store.json`` says: how the store is known wherever it is mounted."""
 
     uuid: uuid.UUID

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from archiver.errors import UsageError
 from formats.errors import FormatError
@@ -43,8 +43,7 @@ def namespace_path(namespace: str) -> str:
     return "/".join(f"ns/{part}" for part in namespace.split("/")) if namespace else ""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class GroupRef:
+class GroupRef(NamedTuple):
     """A backup group: all snapshots of one thing."""
 
     namespace: str
@@ -60,8 +59,7 @@ class GroupRef:
         return self.path
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SnapshotRef:
+class SnapshotRef(NamedTuple):
     """One snapshot; ``time`` in Unix seconds."""
 
     group: GroupRef
@@ -97,8 +95,7 @@ def parse_reference(text: str) -> GroupRef | SnapshotRef:
         raise problem from error
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Absolute paths in the store at ``base``."""
 
     base: str

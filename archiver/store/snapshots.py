@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 from archiver.core.disk import explain, read_at
@@ -24,8 +23,7 @@ Stamp = tuple[int, int, int]
 VERIFY_STATES = ("ok", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(NamedTuple):
     """One snapshot directory. ``manifest`` is None while unfinished, or when ``problem`` says why it is unreadable."""
 
     ref: SnapshotRef

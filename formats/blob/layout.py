@@ -14,8 +14,7 @@ The payload is compressed first, then encrypted. The CRC does not cover IV and t
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from formats.crypt import IV_SIZE, TAG_SIZE
 from formats.errors import FormatError, IntegrityError
@@ -41,8 +40,7 @@ _KINDS = {
 _MAGICS = {kind: magic for magic, kind in _KINDS.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class BlobInfo:
+class BlobInfo(NamedTuple):
     """What a blob's header says. ``iv`` and ``tag`` (16 bytes each) are None in a plain blob."""
 
     encrypted: bool

@@ -6,7 +6,6 @@ nanoseconds counted forward (0..999999999); permissions of ACL entries are 4 rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 ACL_UNSET = 2**64 - 1  # placeholder for a missing base entry of a default ACL
@@ -32,8 +31,7 @@ class DefaultAcl(NamedTuple):
     mask: int
 
 
-@dataclass(frozen=True, slots=True)
-class Acl:
+class Acl(NamedTuple):
     """POSIX ACL entries beyond the mode bits. Lists hold (id, permissions) in archive order.
 
     ``group_obj`` is None unless the access ACL has a mask (the mode's group bits are the mask then).

@@ -353,7 +353,7 @@ def forge(path: Path, chunk: Path, *, size: int, encrypted: bool, crypt: CryptCo
     from formats.manifest import FileInfo
 
     with Store.open(path) as store:
-        ref = SnapshotRef(replace(GROUP, id="forged"), 1)
+        ref = SnapshotRef(GROUP._replace(id="forged"), 1)
         directory = Path(store.layout.snapshot(ref))
     directory.mkdir(parents=True)
     index = DynamicIndexWriter(bytes(16), 1)

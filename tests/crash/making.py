@@ -10,7 +10,8 @@ import pytest
 from archiver.errors import KeyProblem, NotFound, TargetAbsent, UsageError
 from archiver.keys.make import write_file
 from archiver.keys.master import PRIVATE_NAME, create_pair
-from archiver.keys.ring import MASTER_PASSWORD, PUBLIC_NAME, read_key_file
+from archiver.keys.places import PUBLIC_NAME
+from archiver.keys.ring import MASTER_PASSWORD, read_key_file
 from archiver.store.store import Store
 from formats import masterkey
 from formats.keyfile import KeyFile, KeyTime, Pbkdf2

@@ -14,7 +14,8 @@ import pytest
 from archiver.cli.context import Context
 from archiver.errors import KeyProblem
 from archiver.keys import ring
-from archiver.keys.ring import default_keyfile, load_key, passphrase_from
+from archiver.keys.places import default_keyfile
+from archiver.keys.ring import load_key, passphrase_from
 from tests.golden_data import GOLDEN
 from tests.hostile.limits import bounded
 from tests.source.sandbox import as_ordinary_user, world_readable_directory

@@ -84,7 +84,7 @@ def test_last_good_one_is_kept() -> None:
 def test_damaged_manifest_counts_as_a_snapshot() -> None:
     """As for a PBS: there is one."""
     found = days(3)
-    found[0] = replace(found[0], manifest=None, problem=Damaged("no manifest"))
+    found[0] = found[0]._replace(manifest=None, problem=Damaged("no manifest"))
     items = decide(found, Retention(Keep(last=1)))
     assert kept(items) == [2] and items[0].finished
 

@@ -39,7 +39,6 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -116,8 +115,7 @@ class RunHead(NamedTuple):
     state: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunHeader:
+class RunHeader(NamedTuple):
     """``csum``: of the index file that holds the entries, as in the manifest. ``fields``: what the rows depend on
     besides the files. ``root``: key of the root. ``chain``: as in RunHead. ``firsts``: the first key of each part of
     places."""
@@ -132,7 +130,7 @@ class RunHeader:
     firsts: tuple[int, ...]
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(self._asdict()).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> RunHeader:

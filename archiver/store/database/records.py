@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import zstandard
@@ -80,8 +79,7 @@ class ChunkRow(NamedTuple):
     verified: int
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotRow:
+class SnapshotRow(NamedTuple):
     """What is recorded of one snapshot; ``stamp`` is (inode, size, mtime in ns) of its manifest when it was read."""
 
     path: str
