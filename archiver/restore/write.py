@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from archiver.core import linux
 from archiver.core.clock import Random
-from archiver.core.disk import explain
+from archiver.core.disk import explain, explained
 from archiver.core.events import FileProblem, Listener
 from archiver.core.locks import lock_directory
 from archiver.core.pipeline import chunk_workers
@@ -168,13 +168,22 @@ class Writer:
         os.mkdir(directory.name, 0o700, dir_fd=parent.fd)
 
     def _open_root(self, directory: Directory) -> int:
-        self._placer.root_fd = fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with explained("restore to", self._target):
+            fd = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._prepare_root(fd, directory)
+            except BaseException:
+                os.close(fd)
+                raise
+        self._placer.root_fd = fd
+        return fd
+
+    def _prepare_root(self, fd: int, directory: Directory) -> None:
+        """Find out what the target is like, and make it ready. Raises OSError, Locked."""
         if not lock_directory(fd):
-            os.close(fd)
             raise Locked(f"another restore writes to {self._target}")
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-            os.close(fd)
-            raise explain(OSError(errno.EROFS, os.strerror(errno.EROFS)), "restore to", self._target)
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if self._rereader is not None:
             self._rereader.begin(fd)
         probe = linux.probe_new_file(fd)
@@ -184,13 +193,12 @@ class Writer:
             directory.found = os.fstat(fd)
             self._make_accessible(fd, directory)
             remove_left(fd)
-            return fd
+            return
         _strip(fd)
         with suppress(OSError):
             os.fchmod(fd, 0o700)
             if probe is not None and (probe.st_uid, probe.st_gid) == (os.geteuid(), os.getegid()):
                 self._owner = probe.st_uid, probe.st_gid
-        return fd
 
     def _enter(self, directory: Directory, parent: Directory, found: os.stat_result) -> int:
         directory.found = found

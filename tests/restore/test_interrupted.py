@@ -13,7 +13,7 @@ import pytest
 from archiver.browse.snapshot import Snapshot
 from archiver.core import linux
 from archiver.core.events import ignore
-from archiver.errors import NoSpace
+from archiver.errors import ArchiverError, NoSpace
 from archiver.restore.reread import Rereader
 from archiver.restore.run import restore
 from archiver.restore.visitor import FileItem
@@ -145,3 +145,19 @@ def test_attributes_that_cannot_be_read_again(saved: Path, monkeypatch: pytest.M
     told = {problem.path: problem.reason for problem in result.problems}
     assert told.keys() == {b"/", b"/a", b"/b", *(b"/a/small-%d" % number for number in range(20))}
     assert set(told.values()) == {"after restoring: input/output error"}
+
+
+@pytest.mark.parametrize("call", ["probe_new_file", "filesystem_type"])
+def test_a_target_that_cannot_be_looked_at_is_named(saved: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    target = saved / "target"
+    with Store.open(saved / "store") as store:
+        snapshot = Snapshot(store, store.find("latest"))
+        assert store.database is not None  # opened when it is first asked for
+        before = descriptors()
+        monkeypatch.setattr(linux, call, failing)
+        with pytest.raises(ArchiverError, match=f"cannot restore to {target}: input/output error"):
+            restore(snapshot, snapshot.archives(), str(target), verify=True, listener=ignore)
+        assert descriptors() == before
