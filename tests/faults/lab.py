@@ -138,13 +138,14 @@ def in_a_child(
     sys.stdout.flush()
     if trace is not None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    # Opened here: that of the child's calls which is to fail must be one of the command's.
+    out, err = open(f"{report}.out", "w"), open(f"{report}.err", "w")
     child = os.fork()
     if not child:
         code = 70
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(HANGS)
-            out, err = open(f"{report}.out", "w"), open(f"{report}.err", "w")
             faulthandler.dump_traceback_later(HANGS - 5, file=err)
             sys.stdout, sys.stderr = out, err
             if injector is not None:
@@ -161,6 +162,8 @@ def in_a_child(
                 calls = [[*key, count] for key, count in injector.calls.items()]
                 Path(f"{report}.calls").write_text(json.dumps([injector.hits, calls]))
             os._exit(code)
+    out.close()
+    err.close()
     tracer = trace(child) if trace is not None else None
     _, status = os.waitpid(child, 0)
     if tracer is not None:
