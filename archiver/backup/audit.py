@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from archiver.backup.reference import Reference
 from archiver.browse.stream import ChunkStream
 from archiver.core.disk import read_at
+from archiver.core.holes import is_hole, is_zeros
 from archiver.errors import ArchiverError
 from archiver.source.content import OpenFile
 from archiver.store.catalog.catalog import Catalog
@@ -58,9 +59,16 @@ class Audit:
     def compare(self, file: OpenFile, offset: int, size: int) -> str | None:
         """What is wrong with the contents that were stored at ``offset``; None when they are those of the file."""
         start = offset + HEADER_SIZE
+        zeros: object = None  # a chunk that is nothing else; a long hole has it again and again
         try:
             done = 0
             for piece in self._contents.pieces(start, size):
+                chunk = memoryview(piece).obj
+                if is_hole(file.fd, done, done + len(piece)) and (chunk is zeros or is_zeros(piece)):
+                    if isinstance(chunk, bytes) and len(piece) == len(chunk):
+                        zeros = chunk
+                    done += len(piece)
+                    continue
                 for at in range(0, len(piece), _AT_ONCE):
                     part = memoryview(piece)[at : at + _AT_ONCE]
                     if read_at(file.fd, len(part), done) != part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +20,7 @@ from archiver.cli.entries import (
     print0_option,
     text_of,
 )
-from archiver.cli.output import printable
+from archiver.cli.output import Output, printable
 from archiver.cli.searched import NotSearched, chosen_groups, opened_groups
 from archiver.core.sizes import LARGEST
 from archiver.errors import NotFound, UsageError
@@ -94,21 +95,27 @@ def find(
         not_searched = NotSearched(output, store)
         hits = _hits(context, store, query, snapshot, group, archive_name, allow_unsigned, not_searched)
         if output.as_json:
-            output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
+            with suppress(BrokenPipeError):  # what was not searched counts, whether or not somebody reads to the end
+                output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
             ctx.exit(not_searched.exit_code)
-        last = None
-        for hit in hits:
-            where = hit.group, hit.archive, hit.path
-            name = version_name_of(hit.path, hit.version)
-            if print0:
-                if long_format or where != last:
-                    output.raw((name if long_format else hit.path) + b"\0")
-            elif long_format:
-                output.line(long_line(hit.version.entry, name))
-            elif where != last:
-                output.line(printable(hit.path))
-            last = where
+        with suppress(BrokenPipeError):
+            _show_hits(output, hits, long_format, print0)
         not_searched.end()
+
+
+def _show_hits(output: Output, hits: Iterator[Hit], long_format: bool, print0: bool) -> None:
+    last = None
+    for hit in hits:
+        where = hit.group, hit.archive, hit.path
+        name = version_name_of(hit.path, hit.version)
+        if print0:
+            if long_format or where != last:
+                output.raw((name if long_format else hit.path) + b"\0")
+        elif long_format:
+            output.line(long_line(hit.version.entry, name))
+        elif where != last:
+            output.line(printable(hit.path))
+        last = where
 
 
 def version_name_of(path: bytes, version: Version) -> bytes:
@@ -255,24 +262,30 @@ def history(
         found = _history(context, store, wanted, group, archive_name, allow_unsigned, not_searched)
         if output.as_json:
             items = (_told_json(wanted, *told) for told in found)
-            output.long_document({"schema": 1}, items, not_searched.as_json)
+            with suppress(BrokenPipeError):
+                output.long_document({"schema": 1}, items, not_searched.as_json)
             ctx.exit(not_searched.exit_code)
-        last = None
-        for snapshots, name, version, what in found:
-            if print0:
-                output.raw(version_name_of(wanted, version) + b"\0")
-                continue
-            heading = f"{snapshots[0].ref.group} {name}, {len(snapshots)} snapshots"
-            if heading != last:
-                output.line(heading)
-            last = heading
-            line = long_line(version.entry, version_name_of(wanted, version))
-            output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))).rstrip())
+        with suppress(BrokenPipeError):
+            _show_versions(output, wanted, found, print0)
         not_searched.end()
 
 
 Told = tuple["list[Snapshot]", str, "Version", tuple[str, ...]]
 """Snapshots of a group, an archive's name, a version, and what changed in it."""
+
+
+def _show_versions(output: Output, path: bytes, found: Iterator[Told], print0: bool) -> None:
+    last = None
+    for snapshots, name, version, what in found:
+        if print0:
+            output.raw(version_name_of(path, version) + b"\0")
+            continue
+        heading = f"{snapshots[0].ref.group} {name}, {len(snapshots)} snapshots"
+        if heading != last:
+            output.line(heading)
+        last = heading
+        line = long_line(version.entry, version_name_of(path, version))
+        output.line("  ".join((f"{len(version.times):>5}", line, ", ".join(what))).rstrip())
 
 
 def _history(

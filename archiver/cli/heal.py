@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,9 +134,10 @@ def _tell(
         }
         output.document(document)
     else:
-        for damage in damages:
-            _show(output, damage)
-        _summarize(output, damages, plan, result)
+        with suppress(BrokenPipeError):  # damage remains, whether or not somebody reads to the end
+            for damage in damages:
+                _show(output, damage)
+            _summarize(output, damages, plan, result)
     is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
     ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
 

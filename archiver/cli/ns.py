@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from archiver.cli.context import Context, global_options
@@ -111,8 +113,9 @@ def move(ctx: click.Context, context: Context, namespace: str, target: str, dry_
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    for each in moves:
-        output.line(f"{each.group} -> {each.target}" + (f" (stays: {each.problem})" if each.problem else ""))
+    with suppress(BrokenPipeError):  # some stay, whether or not somebody reads to the end
+        for each in moves:
+            output.line(f"{each.group} -> {each.target}" + (f" (stays: {each.problem})" if each.problem else ""))
     if error is not None:
         raise error
     output.summary(f"{'would move' if dry_run else 'moved'} {len(moves) - len(left)} groups from {source} to {target}")

@@ -82,7 +82,8 @@ class Output:
     # -- results -----------------------------------------------------------------------------------------------------
 
     def document(self, document: dict[str, Any]) -> None:
-        self._print(json.dumps(document) + "\n")
+        with suppress(BrokenPipeError):  # what was done counts, whether or not somebody reads it to the end
+            self._print(json.dumps(document) + "\n")
 
     def long_document(
         self,
@@ -135,19 +136,21 @@ class Output:
     def summary(self, text: str) -> None:
         """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
         if not self.quiet:
-            self.line(text)
+            with suppress(BrokenPipeError):
+                self.line(text)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Columns side by side; a header that starts with ``>`` aligns its column to the right."""
         right = [name.startswith(">") for name in header]
         lines = [[name.lstrip(">") for name in header], *[list(row) for row in rows]]
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-        for line in lines:
-            cells = (
-                cell.rjust(width) if to_right else cell.ljust(width)
-                for cell, width, to_right in zip(line, widths, right, strict=True)
-            )
-            self.line("  ".join(cells).rstrip())
+        with suppress(BrokenPipeError):
+            for line in lines:
+                cells = (
+                    cell.rjust(width) if to_right else cell.ljust(width)
+                    for cell, width, to_right in zip(line, widths, right, strict=True)
+                )
+                self.line("  ".join(cells).rstrip())
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +162,7 @@ class Output:
     def _tell(self, text: str) -> None:
         """Nothing fails for a message that nobody gets, as where stderr is a file on a full disk."""
         self.clear()
-        with told():
+        with suppress(BrokenPipeError), told():  # who does not read what was printed ends no work
             sys.stdout.flush()  # what was printed before stays before it
         with suppress(OSError):
             click.echo(printable(text), err=True)

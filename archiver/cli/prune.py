@@ -10,7 +10,7 @@ import click
 from archiver.cli.context import Context, global_options
 from archiver.cli.gc import summarize
 from archiver.cli.output import Output
-from archiver.errors import ArchiverError, Held, Skipped
+from archiver.errors import ArchiverError, Held, Skipped, worst
 
 if TYPE_CHECKING:
     from archiver.store.gc.result import Result
@@ -158,8 +158,7 @@ def carry_out(
             if namespace not in levels and error is None:
                 error = Skipped(f"the namespace {namespace} is not empty and still there")
         if collects:
-            collected, failed = _collect(store)
-            error = error or failed
+            collected, error = _collect(store, error)
     if output.as_json:
         document = {
             "schema": 1,
@@ -191,13 +190,19 @@ def carry_out(
         raise error
 
 
-def _collect(store: Store) -> tuple[Result | None, ArchiverError | None]:
+def _collect(store: Store, error: ArchiverError | None) -> tuple[Result | None, ArchiverError | None]:
+    """``error``: what went wrong before. Of two the one that decides about the exit code is left, the other is told."""
+    from archiver.core.events import Notice
     from archiver.store.gc.collect import collect
 
     try:
-        return collect(store), None
-    except ArchiverError as error:
-        return None, error
+        return collect(store), error
+    except ArchiverError as failed:
+        if error is None:
+            return None, failed
+        is_worse = worst((error.exit_code, failed.exit_code)) == failed.exit_code
+        store.listener(Notice(str(error if is_worse else failed), "warning"))
+        return None, failed if is_worse else error
 
 
 def _show(output: Output, plan: RemovalPlan) -> None:

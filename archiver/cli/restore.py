@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -111,7 +112,8 @@ def restore(
         if dry_run:
             plans = plan(opened, archives, target, options, output.hear)
             try:
-                _print_plans(output, opened, target, plans)
+                with suppress(BrokenPipeError):  # what cannot be restored counts, whether or not it is read to the end
+                    _print_plans(output, opened, target, plans)
                 blocked = any(made.totals.blocked or made.totals.incomplete for _, made in plans)
             finally:
                 for _, made in plans:

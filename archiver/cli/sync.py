@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -152,8 +153,9 @@ def _check(ctx: click.Context, output: Output, source: Store, target: Store, opt
     if output.as_json:
         output.document(result.as_json())
     else:
-        for each in result.shortfalls:
-            output.line(f"{each.snapshot}: {each.reason}")
+        with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+            for each in result.shortfalls:
+                output.line(f"{each.snapshot}: {each.reason}")
         lacking = len({each.snapshot for each in result.shortfalls})
         output.summary(
             f"the copy is complete: {result.snapshots} snapshots"
@@ -194,8 +196,9 @@ def _tell(
         _show(output, plan)
     if held is not None:
         raise held
-    for problem in result.problems:
-        output.line(f"{problem.name}: {problem.error}")
+    with suppress(BrokenPipeError):
+        for problem in result.problems:
+            output.line(f"{problem.name}: {problem.error}")
     if dry_run:
         for hold in plan.removal.holds:
             output.line(f"held until confirmed: {hold.group}: {hold.reason}")

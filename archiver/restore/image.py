@@ -15,11 +15,12 @@ from contextlib import suppress
 from archiver.browse.snapshot import Snapshot
 from archiver.core.disk import explained, write_all
 from archiver.core.events import Listener, Progress
+from archiver.core.holes import is_hole
 from archiver.core.linux import device_size, mount_points
 from archiver.core.new_file import new_file
 from archiver.core.pipeline import Cancelled, Pipeline, chunk_workers
 from archiver.errors import Damaged, Held, NoSpace, UsageError
-from archiver.restore.sparse import is_hole, write_sparse
+from archiver.restore.sparse import write_sparse
 from archiver.source.content import read_into
 from archiver.store.chunks import MAX_CHUNK
 from archiver.store.indexes import Index

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
 
+from archiver.core.holes import is_hole
 from archiver.core.linux import open_noatime
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
@@ -20,7 +21,6 @@ from archiver.restore.existing import Existing, is_same_file, look, require_empt
 from archiver.restore.extras import extras
 from archiver.restore.marks import Marks
 from archiver.restore.plan import Action, Deed, Plan
-from archiver.restore.sparse import is_hole
 from archiver.restore.visitor import Directory, FileItem, Segment, link_target
 from formats.pxar.items import Entry
 from formats.pxar.metadata import Metadata

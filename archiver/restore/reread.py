@@ -21,9 +21,9 @@ from blake3 import blake3
 from archiver.core import linux
 from archiver.core.disk import explain
 from archiver.core.events import FileProblem, Listener
+from archiver.core.holes import is_hole
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
-from archiver.restore.sparse import is_hole
 from archiver.restore.visitor import FileItem
 
 _DESCRIPTORS = 4096  # as many are enough, where a process may have them

@@ -4,9 +4,10 @@ What a restore writes at least is not the size of its files, as blocks of zeros 
 the store it takes because it is no zeros: compressed bytes are never notably more than those that are not zero. So of
 a stream with P bytes, F of which are contents of files, and chunks that take S bytes in the store, S - (P - F) bytes of
 contents are written, and more where they compress well. P and S are known from indexes and database, F from the
-catalog, which is asked only where P bytes would not fit. Where the catalog does not have the archive nothing is said,
-and nothing is certain where the target's file system itself may compress. The blocks that are reserved for root count
-as free, and so does what a quota forbids.
+catalog, which is asked only where P bytes would not fit. What zeros take in the store is left out of S: a file that is
+nearly nothing but a hole refers to them so often that it would be all of S. Where the catalog does not have the archive
+nothing is said, and nothing is certain where the target's file system itself may compress. The blocks that are reserved
+for root count as free, and so does what a quota forbids.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from archiver.store.indexes import is_index
 
 _SHARE = 16  # one part in so many of S is left out, far more than a chunk's header and what does not compress at all
 _MARGIN = 16 << 20  # bytes
+_HEADER = 128  # bytes of a chunk in the store, more than all headers have
+_ZEROS = 13  # zeros compress to less than one part in 2^13
 
 Places = Sequence[tuple[ArchiveFiles, str]]
 
@@ -82,7 +85,8 @@ def sizes(snapshot: Snapshot, archive: ArchiveFiles) -> tuple[int, int]:
     except Lost:
         return 0, 0
     indexes = [known.filename for known in snapshot.manifest.files if is_index(known.filename)]
-    _, stored = database.sizes()
+    plain, stored = database.sizes()
+    stored -= ((plain >> _ZEROS) + _HEADER).clip(max=stored)
     numbers = references[indexes.index(file.filename)]
     taken = int(stored[numbers[numbers < len(stored)]].sum(dtype="i8"))
     return max(0, taken - taken // _SHARE - max(0, file.size - contents)), contents

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from archiver.browse.snapshot import Tree
 from archiver.core.events import Listener, Progress
+from archiver.core.holes import is_zeros
 from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import Damaged
 from archiver.restore.choice import Above, Choice
 from archiver.restore.names import NameSet
-from archiver.restore.sparse import is_zeros
 from archiver.restore.visitor import Directory, FileItem, Segment, Visitor
 from archiver.store.chunks import ChunkDamaged
 from formats.errors import FormatError

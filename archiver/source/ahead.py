@@ -17,6 +17,7 @@ from archiver.source.walk import SourceDirectory
 
 _FILES = 64
 _BYTES = 1 << 20  # of each; behind that the kernel reads ahead by itself
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)  # a Python that was made for old C libraries does not have it
 
 _blocking: set[int] = set()  # devices whose file systems cannot read without waiting
 
@@ -39,9 +40,9 @@ class ReadAhead:
     def read(self, name: bytes, fd: int, view: memoryview, device: int) -> bool:
         """Fill ``view`` with the start of the open file ``name``; False when it is shorter. Raises OSError."""
         done, size = 0, len(view)
-        if device not in _blocking:
+        if _NOWAIT is not None and device not in _blocking:
             try:
-                done = os.preadv(fd, [view], 0, os.RWF_NOWAIT)
+                done = os.preadv(fd, [view], 0, _NOWAIT)
             except BlockingIOError:
                 pass
             except OSError as error:

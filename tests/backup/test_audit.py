@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from archiver.backup.audit import Audit
+from archiver.browse.verify import verify
+from archiver.core.disk import read_at
+from archiver.core.events import ignore
 from archiver.core.row import ROW, file_row
+from archiver.store.store import Store
+from tests.attributes import write_sparse
 from tests.random_trees import build_plain, noise
-from tests.stores import Saved, chunk_files, make_store, restored_differences, save
+from tests.stores import CHUNK_SIZE, Saved, chunk_files, make_store, restored_differences, save
 
 
 @pytest.fixture
@@ -45,6 +50,38 @@ def test_unchanged_files_pass(store: Path, source: Path, tmp_path: Path) -> None
     assert files.bytes_read == sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     assert reasons(saved) == {}
     assert restored_differences(store, saved.snapshot, source, tmp_path / "out") == []
+
+
+def test_holes_are_not_read(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where they are whole chunks nor at their ends; what was zeros in the store and is data here is found."""
+    source = tmp_path / "sparse"
+    source.mkdir()
+    largest = 4 * CHUNK_SIZE
+    write_sparse(source / "a", 2000 * largest + 5, {0: noise(1, 5000), 1000 * largest + 77: noise(2, 9000)})
+    write_sparse(source / "b", 300 * largest, {300 * largest - 1: b"b"})
+    write_sparse(source / "c", 400 * largest, {100 * largest: bytes(2 * largest)})
+    os.sync()
+    count = 0
+
+    def read(fd: int, length: int, offset: int = 0) -> bytes:
+        nonlocal count
+        count += length
+        return read_at(fd, length, offset)
+
+    save(store, source, mode="metadata", compare="metadata")
+    monkeypatch.setattr("archiver.backup.audit.read_at", read)
+    saved = save(store, source, mode="metadata", compare="metadata", audit=100)
+    assert saved.result.files.audited == 3 and reasons(saved) == {}
+    assert count <= 16 * largest
+    for name, place in (("a", 1500 * largest + 3), ("b", 0), ("c", 399 * largest)):
+        before = (source / name).stat()
+        with open(source / name, "r+b") as file:
+            os.pwrite(file.fileno(), b"x", place)
+        os.utime(source / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    found = save(store, source, mode="metadata", compare="metadata", audit=100)
+    assert sorted(reasons(found)) == [b"/a", b"/b", b"/c"]
+    with Store.open(store) as opened:
+        assert verify(opened, [found.snapshot], None, ignore).error_count == 0
 
 
 def test_all_shares_make_the_whole(store: Path, source: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from archiver.core.locks import lock_range
+from archiver.core.locks import DirectoryLock, lock_range
 from formats import blob
-from tests.cli.command import ROOT, ask, call
+from tests.cli.command import ROOT, ask, call, process
 from tests.cli.stores import SNAPSHOT
 from tests.stores import listing
 
@@ -283,6 +283,36 @@ def test_snapshots_are_removed_when_space_cannot_be_freed(five: Path) -> None:
     assert done.code == 11 and done.document["error"]["code"] == "locked"
     assert done.document["removed"] == [name(1)] and done.document["gc"] is None
     assert snapshots(five) == [name(2), name(3), name(4)]
+
+
+def test_of_two_errors_the_worse_one_decides_and_both_are_told(five: Path) -> None:
+    with open(five / ".lock", "r+b") as lock, DirectoryLock(str(five / name(0)), exclusive=False):
+        assert lock_range(lock.fileno(), 1, 0, exclusive=True)
+        done = call("--store", five, "prune", "--keep-last", "3", "--gc")
+        assert done.code == 11 and "another garbage collection" in done.err
+        assert f"{name(0)} is in use by another process" in done.err
+        done = call("--store", five, "prune", "--keep-last", "3", "--gc", "--json")
+    assert done.code == 11 and done.document["error"]["code"] == "locked" and len(done.document["skipped"]) == 1
+    assert snapshots(five) == [name(0), name(2), name(3), name(4)]
+
+
+# -- nobody reads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_it_is_done_whether_or_not_somebody_reads(five: Path, more: list[str]) -> None:
+    """As with ``| head -1``. Without buffers, so that the first line finds nobody, as a long list does otherwise."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    for code, left, command in (
+        (30, 5, ["prune", "--keep-last", "1", "--gc"]),
+        (0, 3, ["prune", "--keep-last", "3", "--gc"]),
+        (0, 0, ["forget", "--all", GROUP, "--yes", "--gc"]),
+    ):
+        done = process("--store", five, *command, *more, stdout=theirs, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        assert (done.code, len(snapshots(five))) == (code, left), done.err
+    os.close(theirs)
+    assert list((five / ".chunks").glob("*/*")) == []
 
 
 # -- the others ------------------------------------------------------------------------------------------------------

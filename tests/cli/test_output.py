@@ -75,6 +75,30 @@ def test_order_with_messages() -> None:
     assert raw.data == b"first\nsecond\nthird\nfourth\n"
 
 
+def test_a_message_does_not_fail_for_what_nobody_reads() -> None:
+    """What was printed before it is put out first; who does not take that ends no work. A long listing it does end."""
+
+    class Closed(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: object) -> int:
+            raise BrokenPipeError
+
+    stream, heard = io.TextIOWrapper(io.BufferedWriter(Closed())), io.StringIO()
+    output = Output(as_json=False, quiet=False, verbose=False)
+    with redirect_stdout(stream), redirect_stderr(heard):
+        output.line("a line")
+        output.message("a message")
+        output.summary("x" * 100_000)
+        output.table(("column",), [("y" * 100_000,)])
+        with pytest.raises(BrokenPipeError):
+            output.line("z" * 100_000)
+    assert heard.getvalue() == "a message\n"
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
 def test_long_documents_come_in_pieces(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the listing."""
     written: list[int] = []

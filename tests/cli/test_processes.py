@@ -125,14 +125,23 @@ def test_a_reader_that_goes_away_does_not_change_what_is_found(
     filled_store(*wide)
     for file in (tmp_path / "wide").glob("*x"):
         file.unlink()
+    ask("init", tmp_path / "empty")
+    half = tmp_path / "half"
+    filled_store(half, tmp_path / "wide")
+    damaged = ask("--store", half, "backup", f"tree.pxar:{tmp_path / 'wide'}", "--id", "another")["snapshot"]
+    (half / damaged / "index.json.blob").write_bytes(b"no manifest")
     commands: tuple[tuple[int, list[Argument]], ...] = (
         (20, ["--store", wide_store, "verify", *more]),
         (4, ["--store", wide[0], "diff", "latest", wide[1], *more]),
         (4, ["--store", wide[0], "diff", "latest", wide[1], "--path", "new", *more]),
         (10, ["--store", wide[0], "history", "absent", *more]),
+        (20, ["--store", wide_store, "heal", "--dry-run", *more]),
+        (4, ["sync", wide[0], tmp_path / "empty", "--check", *more]),
+        (20, ["--store", half, "find", "*", *more]),
+        (20, ["--store", half, "history", "/", *more]),
     )
     for code, command in commands:
-        running = start(*command)
+        running = start(*command, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # the first line finds nobody
         assert running.stdout is not None and running.stderr is not None
         running.stdout.read(count)
         running.stdout.close()

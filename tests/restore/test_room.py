@@ -23,7 +23,7 @@ from tests.cli.command import call
 from tests.compare import differences
 from tests.mounts import small_file_system
 from tests.random_trees import build_plain, noise
-from tests.stores import KEY, Heard, make_store, save
+from tests.stores import CHUNK_SIZE, KEY, Heard, make_store, save
 
 MIB = 1 << 20
 
@@ -85,6 +85,19 @@ def test_zeros_need_no_room(tmp_path: Path, disk: Path, source: Path, mode: Mode
     bring_to(store, disk / "target", heard)
     assert any("without holes in them" in text for text in heard.notices), heard.notices
     assert differences(source, disk / "target") == []
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("chunk_size", [CHUNK_SIZE, 4 * MIB])
+def test_a_huge_hole_needs_no_room(tmp_path: Path, source: Path, key: CryptConfig | None, chunk_size: int) -> None:
+    """What zeros take in the store is little, but they are referred to very often."""
+    with open(source / "thin", "wb") as file:
+        file.truncate(100_000 * 4 * chunk_size)
+    store = make_store(tmp_path / "store")
+    ref = save(store, source, crypt=key, chunk_size=chunk_size).snapshot
+    with Store.open(store) as opened:
+        snapshot = Snapshot(opened, ref, key)
+        assert sizes(snapshot, snapshot.archive(None)) == (0, 100_000 * 4 * chunk_size)
 
 
 def test_what_is_in_the_stream_only_needs_no_room(tmp_path: Path, disk: Path, source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,6 +151,20 @@ def test_a_file_system_that_cannot_tell_is_asked_once(
     files = ReadAhead(directory, NAMES)
     assert all(read(files, directory, number) == contents(number) for number in range(COUNT))
     assert asked == [1] and fetched == []
+
+
+def test_a_python_that_cannot_ask(
+    directory: SourceDirectory, fetched: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made for a C library of before 2017, so that it runs everywhere."""
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    found = importlib.util.find_spec(ahead.__name__)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    files = module.ReadAhead(directory, NAMES)
+    assert all(read(files, directory, number) == contents(number) for number in range(COUNT))
+    assert fetched == []
 
 
 def test_errors_are_the_readers(directory: SourceDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

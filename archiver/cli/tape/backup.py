@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -120,8 +121,9 @@ def _tell(ctx: click.Context, output: Output, plan: WritePlan, result: WriteResu
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    for problem in result.problems:
-        output.line(f"{problem.name}: {problem.error}")
+    with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+        for problem in result.problems:
+            output.line(f"{problem.name}: {problem.error}")
     used = f" onto {', '.join(result.media)}" if result.media else ""
     output.summary(
         f"wrote {len(result.written)} of {len(plan.work)} snapshots: {size_text(result.bytes)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import click
 
@@ -54,9 +55,10 @@ def verify(
         document = {"schema": 1, **result.as_json()}
         output.document(document if absent is None else document | {"error": absent.as_json()})
     else:
-        for error in result.errors:
-            place = error.label if error.file is None else f"{error.label}, file {error.file}"
-            output.line(f"{place}: {error.reason}")
+        with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+            for error in result.errors:
+                place = error.label if error.file is None else f"{error.label}, file {error.file}"
+                output.line(f"{place}: {error.reason}")
         output.summary(
             f"{len(result.media)} media, {result.snapshots} snapshots, {result.chunks} chunks,"
             f" {size_text(result.bytes)}: {len(result.errors) or 'no'} errors"
