@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,7 +116,15 @@ def _tell(
 ) -> None:
     damages = ([] if identity is None else [identity]) + ([] if plan is None else plan.damages)
     remaining = sum(not damage.healed for damage in damages)
+    with suppress(BrokenPipeError):  # what remains does so, whether or not somebody reads to the end
+        _print(output, damages, plan, result)
+    is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
+    ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
+
+
+def _print(output: Output, damages: list[Damage], plan: HealPlan | None, result: HealResult | None) -> None:
     if output.as_json:
+        remaining = sum(not damage.healed for damage in damages)
         document: dict[str, Any] = {
             "schema": 1,
             "dry_run": result is None,
@@ -137,8 +145,6 @@ def _tell(
         for damage in damages:
             _show(output, damage)
         _summarize(output, damages, plan, result)
-    is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
-    ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
 
 
 def _show(output: Output, damage: Damage) -> None:

@@ -159,7 +159,7 @@ class Output:
     def _tell(self, text: str) -> None:
         """Nothing fails for a message that nobody gets, as where stderr is a file on a full disk."""
         self.clear()
-        with told():
+        with suppress(BrokenPipeError), told():  # nor for a result that nobody reads any more
             sys.stdout.flush()  # what was printed before stays before it
         with suppress(OSError):
             click.echo(printable(text), err=True)

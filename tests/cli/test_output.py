@@ -75,6 +75,24 @@ def test_order_with_messages() -> None:
     assert raw.data == b"first\nsecond\nthird\nfourth\n"
 
 
+def test_messages_do_not_end_work_whose_result_nobody_reads(capsys: pytest.CaptureFixture[str]) -> None:
+    class Unread(Counted):
+        def write(self, data: object) -> int:
+            raise BrokenPipeError
+
+    output = Output(as_json=False, quiet=False, verbose=False)
+    stream = io.TextIOWrapper(io.BufferedWriter(Unread()), "utf-8")
+    with redirect_stdout(stream):
+        output.line("result")
+        output.message("one")
+        output.message("two")
+        with pytest.raises(BrokenPipeError):
+            output.line("x" * (1 << 20))
+    assert capsys.readouterr().err == "one\ntwo\n"
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+
+
 def test_long_documents_come_in_pieces(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the listing."""
     written: list[int] = []
