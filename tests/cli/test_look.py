@@ -433,10 +433,27 @@ def test_listing_reads_the_owner_of_a_group_once(store: Path, source: Path, monk
     assert [item["owner"] for item in items] == ["root@pam"] * 5 and len(read) == 1
 
 
+def test_where_a_hit_is_when_there_are_several_groups(store: Path, source: Path) -> None:
+    base = "--store", store, "find", "file"
+    assert call(*base).lines == ["/file"]
+    save(store, source, time=FIRST + DAY, group=GroupRef("", "host", "other"))
+    ask("--store", store, "ns", "create", "deep")
+    save(store, source, time=FIRST + DAY, group=GroupRef("deep", "host", "other"))
+    groups = ["host/other", "host/tester", "ns/deep/host/other"]
+    assert call(*base).lines == [f"{group} /file" for group in groups]
+    named = [line.split()[-2:] for line in call(*base, "-l").lines]
+    assert [group for group, _ in named] == groups
+    for group, path in named:
+        assert call("--store", store, "cat", group, path).raw == (source / "file").read_bytes()
+        assert path in call("--store", store, "history", "/file", "--group", group).out
+        assert call(*base, "--group", group).lines == call(*base, "--snapshot", group).lines == ["/file"]
+    assert call(*base, "-0").raw == b"/file\0" * 3
+
+
 def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source: Path) -> None:
     save(store, source, time=FIRST, crypt=KEY, group=GroupRef("", "host", "aaa"))
     done = call("--store", store, "find", "file")
-    assert done.code == 12 and done.lines == ["/file"]
+    assert done.code == 12 and done.lines == ["host/tester /file"]
     done = call("--store", store, "history", "/file")
     assert done.code == 12 and len(done.lines) == 2
 
@@ -578,7 +595,7 @@ def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: 
 
     monkeypatch.setattr(Context, "key", wrong)
     done = call("--store", store, "find", "file")
-    assert done.code == 12 and done.lines == ["/file"]
+    assert done.code == 12 and done.lines == ["host/tester /file"]
     assert len(asked) == 1 and done.err.count("not searched") == 5
     done = call("--store", store, "find", "file", "--keyfile", "/it")
     assert (done.code, done.out, done.err) == (12, "", "archiver: the passphrase is wrong\n")
