@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from archiver.backup.run import BackupOptions, Mode, backup
 from archiver.backup.specification import ArchiveSpec
-from archiver.browse import search
+from archiver.browse import catalog, files, search
 from archiver.browse.history import History, open_histories
 from archiver.browse.snapshot import Snapshot
 from archiver.cli.context import Context
@@ -187,6 +188,38 @@ def test_names_are_shown_safely_and_told_exactly(tmp_path: Path, monkeypatch: py
     versions = call("history", name, "-0").raw.split(b"\0")[:-1]
     assert versions == [b"/" + ODD + b"@" + format_time(when).encode() for when in (FIRST, FIRST + DAY)]
     assert call("cat", "host/test", os.fsdecode(versions[0])).raw == b"odd"
+
+
+def test_listings_in_blocks(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories that the database has are listed as a whole, and shown as the archive's are, entry by entry."""
+    (source / "below" / "deep" / "last").mkdir(parents=True)
+    (source / "below" / "deep" / "file").write_bytes(b"contents")
+    (source / "below" / "aside").mkdir()
+    os.link(source / "file", source / "below" / "link")
+    with open(os.fsencode(source) + b"/below/" + ODD, "wb") as file:
+        file.write(b"odd")
+    save(store, source)
+    base = "--store", store, "ls", "latest"
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise AssertionError
+
+    listings = product(("/", "below", "/below/deep/", "file", "/below/deep/file"), ((), ("-R",), ("--tree",)),
+                       ((), ("-l",), ("--json",), ("-0",)))  # fmt: skip
+    for path, way, form in listings:
+        if way == ("--tree",) and form == ("-0",):
+            continue
+        with monkeypatch.context() as patched:
+            if not path.endswith("file"):
+                patched.setattr(files, "listing", forbidden)
+            done = call(*base, path, *way, *form)
+        assert done.code == 0 and done.raw
+        with monkeypatch.context() as patched:
+            patched.setattr(catalog, "open_catalog", lambda *_: None)
+            patched.setattr(files, "_blocks", forbidden)
+            assert call(*base, path, *way, *form) == done
+        if form == ("--json",):
+            assert all(item["path"].startswith("/" + path.strip("/")) for item in done.document["items"])
 
 
 @pytest.mark.parametrize(
