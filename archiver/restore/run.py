@@ -314,9 +314,9 @@ def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quaranti
     result.files += traversal.files
     result.bytes += traversal.bytes
     result.replaced += writer.replaced
-    result.updated += writer.counts.updated
-    result.unchanged += writer.counts.unchanged
-    result.kept += writer.counts.kept
+    result.updated += writer.outcome.updated
+    result.unchanged += writer.outcome.unchanged
+    result.kept += writer.outcome.kept
     if quarantine is not None and quarantine.path is not None:
         result.removed += quarantine.moved
         result.quarantine.append(quarantine.path)
