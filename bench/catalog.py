@@ -240,7 +240,7 @@ def questions(open_it: Callable[[], Catalog], tree: Tree, times: list[int], roun
 
     def names() -> None:
         view = RecordedView(RunTree(open_it(), times[-1]), "newest")
-        assert sum(1 for _ in names_below(view, b"/")) >= FILES_EACH
+        assert sum(1 for _ in names_below(view, b"/", recursive=True)) >= FILES_EACH
 
     yield Question("the names of all entries of a snapshot", 1, [timed(names)])
 

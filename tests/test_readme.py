@@ -68,6 +68,7 @@ def test_first_command_then_tour(checkout: Path) -> None:
     assert "would remove 0 of 2 snapshots" in house and "removed 1 of 1 snapshots" in house and "attic" in house
     assert "\nremoved: " in run(f"{tour}\n{block('archiver du latest')}", checkout)
     assert "\nremoved: " in run(f"{tour}\n{block('--keep-last 2')}", checkout)
+    assert "no contradictions\nrebuilt: " in run(f"{tour}\n{block('archiver db check')}", checkout)
     copied = run(f"{tour}\n{block('archiver sync')}", checkout)
     assert "would copy 1 snapshots" in copied and "copied 1 of 1" in copied and "the copy is complete" in copied
     heal = block("archiver heal").splitlines()
@@ -94,7 +95,8 @@ def test_images_and_rescue(checkout: Path) -> None:
 def test_mount_and_shell(checkout: Path) -> None:
     *start, backup = block("export ARCHIVER_STORE").splitlines()[:4]
     tour = "\n".join(start)
-    output = run(f".venv/bin/archiver --store ./store init\n{tour}\n{backup}\n{block('| archiver shell')}", checkout)
+    init, shell = ".venv/bin/archiver --store ./store init", block("archiver shell latest")
+    output = run(f"{init}\n{tour}\n{backup}\n{shell}", checkout)
     assert "/cli/key.py" in output and (checkout / "some/cli/look.py").exists()
     need_fuse()
     commands = [line.partition("#")[0] for line in block("archiver mount ./mnt").splitlines()]
@@ -176,6 +178,7 @@ def test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "ns list": (),
         "prune": ("--keep-last", "1"),
         "gc": (),
+        "db check": (),
         "key test": (),
         "rescue-script": (tmp_path / "rescue.py",),
         "key drill": master,

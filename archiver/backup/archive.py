@@ -1,4 +1,4 @@
-"""One directory tree into one archive: walks the source, encodes entries, has contents put into the stream.
+"""One directory tree into one archive: walks the source, encodes entries, has files added (see regular_files.py).
 
 With a reference, the contents of files that are as they were are not read, and directories in which nothing has changed
 are copied as a whole from their records (see directory.py, holding.py). What is found is told to the catalog.
@@ -17,11 +17,12 @@ from typing import Literal
 import numpy as np
 
 from archiver.backup.contents import Contents
-from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, Run, key_of, row_of, without_times
+from archiver.backup.directory import Before, Child, Leaf, Level, PreviousRun, Run, key_of
 from archiver.backup.hard_links import HardLinks, link_key
 from archiver.backup.holding import TO_BE_READ, Action, Holding, Segment
 from archiver.backup.journal import Journal
 from archiver.backup.owners import One, Part, Whole, held
+from archiver.backup.regular_files import RegularFiles
 from archiver.backup.small_files import SmallFiles
 from archiver.backup.streams import Stream
 from archiver.backup.tally import FileCounters, Tally
@@ -29,30 +30,20 @@ from archiver.backup.unchanged import Found, Recognizer, Unchanged
 from archiver.core.events import Listener
 from archiver.core.row import ROW, signed
 from archiver.source.ahead import ReadAhead
-from archiver.source.content import Replaced
 from archiver.source.metadata import plain
 from archiver.source.walk import Looked, SourceDirectory, SourceEntry, Walk, WalkOptions
-from archiver.store.catalog.record import (
-    HAS_DIRECTORIES,
-    REFERENCE_FROM_END,
-    Layout,
-    in_a_row,
-    inode_key,
-    path_key,
-    read_references,
-    write_offsets,
-)
+from archiver.store.catalog.record import HAS_DIRECTORIES, Layout, inode_key, path_key
 from archiver.store.catalog.writer import RunWriter
 from formats.catalog import CatalogWriter
 from formats.pxar.constants import FOUR, HEADER_SIZE, PAYLOAD_REF, REF_SIZE
-from formats.pxar.encoder import Encoder, encode_attributes, encode_hardlink
+from formats.pxar.encoder import Encoder, encode_attributes
 from formats.pxar.metadata import Metadata, Stat
 
 Compare = Literal["auto", "inode", "metadata"]
 
 _LENGTH = struct.Struct("<I")
 _CLI_EXCLUDES = b".pxarexclude-cli"
-_FILE, _DIRECTORY = ord("f"), ord("d")
+_DIRECTORY = ord("d")
 _NO_ROW = ROW.pack(0, 0, 0, 0)
 
 
@@ -118,9 +109,20 @@ class TreeArchiver:
         payload = self._payload
         write_payload = payload.write if payload is not None else None
         self.encoder = Encoder(self._archive.write, write_payload, prelude=self._prelude())
-        self._contents = Contents(self.encoder, self._archive, payload, self.tally)
+        contents = Contents(self.encoder, self._archive, payload, self.tally)
         if payload is not None:
             self._small = SmallFiles(self.encoder, payload)
+        self.files = RegularFiles(
+            self._walk,
+            self.encoder,
+            contents,
+            self._small,
+            self._links,
+            self.tally,
+            split=payload is not None,
+            journal=self._journal,
+            listing=self._listing,
+        )
         if self._unchanged is not None and payload is not None:
             self._holding = Holding(self._unchanged.reference, self.encoder, payload, self._unchanged.average)
         self._walk.open_root()
@@ -146,7 +148,7 @@ class TreeArchiver:
                 self._levels.append(child)
                 visits.append(self._visit(child))
         self.encoder.finish()
-        self.padding = self._contents.padding
+        self.padding = contents.padding
         if self._holding is not None:
             self.padding += self._holding.injected - self._holding.referenced
 
@@ -352,13 +354,13 @@ class TreeArchiver:
                 continue
             mode = stat[0]
             if small is not None and st.S_ISREG(mode) and stat[3] == 1 and small.take(directory, name, stat, ahead):
-                read.append(looked.rows[number] if level.stable else self._row(level, stat))
+                read.append(looked.rows[number] if level.stable else level.row(stat))
                 self.tally.count(1)
                 if small.are_many:
-                    self._add_small(small, level, leaf, read)
+                    self.files.add_small(small, level, leaf, read)
                 continue
             if read and small is not None:
-                self._add_small(small, level, leaf, read)
+                self.files.add_small(small, level, leaf, read)
             entry = SourceEntry(name, stat)
             if st.S_ISDIR(mode):
                 yield self._child(leaf, entry, looked.rows[number], -1)
@@ -372,7 +374,7 @@ class TreeArchiver:
                         self._walk.report_unseen(directory, name, error)
                         continue
                 if self._holding is None:
-                    self._add_carefully(level, leaf, entry)
+                    self.files.add_carefully(level, leaf, entry)
                 else:
                     self._hold(self._holding, level, leaf, entry)
             elif st.S_ISLNK(mode):
@@ -391,74 +393,13 @@ class TreeArchiver:
                 add = partial(self.encoder.add_special, name, plain(stat))
                 self._put(partial(self._other, level, leaf, b"p" if st.S_ISFIFO(mode) else b"s", entry, add))
         if read and small is not None:
-            self._add_small(small, level, leaf, read)
+            self.files.add_small(small, level, leaf, read)
 
     def _other(self, level: Level, leaf: Leaf, kind: bytes, entry: SourceEntry, add: Callable[[], object]) -> None:
         """An entry without contents."""
         add()
-        leaf.add(kind, entry.name, self._row(level, entry.stat), self.encoder.last)
+        leaf.add(kind, entry.name, level.row(entry.stat), self.encoder.last)
         self._list(kind, entry.name)
-
-    def _row(self, level: Level, stat: os.stat_result) -> bytes:
-        return row_of(stat, level.source.features, stable=level.stable)
-
-    def _add_small(self, small: SmallFiles, level: Level, leaf: Leaf, rows: list[bytes]) -> None:
-        """Put the small files that were read into the archive; ``rows`` are theirs, and cleared."""
-        files, offset = small.files, self.encoder.payload_position
-        items = small.add()
-        proven = leaf.add_files([name for name, _, _ in files], rows, items)
-        total = 0
-        for (name, stat, size), row, is_proven in zip(files, rows, proven, strict=True):
-            if is_proven and self._journal is not None:
-                self._journal.add(row, level.source.features, size, offset + total)
-            total += HEADER_SIZE + size
-            if self._listing is not None:
-                self._listing.add_file(name, size, stat[4])
-        count = len(files)
-        self.tally.encoded(count)
-        self.tally.has_read(total - count * HEADER_SIZE)
-        rows.clear()
-
-    def _add_regular(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
-        small, stat = self._small, entry.stat
-        ahead = ReadAhead(level.source, [entry.name])
-        if small is not None and stat.st_nlink == 1 and small.take(level.source, entry.name, stat, ahead):
-            self._add_small(small, level, leaf, [self._row(level, stat)])
-        else:
-            self._add_carefully(level, leaf, entry)
-
-    def _add_carefully(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
-        """Add a file that may be anything: a further name of another, large, changing, with odd attributes."""
-        name = entry.name
-        first = self._links.first(entry.stat)
-        if first is not None:
-            position, target = first
-            self.encoder.add_hardlink(name, target, position)
-            leaf.add(b"h", name, self._row(level, entry.stat), encode_hardlink(name, target, 0))
-            self._list(b"h", name)
-            self.tally.counters.total += 1
-            return
-        self.tally.problems = 0
-        added = self._contents.add(level.source, entry)
-        if added is None:
-            return
-        position, stat = added
-        row = self._row(level, stat)
-        size, item = stat.st_size, self.encoder.last
-        if self._journal is not None and leaf.proves(row) and not self.tally.problems:
-            self._journal.add(row, level.source.features, size, int.from_bytes(item[-16:-8], "little"))
-        if self._payload is None:
-            item = item[:-HEADER_SIZE] + FOUR.pack(PAYLOAD_REF, REF_SIZE, 0, size)
-        leaf.add(b"f", name, without_times(row) if self.tally.problems else row, item)
-        if self._listing is not None:
-            self._listing.add_file(name, size, stat.st_mtime_ns // 10**9)
-        self.tally.encoded(1)
-        self.may_be_linked(level.source, name, stat, position)
-
-    def may_be_linked(self, directory: SourceDirectory, name: bytes, stat: os.stat_result, position: int) -> None:
-        """A file is in the archive, its item at ``position``: its other names may refer to it."""
-        if stat.st_nlink > 1:
-            self._links.put(stat, position, directory.path_of(name).lstrip(b"/"))
 
     # -- unchanged files ---------------------------------------------------------------------------------------------
 
@@ -468,7 +409,7 @@ class TreeArchiver:
         if entry.stat.st_nlink > 1:
             link = link_key(entry.stat)
             if holding.holds(link) or self._links.first(entry.stat) is not None:
-                holding.then(partial(self.read_again, level, leaf, entry))
+                holding.then(partial(self.files.read_again, level, leaf, entry))
                 return
         assert self._recognizer is not None
         found = self._recognizer.find(level, leaf, entry)
@@ -482,68 +423,6 @@ class TreeArchiver:
         """The directory ``number`` of the run before is as it was; its contents lie there now."""
         if self._writer is not None:
             self._writer.keep(number, layout)
-
-    def read_again(self, level: Level, leaf: Leaf, entry: SourceEntry) -> None:
-        """Add a file whose directory may have been left. It did not pay to keep its old chunks."""
-        try:
-            self._walk.revisit(level.source)
-            self._add_regular(level, leaf, entry)
-        except OSError as error:
-            self.tally.cannot(level.source, entry.name, error)
-
-    def read_known(self, level: Level, leaf: Leaf, before: Before, start: int, stop: int) -> None:
-        """Read files again, which are the entries [start, stop) of ``before``. Their directory may have been left."""
-        names, small = before.record.names, self._small
-        assert small is not None
-        ahead = ReadAhead(level.source, names[start:stop])
-        first = start
-        for number in range(start, stop):
-            try:
-                self._walk.revisit(level.source)
-            except OSError:
-                pass  # said below
-            else:
-                if small.take_known(level.source, names[number], before.record.row(number), ahead):
-                    if small.are_many:
-                        self._add_known(small, level, leaf, before, first, number + 1)
-                        first = number + 1
-                    continue
-            self._add_known(small, level, leaf, before, first, number)
-            self._read_named(level, leaf, names[number])
-            first = number + 1
-        self._add_known(small, level, leaf, before, first, stop)
-
-    def _add_known(self, small: SmallFiles, level: Level, leaf: Leaf, before: Before, start: int, stop: int) -> None:
-        """Put files into the archive that were read, the entries [start, stop) of ``before``."""
-        if start == stop:
-            return
-        record, position = before.record, self.encoder.payload_position
-        items = bytearray(record.part(start, stop)[0])
-        lengths, names = record.lengths[start:stop].astype(np.int64), record.names[start:stop]
-        places = np.cumsum(lengths) - REFERENCE_FROM_END
-        sizes = read_references(items, places)[:, 1].copy()
-        offsets = in_a_row(sizes) + position
-        write_offsets(items, places, offsets)
-        size = small.add_known(items, names, lengths.tolist(), sizes.tolist())
-        leaf.copied(before, start, stop, items, offsets)
-        if self._journal is not None:
-            for number, offset in enumerate(offsets.tolist(), start):
-                row = record.row(number)
-                if leaf.proves(row):
-                    self._journal.add(row, level.source.features, ROW.unpack(row)[1], offset)
-        self.tally.encoded(stop - start)
-        self.tally.has_read(size)
-
-    def _read_named(self, level: Level, leaf: Leaf, name: bytes) -> None:
-        """The same for a file of which no more is at hand than its name."""
-        try:
-            self._walk.revisit(level.source)
-            entry = level.source.look(name)
-            if not st.S_ISREG(entry.stat.st_mode):
-                raise Replaced
-            self._add_regular(level, leaf, entry)
-        except OSError as error:
-            self.tally.cannot(level.source, name, error)
 
     # -- the exclude patterns of the command line --------------------------------------------------------------------
 

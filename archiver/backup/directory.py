@@ -373,6 +373,10 @@ class Level:
         self._finished: list[tuple[int, bytes]] = []  # leaves of a split directory
         self._recorded = 0  # entries of its finished leaves
 
+    def row(self, stat: os.stat_result) -> bytes:
+        """That of a file in it."""
+        return row_of(stat, self.source.features, stable=self.stable)
+
     @property
     def copies_table(self) -> bool:
         """Whether the goodbye table is the old one when all entries are."""

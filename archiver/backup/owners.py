@@ -41,7 +41,7 @@ class Part(NamedTuple):
 
     def read(self, start: int, stop: int) -> None:
         self.leaf.begin_draft()
-        self.archiver.read_known(self.level, self.leaf, self.before, self.first + start, self.first + stop)
+        self.archiver.files.read_known(self.level, self.leaf, self.before, self.first + start, self.first + stop)
 
 
 class Whole(NamedTuple):
@@ -97,7 +97,7 @@ class One(NamedTuple):
         position = archiver.encoder.add_encoded(items, (name,), (len(items),), span)
         self.leaf.add(b"f", name, self.row, items)
         archiver.tally.took_over(1)
-        archiver.may_be_linked(self.level.source, name, self.entry.stat, position)
+        archiver.files.may_be_linked(self.level.source, name, self.entry.stat, position)
 
     def read(self, start: int, stop: int) -> None:
-        self.archiver.read_again(self.level, self.leaf, self.entry)
+        self.archiver.files.read_again(self.level, self.leaf, self.entry)

@@ -62,28 +62,30 @@ def listing(view: StoredView[N], path: bytes, *, recursive: bool) -> Iterator[Fo
 
 
 class Block(NamedTuple, Generic[T]):
-    """Something about entries that follow each other in a listing. ``above`` is what is shown before their names."""
+    """Something about entries that follow each other in a listing. ``above`` is what is shown before their names, and
+    in their paths behind ``top``."""
 
+    top: bytes
     above: bytes
     those: list[T]
 
 
-def names_below(view: AnyView, path: bytes) -> Iterator[Block[bytes]]:
-    """The names that a recursive ``listing`` shows, in the same order, for little more than they cost."""
+def names_below(view: AnyView, path: bytes, *, recursive: bool) -> Iterator[Block[bytes]]:
+    """The names that a ``listing`` shows, in the same order, for little more than they cost."""
     key = _recorded_directory(view, path)
     if isinstance(view, RecordedView) and key is not None:
-        return _blocks(partial(_stretches, view), key, recursive=True)
+        return _blocks(partial(_stretches, view), _top(path), key, recursive=recursive)
     looked: Any = view
-    return (Block(_above(found), [found.node.name]) for found in listing(looked, path, recursive=True))
+    return (_block(found, found.node.name) for found in listing(looked, path, recursive=recursive))
 
 
 def entries_below(view: AnyView, path: bytes, *, recursive: bool) -> Iterator[Block[Entry]]:
     """What the archive says about the entries that a ``listing`` shows, in the same order, likewise."""
     key = _recorded_directory(view, path)
     if isinstance(view, RecordedView) and key is not None:
-        return _blocks(partial(_described, view), key, recursive=recursive)
+        return _blocks(partial(_described, view), _top(path), key, recursive=recursive)
     looked: Any = view
-    return (Block(_above(found), [looked.entry(found.node)]) for found in listing(looked, path, recursive=recursive))
+    return (_block(found, looked.entry(found.node)) for found in listing(looked, path, recursive=recursive))
 
 
 def answered_blocks(ask: Callable[[bool], Iterator[Block[T]]]) -> Iterator[Block[T]]:
@@ -98,7 +100,7 @@ def answered_blocks(ask: Callable[[bool], Iterator[Block[T]]]) -> Iterator[Block
             rest = block.those[count:]
             count = max(count - len(block.those), 0)
             if rest:
-                yield Block(block.above, rest)
+                yield block._replace(those=rest)
 
 
 def _recorded_directory(view: AnyView, path: bytes) -> int | None:
@@ -107,15 +109,23 @@ def _recorded_directory(view: AnyView, path: bytes) -> int | None:
     return top.key if isinstance(top, RecordedNode) and top.kind == "dir" else None
 
 
-def _above(found: Found[Any]) -> bytes:
-    return found.shown[: len(found.shown) - len(found.node.name)]
+def _top(path: bytes) -> bytes:
+    """What stands before ``shown`` in the paths of what is in the directory ``path``."""
+    return b"".join(b"/" + part for part in plain_parts(path)) + b"/"
+
+
+def _block(found: Found[Any], that: T) -> Block[T]:
+    path, shown, node = found
+    return Block(path[: len(path) - len(shown)], shown[: len(shown) - len(node.name)], [that])
 
 
 _Stretch = tuple[list[T], tuple[bytes, int] | None]
 """What is told of the entries of a directory up to and with each directory in it, and that one's name and key."""
 
 
-def _blocks(stretches: Callable[[int], Iterator[_Stretch[T]]], key: int, *, recursive: bool) -> Iterator[Block[T]]:
+def _blocks(
+    stretches: Callable[[int], Iterator[_Stretch[T]]], top: bytes, key: int, *, recursive: bool
+) -> Iterator[Block[T]]:
     levels = [(b"", stretches(key))]
     while levels:
         above, those = levels[-1]
@@ -124,7 +134,7 @@ def _blocks(stretches: Callable[[int], Iterator[_Stretch[T]]], key: int, *, recu
             levels.pop()
             continue
         told, directory = stretch
-        yield Block(above, told)
+        yield Block(top, above, told)
         if recursive and directory is not None:
             name, key = directory
             levels.append((above + name + b"/", stretches(key)))

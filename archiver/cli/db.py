@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -36,12 +37,13 @@ def check(ctx: click.Context, context: Context) -> None:
     output = context.output
     with context.open_store(output) as store:
         found = _database(store).check()
-    if output.as_json:
-        output.document({"schema": 1, "items": found})
-    for text in found:
-        output.line(text)
-    if not found:
-        output.summary("no contradictions")
+    with suppress(BrokenPipeError):  # they are there, whether or not somebody reads to the end
+        if output.as_json:
+            output.document({"schema": 1, "items": found})
+        for text in found:
+            output.line(text)
+        if not found:
+            output.summary("no contradictions")
     ctx.exit(EXIT_DAMAGED if found else EXIT_OK)
 
 

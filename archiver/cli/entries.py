@@ -47,15 +47,25 @@ def bytes_of(text: str) -> bytes:
 
 def entry_json(entry: Entry) -> dict[str, Any]:
     """The members that are the same in all commands; which of them there are depends on the kind."""
-    item: dict[str, Any] = {"kind": entry.kind}
-    if entry.metadata is not None:
-        stat = entry.metadata.stat
-        item |= {"mode": stat.mode, "uid": stat.uid, "gid": stat.gid}
-        item |= {"mtime": stat.mtime_secs, "mtime_nanos": stat.mtime_nanos}
-    if entry.kind == "file":
-        item["size"] = entry.size
-    if entry.target:
-        item["target"] = text_of(entry.target)
+    return _described({}, entry)
+
+
+def entries_json(above: bytes, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The same with their paths; ``above`` stands in these before their names."""
+    before = text_of(above)
+    names = text_of(b"/".join([entry.name for entry in entries])).split("/")
+    return [_described({"path": before + name}, entry) for entry, name in zip(entries, names, strict=True)]
+
+
+def _described(item: dict[str, Any], entry: Entry) -> dict[str, Any]:
+    kind, _, _, metadata, size, _, _, target, _, _, _, _, _, _ = entry
+    item["kind"] = kind
+    if metadata is not None:
+        item["mode"], _, item["uid"], item["gid"], item["mtime"], item["mtime_nanos"] = metadata.stat
+    if kind == "file":
+        item["size"] = size
+    if target:
+        item["target"] = text_of(target)
     return item
 
 

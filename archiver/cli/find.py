@@ -82,28 +82,32 @@ def find(
     """Find entries by name, in all snapshots unless told otherwise.
 
     PATTERN is one as for excludes: without a slash it is compared with names, '*half*' finds what has half in its name.
-    Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it. Snapshots that
-    cannot be searched are named, and the exit code is theirs.
+    Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it; where several
+    groups are searched, behind its group, as cat and history take it. Snapshots that cannot be searched are named, and
+    the exit code is theirs.
     """
     from archiver.core.clock import Clock
 
     output = context.output
     if print0 and output.as_json:
         raise UsageError("--print0 prints names only")
+    if snapshot is not None and group is not None:
+        raise UsageError("--snapshot and --group exclude each other")
     query = _query(pattern, regex, types, parse_sizes(sizes), newer, older, Clock().now())
     with context.open_store(output) as store:
         not_searched = NotSearched(output, store)
-        hits = _hits(context, store, query, snapshot, group, archive_name, allow_unsigned, not_searched)
+        groups = [] if snapshot is not None else chosen_groups(context, store, group)
+        hits = _hits(context, store, query, snapshot, groups, archive_name, allow_unsigned, not_searched)
         if output.as_json:
             with suppress(BrokenPipeError):  # what was not searched counts, whether or not somebody reads to the end
                 output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
             ctx.exit(not_searched.exit_code)
         with suppress(BrokenPipeError):
-            _show_hits(output, hits, long_format, print0)
+            _show_hits(output, hits, long_format, print0, with_group=len(groups) > 1)
         not_searched.end()
 
 
-def _show_hits(output: Output, hits: Iterator[Hit], long_format: bool, print0: bool) -> None:
+def _show_hits(output: Output, hits: Iterator[Hit], long_format: bool, print0: bool, *, with_group: bool) -> None:
     last = None
     for hit in hits:
         where = hit.group, hit.archive, hit.path
@@ -111,10 +115,9 @@ def _show_hits(output: Output, hits: Iterator[Hit], long_format: bool, print0: b
         if print0:
             if long_format or where != last:
                 output.raw((name if long_format else hit.path) + b"\0")
-        elif long_format:
-            output.line(long_line(hit.version.entry, name))
-        elif where != last:
-            output.line(printable(hit.path))
+        elif long_format or where != last:
+            above = f"{hit.group} ".encode() if with_group else b""
+            output.line(long_line(hit.version.entry, above + name) if long_format else printable(above + hit.path))
         last = where
 
 
@@ -160,20 +163,18 @@ def _hits(
     store: Store,
     query: Query,
     snapshot: str | None,
-    group: str | None,
+    groups: list[GroupRef],
     archive_name: str | None,
     allow_unsigned: bool,
     not_searched: NotSearched,
 ) -> Iterator[Hit]:
     from archiver.browse.search import search
 
-    if snapshot is not None and group is not None:
-        raise UsageError("--snapshot and --group exclude each other")
     if snapshot is not None:
         opened = context.open_snapshot(store, snapshot, allow_unsigned=allow_unsigned)
         chosen: Iterator[list[Snapshot]] = iter([[opened]])
     else:
-        chosen = opened_groups(context, store, chosen_groups(context, store, group), allow_unsigned, not_searched)
+        chosen = opened_groups(context, store, groups, allow_unsigned, not_searched)
     for snapshots, name in _trees(chosen, archive_name, not_searched):
         yield from search(snapshots, name, query, not_searched.add)
 

@@ -116,7 +116,15 @@ def _tell(
 ) -> None:
     damages = ([] if identity is None else [identity]) + ([] if plan is None else plan.damages)
     remaining = sum(not damage.healed for damage in damages)
+    with suppress(BrokenPipeError):  # what remains does so, whether or not somebody reads to the end
+        _print(output, damages, plan, result)
+    is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
+    ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
+
+
+def _print(output: Output, damages: list[Damage], plan: HealPlan | None, result: HealResult | None) -> None:
     if output.as_json:
+        remaining = sum(not damage.healed for damage in damages)
         document: dict[str, Any] = {
             "schema": 1,
             "dry_run": result is None,
@@ -134,12 +142,9 @@ def _tell(
         }
         output.document(document)
     else:
-        with suppress(BrokenPipeError):  # damage remains, whether or not somebody reads to the end
-            for damage in damages:
-                _show(output, damage)
-            _summarize(output, damages, plan, result)
-    is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
-    ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)
+        for damage in damages:
+            _show(output, damage)
+        _summarize(output, damages, plan, result)
 
 
 def _show(output: Output, damage: Damage) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,14 +89,15 @@ def check(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None:
     found = [_checked(name, path, output) for name, path in chosen.items()]
     problems = [(loaded.name, problem) for loaded in found for problem in loaded.problems]
     wrong = any(problem.is_error for _, problem in problems)
-    if output.as_json:
-        items = [{"job": name, **problem.as_json()} for name, problem in problems]
-        output.document({"schema": 1, "jobs": list(chosen), "good": not wrong, "items": items})
-    else:
-        for _, problem in problems:
-            output.line(f"{'' if problem.is_error else 'note: '}{problem}")
-        if not wrong:
-            output.summary(f"{len(found)} {'profile is' if len(found) == 1 else 'profiles are'} right")
+    with suppress(BrokenPipeError):  # they are wrong, whether or not somebody reads to the end
+        if output.as_json:
+            items = [{"job": name, **problem.as_json()} for name, problem in problems]
+            output.document({"schema": 1, "jobs": list(chosen), "good": not wrong, "items": items})
+        else:
+            for _, problem in problems:
+                output.line(f"{'' if problem.is_error else 'note: '}{problem}")
+            if not wrong:
+                output.summary(f"{len(found)} {'profile is' if len(found) == 1 else 'profiles are'} right")
     ctx.exit(UsageError.exit_code if wrong else 0)
 
 

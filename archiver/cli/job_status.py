@@ -46,12 +46,13 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
     for name, path in chosen.items():
         _tell_of(name, path, output)
     items, code = standings(chosen)
-    if output.as_json:
-        output.document({"schema": 1, "items": items})
-    else:
-        show_standings(output, items)
-        if not items:
-            output.summary("there are no jobs")
+    with suppress(BrokenPipeError):  # it is too old, whether or not somebody reads to the end
+        if output.as_json:
+            output.document({"schema": 1, "items": items})
+        else:
+            show_standings(output, items)
+            if not items:
+                output.summary("there are no jobs")
     ctx.exit(code)
 
 

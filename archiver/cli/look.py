@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archiver.cli.context import Context, allow_unsigned_option, global_options
-from archiver.cli.entries import archive_option, bytes_of, entry_json, long_line, long_lines, print0_option, text_of
+from archiver.cli.entries import (
+    archive_option,
+    bytes_of,
+    entries_json,
+    entry_json,
+    long_line,
+    long_lines,
+    print0_option,
+    text_of,
+)
 from archiver.cli.output import Output, printable, size_text
 from archiver.errors import UsageError
 
@@ -70,38 +79,47 @@ def ls(
             return
         archive = opened.archive(archive_name)
 
+        all_below = recursive or as_tree
+
         def names(use_catalog: bool) -> Iterator[Block[bytes]]:
-            return names_below(open_view(opened, archive, use_catalog=use_catalog), wanted)
+            return names_below(open_view(opened, archive, use_catalog=use_catalog), wanted, recursive=all_below)
 
         def described(use_catalog: bool) -> Iterator[Block[Entry]]:
-            return entries_below(open_view(opened, archive, use_catalog=use_catalog), wanted, recursive=recursive)
+            return entries_below(open_view(opened, archive, use_catalog=use_catalog), wanted, recursive=all_below)
 
-        def entries(use_catalog: bool) -> Iterator[_Shown]:
+        def sized(use_catalog: bool) -> Iterator[_Sized]:
             view: Any = open_view(opened, archive, use_catalog=use_catalog)
-            below = iter(sizes_below(view, wanted)) if sizes and (recursive or as_tree) else None
-            for found in listing(view, wanted, recursive=recursive or as_tree):
+            below = iter(sizes_below(view, wanted)) if all_below else None
+            for found in listing(view, wanted, recursive=all_below):
                 size = None
-                if sizes and found.node.kind == "dir":
+                if found.node.kind == "dir":
                     size = size_below(view, found.node) if below is None else next(below)
-                yield _Shown(view, found, size, sizes)
+                yield _Sized(view, found, size)
 
-        if not (output.as_json or print0 or as_tree or sizes):
-            if long_format:
-                for entries_there in answered_blocks(described):
-                    output.lines(long_lines(entries_there.above, entries_there.those))
-                return
-            if recursive:
-                for names_there in answered_blocks(names):
-                    output.lines(list(map(text_of, names_there.those)), text_of(names_there.above))
-                return
-        if output.as_json:
-            output.long_document(head, (shown.as_json() for shown in answered(entries)))
-            return
-        for shown in answered(entries):
-            if print0:
-                output.raw(shown.found.shown + b"\0")
-            else:
+        if sizes and output.as_json:
+            output.long_document(head, (shown.as_json() for shown in answered(sized)))
+        elif sizes:
+            for shown in answered(sized):
                 output.line(shown.line(long_format, as_tree))
+        elif output.as_json:
+            blocks = answered_blocks(described)
+            output.long_document(
+                head, (item for block in blocks for item in entries_json(block.top + block.above, block.those))
+            )
+        elif long_format:
+            for there in answered_blocks(described):
+                output.lines(long_lines(_before(there, as_tree), there.those))
+        else:
+            for block in answered_blocks(names):
+                if print0:
+                    output.raw(b"".join(block.above + name + b"\0" for name in block.those))
+                else:
+                    output.lines(list(map(text_of, block.those)), text_of(_before(block, as_tree)))
+
+
+def _before(block: Block[Any], as_tree: bool) -> bytes:
+    """What is shown before the names."""
+    return b"  " * block.above.count(b"/") if as_tree else block.above
 
 
 def _list_archives(output: Output, snapshot: Snapshot, head: dict[str, Any]) -> None:
@@ -112,29 +130,28 @@ def _list_archives(output: Output, snapshot: Snapshot, head: dict[str, Any]) -> 
         output.line(archive.name)
 
 
-class _Shown:
-    """An entry that is listed."""
+class _Sized:
+    """An entry that is listed with sizes."""
 
-    def __init__(self, view: AnyView, found: Found[Any], size: int | None, sizes: bool) -> None:
-        """``size``: of a directory all that is below it, when ``sizes`` are shown."""
-        self.found = found
+    def __init__(self, view: AnyView, found: Found[Any], size: int | None) -> None:
+        """``size``: of a directory all that is below it."""
+        self._found = found
         self._view: Any = view
         self._size = size
-        self._sizes = sizes
 
     def as_json(self) -> dict[str, Any]:
-        item = {"path": text_of(self.found.path)} | entry_json(self._view.entry(self.found.node))
+        item = {"path": text_of(self._found.path)} | entry_json(self._view.entry(self._found.node))
         return item if self._size is None else item | {"size": self._size}
 
     def line(self, long_format: bool, as_tree: bool) -> str:
-        name = self.found.shown
+        name = self._found.shown
         indent = ""
         if as_tree:
-            indent, name = "  " * name.count(b"/"), self.found.node.name
+            indent, name = "  " * name.count(b"/"), self._found.node.name
         if long_format:
-            return long_line(self._view.entry(self.found.node), indent.encode() + name, self._size)
-        size = self.found.node.size if self._size is None else self._size
-        return f"{size_text(size):>12} " * self._sizes + indent + printable(name)
+            return long_line(self._view.entry(self._found.node), indent.encode() + name, self._size)
+        size = self._found.node.size if self._size is None else self._size
+        return f"{size_text(size):>12} {indent}{printable(name)}"
 
 
 def open_version(

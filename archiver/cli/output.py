@@ -19,6 +19,7 @@ _BAR_EVERY = 0.2  # seconds, on a terminal
 _LINE_EVERY = 60.0  # seconds, otherwise
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _PROBLEMS_SHOWN = 50
+_ITEMS_AT_ONCE = 32  # as many as stdout holds back anyway
 _DETAILS = {"skipped", "vanished", "pattern"}  # problems of files that only -v shows
 _NO_ERRORS = _DETAILS | {"mount"}
 
@@ -67,6 +68,23 @@ def told() -> Iterator[None]:
         raise explain(error, "write", "the result") from error
 
 
+def _encoded(items: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """JSON of some items at a time, which takes half as long as of each. What goes wrong comes behind those before."""
+    some: list[dict[str, Any]] = []
+    try:
+        for item in items:
+            some.append(item)
+            if len(some) == _ITEMS_AT_ONCE:
+                those, some = some, []
+                yield json.dumps(those)[1:-1]
+    except (ArchiverError, KeyboardInterrupt):
+        if some:
+            yield json.dumps(some)[1:-1]
+        raise
+    if some:
+        yield json.dumps(some)[1:-1]
+
+
 class Output:
     """One per command. Whatever is printed is made ``printable`` here: names in a store or an archive are anybody's."""
 
@@ -91,12 +109,12 @@ class Output:
         items: Iterable[dict[str, Any]],
         tail: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        """A document with ``items``, each printed as it comes; ``tail``: what is known after the last one. What goes
-        wrong after the first one is told in the document too, which is a whole one then."""
+        """A document with ``items``, printed as they come; ``tail``: what is known after the last one. What goes wrong
+        after the first one is told in the document too, which is a whole one then."""
         opening, begun = json.dumps(head)[:-1] + ', "items": [', False
         try:
-            for item in items:
-                self._print((", " if begun else opening) + json.dumps(item))
+            for some in _encoded(items):
+                self._print((", " if begun else opening) + some)
                 begun = True
         except (ArchiverError, KeyboardInterrupt) as error:
             if not begun:

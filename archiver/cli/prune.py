@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -149,7 +150,8 @@ def carry_out(
     levels: list[str] = []
     error = None if dry_run else refused
     if not output.as_json:
-        _show(output, plan)
+        with suppress(BrokenPipeError):  # it is done all the same
+            _show(output, plan)
     if not dry_run and refused is None:
         outcome = remove(store, plan)
         error = shortfall(plan, outcome)

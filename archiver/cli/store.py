@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -50,21 +51,17 @@ def status(ctx: click.Context, context: Context) -> None:
     output = context.output
     place = None if context.uses_default_store() and not os.path.lexists(context.store_path()) else context.store_path()
     jobs = jobs_of(None if context.uses_default_store() else place)
-    if place is None and jobs:
-        items, code = standings(jobs)
-        if output.as_json:
-            output.document({"schema": 1, "items": [], "jobs": items})
-        show_standings(output, items)
-        ctx.exit(code)
-    found = _store_status(context, output)
+    found = None if place is None and jobs else _store_status(context, output)
     items, code = standings(jobs)
-    if output.as_json:
-        output.document(found.as_json() | {"jobs": items})
-    else:
-        _show(output, found)
-        if items:
-            output.line()
-        show_standings(output, items)
+    with suppress(BrokenPipeError):  # a job is too late, whether or not somebody reads to the end
+        if output.as_json:
+            output.document(({"schema": 1, "items": []} if found is None else found.as_json()) | {"jobs": items})
+        else:
+            if found is not None:
+                _show(output, found)
+            if found is not None and items:
+                output.line()
+            show_standings(output, items)
     ctx.exit(code)
 
 

@@ -13,6 +13,7 @@ from archiver.errors import EXIT_DIFFERENT, ArchiverError, Held, UsageError, wor
 
 if TYPE_CHECKING:
     from archiver.store.store import Store
+    from archiver.sync.check import CheckResult
     from archiver.sync.plan import SyncOptions, SyncPlan
     from archiver.sync.room import Estimate
     from archiver.sync.run import SyncResult
@@ -150,20 +151,24 @@ def _check(ctx: click.Context, output: Output, source: Store, target: Store, opt
     from archiver.sync.check import check
 
     result = check(source, target, options)
-    if output.as_json:
-        output.document(result.as_json())
-    else:
-        with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
-            for each in result.shortfalls:
-                output.line(f"{each.snapshot}: {each.reason}")
-        lacking = len({each.snapshot for each in result.shortfalls})
-        output.summary(
-            f"the copy is complete: {result.snapshots} snapshots"
-            if not lacking
-            else f"the copy lacks {lacking} of {result.snapshots} snapshots"
-        )
+    with suppress(BrokenPipeError):  # the copy lacks them, whether or not somebody reads to the end
+        _show_check(output, result)
     if result.shortfalls:
         ctx.exit(EXIT_DIFFERENT)
+
+
+def _show_check(output: Output, result: CheckResult) -> None:
+    if output.as_json:
+        output.document(result.as_json())
+        return
+    for each in result.shortfalls:
+        output.line(f"{each.snapshot}: {each.reason}")
+    lacking = len({each.snapshot for each in result.shortfalls})
+    output.summary(
+        f"the copy is complete: {result.snapshots} snapshots"
+        if not lacking
+        else f"the copy lacks {lacking} of {result.snapshots} snapshots"
+    )
 
 
 def _tell(

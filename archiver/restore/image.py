@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+import numpy as np
+
 from archiver.browse.snapshot import Snapshot
 from archiver.core.disk import explained, write_all
-from archiver.core.events import Listener, Progress
+from archiver.core.events import Listener, Progress, ignore
 from archiver.core.holes import is_hole
 from archiver.core.linux import device_size, mount_points
 from archiver.core.new_file import new_file
@@ -94,6 +96,11 @@ def write_image(snapshot: Snapshot, file: FileInfo, path: str, verify: bool, lis
     return image.size
 
 
+def size_without_holes(snapshot: Snapshot, file: FileInfo) -> int:
+    """Bytes of a disk image, but for those of chunks that are nothing but zeros. Raises Damaged."""
+    return _Image(snapshot, file, ignore).size_without_holes()
+
+
 def write_blob(snapshot: Snapshot, file: FileInfo, path: str, verify: bool, listener: Listener) -> int:
     """Write the contents of a blob to the new file ``path``; returns their size in bytes."""
     data = snapshot.blob(file)
@@ -124,6 +131,10 @@ class _Image:
             raise Damaged(f"{file.filename} of {snapshot.ref} is damaged: its chunks are larger than chunks can be")
         self._zeros = bytes(self._index.end(0))
         self._hole = chunk_digest(self._zeros, self._crypt)
+
+    def size_without_holes(self) -> int:
+        is_hole = (self._index.digests == np.frombuffer(self._hole, np.uint8)).all(axis=1)
+        return int(self._index.sizes()[~is_hole].sum())
 
     def write(self, fd: int, path: str, *, onto_device: bool) -> None:
         """Into a new file of the image's size, or over what a device holds."""

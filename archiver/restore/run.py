@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
@@ -24,7 +25,7 @@ from archiver.restore.plan import Plan
 from archiver.restore.planner import Planner
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.reread import Rereader
-from archiver.restore.room import check_room, existing_part
+from archiver.restore.room import New, check_room, existing_part
 from archiver.restore.traversal import Traversal
 from archiver.restore.write import Writer
 
@@ -133,11 +134,13 @@ def restore(
     listener: Listener,
     options: RestoreOptions = EVERYTHING,
     to_device: bool = False,
+    needs_room: bool = True,
 ) -> RestoreResult:
     """Restore ``archives``: a single tree becomes ``target`` itself, of several each becomes ``target/NAME``. With
-    ``to_device`` a single image may replace what is on the block device ``target``.
+    ``to_device`` a single image may replace what is on the block device ``target``. ``needs_room``: for all that the
+    archives are known to have.
 
-    Raises UsageError when the target is in use, KeyProblem without the key that is needed and NoSpace when whole trees
+    Raises UsageError when the target is in use, KeyProblem without the key that is needed and NoSpace when what is new
     cannot fit, all before anything is written; Damaged when archives cannot be read to their end, once all others are
     restored; ArchiverError when the restore cannot go on. What concerns single files is told as events and in the
     result.
@@ -148,8 +151,8 @@ def restore(
     hear = result.hearing(listener)
     damage: list[Damaged] = []
     places = _places(snapshot, archives, target, options, to_device)
-    if not (options.include or options.exclude or options.path):
-        check_room(snapshot, [found for found in places if found[0].kind == "tree" and _is_free(found[1])], hear)
+    if needs_room:
+        check_room(snapshot, _all_new(snapshot, places, options), hear)
     for archive, place in places:
         try:
             if archive.kind == "tree":
@@ -216,6 +219,27 @@ class _Job:
         if options.overwrite is None and not fresh:
             _refuse(place)
         return cls(tree, place, choice, existing, options, fresh)
+
+
+def _all_new(snapshot: Snapshot, places: Sequence[tuple[ArchiveFiles, str]], options: RestoreOptions) -> Iterator[New]:
+    """What is written whatever is in the target already."""
+    is_part = bool(options.include or options.exclude or options.path is not None)
+    for archive, place in places:
+        if archive.kind == "image" and not is_device(place):
+            yield New(archive, place)
+        elif archive.kind == "tree" and is_part:
+            yield New(archive, place, partial(_new_part, snapshot, archive, place, options))
+        elif archive.kind == "tree" and _is_free(place):
+            yield New(archive, place)
+
+
+def _new_part(
+    snapshot: Snapshot, archive: ArchiveFiles, place: str, options: RestoreOptions
+) -> tuple[Tree, Choice] | None:
+    job = _Job.of(snapshot, archive, place, options)
+    name = job.choice.name
+    is_new = job.fresh or (name and not os.path.lexists(os.path.join(os.fsencode(job.target), name)))
+    return (job.tree, job.choice) if is_new else None
 
 
 def _is_free(place: str) -> bool:
@@ -290,9 +314,9 @@ def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quaranti
     result.files += traversal.files
     result.bytes += traversal.bytes
     result.replaced += writer.replaced
-    result.updated += writer.counts.updated
-    result.unchanged += writer.counts.unchanged
-    result.kept += writer.counts.kept
+    result.updated += writer.outcome.updated
+    result.unchanged += writer.outcome.unchanged
+    result.kept += writer.outcome.kept
     if quarantine is not None and quarantine.path is not None:
         result.removed += quarantine.moved
         result.quarantine.append(quarantine.path)

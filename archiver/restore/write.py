@@ -1,4 +1,4 @@
-"""The pass that writes a tree.
+"""The pass that writes a tree: directories and files here, all else in leaves.py.
 
 Every name is relative to an open directory; directories are entered without following symlinks; hard links are resolved
 name by name from the target's root. So no entry of an archive, and nothing that stands in the target, can lead out of
@@ -12,12 +12,11 @@ from __future__ import annotations
 import errno
 import os
 import stat as st
-import threading
 from contextlib import suppress
 
 from archiver.core import linux
 from archiver.core.clock import Random
-from archiver.core.disk import explain, explained
+from archiver.core.disk import explained
 from archiver.core.events import FileProblem, Listener
 from archiver.core.locks import lock_directory
 from archiver.core.pipeline import chunk_workers
@@ -25,30 +24,23 @@ from archiver.core.spill import SpillTable
 from archiver.errors import Locked
 from archiver.restore import attributes
 from archiver.restore.choice import Choice
-from archiver.restore.existing import Existing, has_time, is_as_archived, is_same_file, look
+from archiver.restore.existing import Existing, has_time, is_same_file, look
 from archiver.restore.extras import extras, remove_left
+from archiver.restore.leaves import Leaves
+from archiver.restore.outcome import Outcome, is_fatal
 from archiver.restore.place import Placer
 from archiver.restore.quarantine import Quarantine
 from archiver.restore.reread import Rereader
 from archiver.restore.sparse import write_at, write_sparse
 from archiver.restore.staging import TempNames, staged_name
-from archiver.restore.visitor import Directory, FileItem, Segment, link_target
+from archiver.restore.visitor import Directory, FileItem, Segment
 from formats.pxar.constants import HEADER_SIZE
 from formats.pxar.items import Entry
-from formats.pxar.metadata import Metadata
 from formats.wire import Buffer
 
 _NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPARSE_FROM = 64 << 10  # bytes; holes are looked for in files at least this long
-_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
-
-
-class Counts:
-    """What became of the entries. ``updated``: their attributes alone."""
-
-    def __init__(self) -> None:
-        self.updated = self.unchanged = self.kept = 0
 
 
 class Writer:
@@ -76,16 +68,14 @@ class Writer:
         self._of_ours = existing.of_ours()
         self._quarantine = quarantine
         self._rereader = rereader
-        self._kept_files = kept_files
         self._listener = listener
         self._temps = TempNames(random(8))
         self._placer = Placer(self._temps, quarantine)
-        self._lock = threading.Lock()
+        self.outcome = Outcome(target, kept_files, listener, checks=rereader is not None)
+        self._leaves = Leaves(self._placer, self._rule, self.outcome)
         self._owner: tuple[int, int] | None = None  # of new files in new directories, where it is known
         self._umask = linux.umask()
-        self._exact = True  # all file systems in the target keep what they are told
         self.keeps_names = quarantine is not None
-        self.counts = Counts()
 
     @property
     def replaced(self) -> int:
@@ -94,42 +84,6 @@ class Writer:
 
     def _rule(self, directory: Directory) -> Existing:
         return self._of_ours if directory.left else self._existing
-
-    # -- telling -----------------------------------------------------------------------------------------------------
-
-    def _lost(self, path: bytes, reason: str, kind: str, found: os.stat_result | None = None) -> None:
-        self._other(found)
-        self._listener(FileProblem(path, reason, kind))
-
-    def _attributes_lost(self, path: bytes, reasons: list[str]) -> None:
-        for reason in reasons:
-            self._listener(FileProblem(path, reason, "attribute"))
-
-    def _differs(self, path: bytes, wrong: list[str]) -> None:
-        for what in wrong:
-            self._listener(FileProblem(path, f"after restoring: {what}", "different"))
-
-    def _failed(self, directory: Directory, name: bytes, error: OSError, found: os.stat_result | None = None) -> None:
-        """What only concerns this entry is told, what concerns the target as a whole ends the restore."""
-        path = directory.path_of(name)
-        if error.errno in _FATAL:
-            raise explain(error, "restore", self._target + os.fsdecode(path)) from error
-        self._lost(path, (error.strerror or str(error)).lower(), "not-restored", found)
-
-    def _keep(self, found: os.stat_result, *, faithful: bool = False) -> None:
-        self.counts.kept += 1
-        if not faithful:
-            self._other(found)
-
-    def _other(self, found: os.stat_result | None) -> None:
-        """No hard link of the archive may be made to what stays there."""
-        if found is not None:
-            with self._lock:
-                self._kept_files.put(_identity(found), b"")
-
-    def _is_other(self, found: os.stat_result) -> bool:
-        with self._lock:
-            return self._kept_files.get(_identity(found)) is not None
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -155,7 +109,7 @@ class Writer:
                 _strip(fd)
             return fd
         except OSError as error:
-            self._failed(parent, name, error)
+            self.outcome.failed(parent, name, error)
             return -1
 
     def _make(self, directory: Directory, parent: Directory) -> None:
@@ -188,7 +142,7 @@ class Writer:
             self._rereader.begin(fd)
         probe = linux.probe_new_file(fd)
         coarse = probe is not None and probe.st_mtime_ns != 1_000_000_001
-        self._exact = linux.filesystem_type(fd) in linux.STABLE and not coarse
+        self.outcome.exact = linux.filesystem_type(fd) in linux.STABLE and not coarse
         if directory.above or os.listdir(fd):
             directory.found = os.fstat(fd)
             self._make_accessible(fd, directory)
@@ -210,7 +164,7 @@ class Writer:
             os.close(fd)
             raise OSError(errno.EBUSY, "it was exchanged while it was being restored")
         if opened.st_dev != os.fstat(parent.fd).st_dev and linux.filesystem_type(fd) not in linux.STABLE:
-            self._exact = False
+            self.outcome.exact = False
         self._make_accessible(fd, directory)
         remove_left(fd)
         return fd
@@ -233,19 +187,19 @@ class Writer:
         except OSError as error:
             assert directory.parent is not None
             error.strerror = f"it stays {os.fsdecode(directory.staged)}: {error.strerror}"
-            self._failed(directory.parent, directory.name, error)
+            self.outcome.failed(directory.parent, directory.name, error)
         if self._quarantine is not None and directory.found is not None:
             self._set_aside(directory, self._quarantine)
         if directory.found is None:
             lost = attributes.apply(directory.fd, directory.metadata)
-            self._tell_attributes(directory.fd, directory.metadata, directory.path, lost)
+            self.outcome.tell_attributes(directory.fd, directory.metadata, directory.path, lost)
         elif not self._stays(directory):
             try:
                 wrong = attributes.differences(directory.fd, directory.metadata, os.fstat(directory.fd))
                 lost = attributes.bring(directory.fd, directory.metadata) if wrong else []
             except OSError as error:
                 lost = [(error.strerror or str(error)).lower()]
-            self._tell_attributes(directory.fd, directory.metadata, directory.path, lost)
+            self.outcome.tell_attributes(directory.fd, directory.metadata, directory.path, lost)
 
     def _unstage(self, directory: Directory) -> None:
         """Raises OSError."""
@@ -272,109 +226,16 @@ class Writer:
         except OSError as error:
             self._listener(FileProblem(directory.path, (error.strerror or str(error)).lower(), "not-removed"))
 
-    def _tell_attributes(self, fd: int, metadata: Metadata, path: bytes, lost: list[str]) -> None:
-        """What could not be set, and what is different although it was."""
-        if not lost and (self._rereader is not None or not self._exact):
-            try:
-                self._tell_differences(path, attributes.differences(fd, metadata, os.fstat(fd)))
-            except OSError as error:
-                if self._rereader is not None:
-                    self._differs(path, [(error.strerror or str(error)).lower()])
-        self._attributes_lost(path, lost)
-
-    def _tell_differences(self, path: bytes, wrong: list[str]) -> None:
-        if self._exact:
-            self._differs(path, wrong)
-        else:
-            self._attributes_lost(path, [f"the file system keeps {what}" for what in wrong])
-
     # -- entries without contents ------------------------------------------------------------------------------------
 
     def unreachable(self, directory: Directory, entry: Entry, number: int) -> None:
         """Nothing: the directory has been told about."""
 
     def leaf(self, directory: Directory, entry: Entry, number: int) -> None:
-        metadata = entry.metadata
-        assert metadata is not None
-        found: os.stat_result | None = None
-        lost: list[str] = []
-        try:
-            if directory.found is not None:
-                found = look(entry.name, directory.fd)
-            if found is not None:
-                verdict = self._rule(directory).leaf(found, entry, directory.fd)
-                if verdict == "keep":
-                    self._keep(found)
-                    return
-                if verdict == "same":
-                    wrong = attributes.stat_differences(metadata.stat, found)
-                    if not wrong or found.st_nlink == 1:
-                        if wrong:
-                            lost = attributes.apply_at(entry.name, directory.fd, metadata.stat)
-                        self._count_settled(wrong)
-                        self._tell_leaf(directory, entry, lost)
-                        return
-
-            def make(name: bytes) -> None:
-                if entry.kind == "symlink":
-                    os.symlink(entry.target, name, dir_fd=directory.fd)
-                else:
-                    mode = st.S_IFMT(metadata.stat.mode) | 0o600
-                    linux.make_node(name, mode, entry.major, entry.minor, dir_fd=directory.fd)
-                lost.extend(attributes.apply_at(name, directory.fd, metadata.stat))
-
-            self._placer.make(directory, entry.name, found, make)
-        except OSError as error:
-            self._failed(directory, entry.name, error, found)
-            return
-        self._tell_leaf(directory, entry, lost)
-
-    def _tell_leaf(self, directory: Directory, entry: Entry, lost: list[str]) -> None:
-        if not lost and (self._rereader is not None or not self._exact) and entry.metadata is not None:
-            path = directory.path_of(entry.name)
-            found = look(entry.name, directory.fd)
-            if found is None:
-                self._differs(path, ["it is gone"])
-            else:
-                self._tell_differences(path, attributes.stat_differences(entry.metadata.stat, found))
-                if not is_as_archived(found, entry, directory.fd):
-                    self._differs(path, ["it is something else"])
-        elif lost:
-            self._attributes_lost(directory.path_of(entry.name), lost)
-
-    def _count_settled(self, wrong: list[str]) -> None:
-        if wrong:
-            self.counts.updated += 1
-        else:
-            self.counts.unchanged += 1
+        self._leaves.make(directory, entry)
 
     def hardlink(self, directory: Directory, entry: Entry, number: int, root: Directory) -> None:
-        found: os.stat_result | None = None
-        try:
-            with link_target(entry, root) as (parent, last):
-                if directory.found is not None:
-                    found = look(entry.name, directory.fd)
-                if self._rule(directory).overwrite == "never" and found is not None:
-                    self._keep(found)
-                    return
-                first = look(last, parent)
-                if first is not None and self._is_other(first):
-                    raise OSError(
-                        errno.EEXIST, f"the file it is linked to, {os.fsdecode(entry.target)}, stayed as it is"
-                    )
-                if found is not None and is_same_file(found, first):
-                    self.counts.unchanged += 1
-                    return
-
-                def make(name: bytes) -> None:
-                    try:
-                        os.link(last, name, src_dir_fd=parent, dst_dir_fd=directory.fd, follow_symlinks=False)
-                    except PermissionError:
-                        _link_fixed(last, parent, name, directory.fd)
-
-                self._placer.make(directory, entry.name, found, make)
-        except OSError as error:
-            self._failed(directory, entry.name, error, found)
+        self._leaves.link(directory, entry, root)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -390,14 +251,14 @@ class Writer:
             verdict = self._rule(directory).file(item.number, found, stat, item.size)
             if verdict == "keep":
                 same = st.S_ISREG(found.st_mode) and found.st_size == item.size and has_time(found, stat)
-                self._keep(found, faithful=same)
+                self.outcome.keep(found, faithful=same)
                 return False
             if verdict == "same" and self._settle(item, found):
                 return False
             self._placer.require_way(directory, item.name, found)
             return True
         except OSError as error:
-            self._failed(directory, item.name, error, item.found)
+            self.outcome.failed(directory, item.name, error, item.found)
             return False
 
     def _settle(self, item: FileItem, found: os.stat_result) -> bool:
@@ -415,10 +276,10 @@ class Writer:
             if wrong and now.st_nlink > 1:
                 return False
             lost = attributes.bring(fd, item.metadata) if wrong else []
-            self._count_settled(wrong)
+            self.outcome.count_settled(wrong)
             if wrong:
                 path = item.directory.path_of(item.name)
-                self._tell_attributes(fd, item.metadata, path, lost)
+                self.outcome.tell_attributes(fd, item.metadata, path, lost)
             return True
         finally:
             os.close(fd)
@@ -440,8 +301,8 @@ class Writer:
             if data is not None or segment.end == segment.start:
                 self._write(item, segment, memoryview(data or b"")[segment.start : segment.end], zeros)
         except OSError as error:
-            if error.errno in _FATAL:
-                self._failed(item.directory, item.name, error)
+            if is_fatal(error):
+                self.outcome.failed(item.directory, item.name, error)
             self._refused(item, error)
 
     def _open(self, item: FileItem) -> None:
@@ -489,14 +350,14 @@ class Writer:
         try:
             lost = self._complete(item)
         except OSError as error:
-            if error.errno in _FATAL:
+            if is_fatal(error):
                 self.abandon(item)
-                self._failed(item.directory, item.name, error)
+                self.outcome.failed(item.directory, item.name, error)
             self._refused(item, error)
             self._drop(item)
             return
         if lost:
-            self._attributes_lost(item.directory.path_of(item.name), lost)
+            self.outcome.attributes_lost(item.directory.path_of(item.name), lost)
         if self._rereader is not None:
             self._rereader.complete(item, told=bool(lost))
 
@@ -516,13 +377,13 @@ class Writer:
         if sealed:
             self._name(item)
             lost = attributes.apply(fd, metadata)
-        if not self._exact and not lost:
+        if not self.outcome.exact and not lost:
             wrong = attributes.differences(fd, metadata, os.fstat(fd))
             lost = [f"the file system keeps {what}" for what in wrong]
         # A file system over the network may tell only at a close that it has not written everything.
         if self._rereader is None:
             self._close(item)
-        elif not self._exact:
+        elif not self.outcome.exact:
             os.close(os.dup(fd))
         if not sealed:
             self._name(item)
@@ -540,7 +401,7 @@ class Writer:
         self.abandon(item)
         kind = "not-restored" if item.refused else "damaged"
         path = item.directory.path_of(item.name)
-        self._lost(path, item.failed or "", kind, item.found)
+        self.outcome.lost(path, item.failed or "", kind, item.found)
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part."""
@@ -564,20 +425,3 @@ def _strip(fd: int) -> None:
     for name in (attributes.ACCESS_ACL, attributes.DEFAULT_ACL):
         with suppress(OSError):
             os.removexattr(fd, name)
-
-
-def _identity(found: os.stat_result) -> bytes:
-    return b"%d %d" % (found.st_dev, found.st_ino)
-
-
-def _link_fixed(source: bytes, source_fd: int, name: bytes, dir_fd: int) -> None:
-    """Link to a file whose attributes (immutable, append-only) forbid it for the moment."""
-    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=source_fd)
-    try:
-        flags = attributes.may_link(fd)
-        try:
-            os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
-        finally:
-            attributes.linked(fd, flags)
-    finally:
-        os.close(fd)

@@ -64,12 +64,12 @@ def listed(tree: Tree, path: bytes, *, recursive: bool = False) -> list[tuple[by
             if last:
                 raise
             continue
-        if recursive:
-            assert [above + name for above, those in names_below(view, path) for name in those] == [
-                shown for _, shown in found[-1]
-            ]
+        names = list(names_below(view, path, recursive=recursive))
+        assert [(top + above + name, above + name) for top, above, those in names for name in those] == found[-1]
         blocks = list(entries_below(view, path, recursive=recursive))
-        assert [above + entry.name for above, those in blocks for entry in those] == [shown for _, shown in found[-1]]
+        assert [
+            (top + above + entry.name, above + entry.name) for top, above, those in blocks for entry in those
+        ] == found[-1]
         assert [entry for block in blocks for entry in block.those] == [
             view.entry(entry.node) for entry in listing(view, path, recursive=recursive)
         ]

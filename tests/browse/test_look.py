@@ -338,7 +338,7 @@ def test_blocks_go_on_from_where_the_catalog_has_stopped(nights: Nights, monkeyp
             return entries_below(open_view(snapshot, archive, use_catalog=use_catalog), b"/", recursive=True)
 
         def told() -> list[bytes]:
-            return [above + entry.name for above, those in answered_blocks(ask) for entry in those]
+            return [above + entry.name for _, above, those in answered_blocks(ask) for entry in those]
 
         expected, load = told(), Catalog.load
         for after in (0, 1, 2, 5):

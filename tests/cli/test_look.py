@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from archiver.backup.run import BackupOptions, Mode, backup
 from archiver.backup.specification import ArchiveSpec
-from archiver.browse import search
+from archiver.browse import catalog, files, search
 from archiver.browse.history import History, open_histories
 from archiver.browse.snapshot import Snapshot
 from archiver.cli.context import Context
@@ -187,6 +188,38 @@ def test_names_are_shown_safely_and_told_exactly(tmp_path: Path, monkeypatch: py
     versions = call("history", name, "-0").raw.split(b"\0")[:-1]
     assert versions == [b"/" + ODD + b"@" + format_time(when).encode() for when in (FIRST, FIRST + DAY)]
     assert call("cat", "host/test", os.fsdecode(versions[0])).raw == b"odd"
+
+
+def test_listings_in_blocks(store: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directories that the database has are listed as a whole, and shown as the archive's are, entry by entry."""
+    (source / "below" / "deep" / "last").mkdir(parents=True)
+    (source / "below" / "deep" / "file").write_bytes(b"contents")
+    (source / "below" / "aside").mkdir()
+    os.link(source / "file", source / "below" / "link")
+    with open(os.fsencode(source) + b"/below/" + ODD, "wb") as file:
+        file.write(b"odd")
+    save(store, source)
+    base = "--store", store, "ls", "latest"
+
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise AssertionError
+
+    listings = product(("/", "below", "/below/deep/", "file", "/below/deep/file"), ((), ("-R",), ("--tree",)),
+                       ((), ("-l",), ("--json",), ("-0",)))  # fmt: skip
+    for path, way, form in listings:
+        if way == ("--tree",) and form == ("-0",):
+            continue
+        with monkeypatch.context() as patched:
+            if not path.endswith("file"):
+                patched.setattr(files, "listing", forbidden)
+            done = call(*base, path, *way, *form)
+        assert done.code == 0 and done.raw
+        with monkeypatch.context() as patched:
+            patched.setattr(catalog, "open_catalog", lambda *_: None)
+            patched.setattr(files, "_blocks", forbidden)
+            assert call(*base, path, *way, *form) == done
+        if form == ("--json",):
+            assert all(item["path"].startswith("/" + path.strip("/")) for item in done.document["items"])
 
 
 @pytest.mark.parametrize(
@@ -433,10 +466,27 @@ def test_listing_reads_the_owner_of_a_group_once(store: Path, source: Path, monk
     assert [item["owner"] for item in items] == ["root@pam"] * 5 and len(read) == 1
 
 
+def test_where_a_hit_is_when_there_are_several_groups(store: Path, source: Path) -> None:
+    base = "--store", store, "find", "file"
+    assert call(*base).lines == ["/file"]
+    save(store, source, time=FIRST + DAY, group=GroupRef("", "host", "other"))
+    ask("--store", store, "ns", "create", "deep")
+    save(store, source, time=FIRST + DAY, group=GroupRef("deep", "host", "other"))
+    groups = ["host/other", "host/tester", "ns/deep/host/other"]
+    assert call(*base).lines == [f"{group} /file" for group in groups]
+    named = [line.split()[-2:] for line in call(*base, "-l").lines]
+    assert [group for group, _ in named] == groups
+    for group, path in named:
+        assert call("--store", store, "cat", group, path).raw == (source / "file").read_bytes()
+        assert path in call("--store", store, "history", "/file", "--group", group).out
+        assert call(*base, "--group", group).lines == call(*base, "--snapshot", group).lines == ["/file"]
+    assert call(*base, "-0").raw == b"/file\0" * 3
+
+
 def test_one_group_without_its_key_does_not_hide_the_others(store: Path, source: Path) -> None:
     save(store, source, time=FIRST, crypt=KEY, group=GroupRef("", "host", "aaa"))
     done = call("--store", store, "find", "file")
-    assert done.code == 12 and done.lines == ["/file"]
+    assert done.code == 12 and done.lines == ["host/tester /file"]
     done = call("--store", store, "history", "/file")
     assert done.code == 12 and len(done.lines) == 2
 
@@ -578,7 +628,7 @@ def test_a_passphrase_is_asked_for_once(store: Path, source: Path, monkeypatch: 
 
     monkeypatch.setattr(Context, "key", wrong)
     done = call("--store", store, "find", "file")
-    assert done.code == 12 and done.lines == ["/file"]
+    assert done.code == 12 and done.lines == ["host/tester /file"]
     assert len(asked) == 1 and done.err.count("not searched") == 5
     done = call("--store", store, "find", "file", "--keyfile", "/it")
     assert (done.code, done.out, done.err) == (12, "", "archiver: the passphrase is wrong\n")

@@ -110,7 +110,7 @@ def test_long_documents_come_in_pieces(wide: Path, monkeypatch: pytest.MonkeyPat
             yield found
 
     monkeypatch.setattr(files, "listing", watched)
-    assert len(ask("--store", wide, "ls", "latest")["items"]) == COUNT
+    assert len(ask("--store", wide, "ls", "latest", "--sizes")["items"]) == COUNT
     assert written[COUNT // 2] > COUNT // 2 * 100
 
 
@@ -144,7 +144,7 @@ def test_errors_of_long_documents(
         raise error
 
     monkeypatch.setattr(files, "listing", failing)
-    done = call("--store", store, "ls", "latest", "--json")
+    done = call("--store", store, "ls", "latest", "--sizes", "--json")
     told = error if isinstance(error, ArchiverError) else Interrupted("interrupted")
     assert done.code == told.exit_code
     assert done.document["error"] == told.as_json()

@@ -141,13 +141,67 @@ def test_a_reader_that_goes_away_does_not_change_what_is_found(
         (20, ["--store", half, "history", "/", *more]),
     )
     for code, command in commands:
-        running = start(*command, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # the first line finds nobody
-        assert running.stdout is not None and running.stderr is not None
-        running.stdout.read(count)
-        running.stdout.close()
-        told = running.stderr.read()
-        assert running.wait(LONG) == code, (command, told)
-        running.stderr.close()
+        assert code_with_a_reader_that_goes_away(count, *command) == code, command
+
+
+def code_with_a_reader_that_goes_away(count: int, *command: Argument) -> int:
+    """It reads ``count`` bytes."""
+    running = start(*command, env=os.environ | {"PYTHONUNBUFFERED": "1"})  # the first line finds nobody
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.read(count)
+    running.stdout.close()
+    running.stderr.read()
+    running.stderr.close()
+    return running.wait(LONG)
+
+
+@pytest.fixture
+def damaged_store(tmp_path: Path) -> Path:
+    """There is more to tell about it than a stream holds back: chunks are missing that many snapshots have."""
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "file").write_bytes(os.urandom(1 << 20))
+    place = filled_store(tmp_path / "damaged", tmp_path / "few")
+    for second in range(30):
+        more = "--id", f"{'x' * 60}{second}", "--time", str(1_700_000_001 + second), "--chunk-size", "64"
+        ask("--store", place, "backup", f"tree.pxar:{tmp_path / 'few'}", *more)
+    for chunk in (place / ".chunks").glob("*/*"):
+        chunk.unlink()
+    return place
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_damage_remains_when_the_reader_goes_away(damaged_store: Path, tmp_path: Path, more: list[str]) -> None:
+    ask("init", tmp_path / "copy")
+    for count in (0, 10):
+        heal: list[Argument] = ["--store", damaged_store, "heal", *more]
+        assert code_with_a_reader_that_goes_away(count, *heal, "--dry-run") == 20
+        assert code_with_a_reader_that_goes_away(count, *heal) == 20
+        check: list[Argument] = ["sync", damaged_store, tmp_path / "copy", "--check", *more]
+        assert code_with_a_reader_that_goes_away(count, *check) == 4
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_jobs_are_wrong_when_the_reader_goes_away(store: Path, more: list[str]) -> None:
+    profiles = Path(os.environ["XDG_CONFIG_HOME"]) / "archiver"
+    profiles.mkdir(parents=True)
+    for number in range(100):
+        (profiles / f"job-{number}-{'x' * 40}.toml").write_text(f"nonsense-{'x' * 100} = 1\n")
+    commands: list[tuple[Argument, ...]] = [
+        ("job", "status"),
+        ("job", "check"),
+        ("status",),
+        ("--store", store, "status"),
+    ]
+    for command in commands:
+        assert code_with_a_reader_that_goes_away(10, *command, *more) == 2, command
+
+
+def test_what_was_asked_for_is_done_when_the_reader_goes_away(store: Path, source: Path) -> None:
+    group = "host/" + "x" * 80
+    for second in range(60):
+        ask("--store", store, "backup", source, "--id", "x" * 80, "--time", str(1_700_000_000 + second))
+    assert code_with_a_reader_that_goes_away(10, "--store", store, "forget", "--all", group) == 0
+    assert [item["snapshot"] for item in ask("--store", store, "snapshots")["items"]] == [SNAPSHOT]
 
 
 @pytest.mark.parametrize("command", [["snapshots"], ["snapshots", "--json"], ["nonsense"], ["nonsense", "--json"]])
