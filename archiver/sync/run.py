@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -31,7 +31,16 @@ from archiver.store.sessions import Session
 from archiver.store.snapshots import open_regular, read_small
 from archiver.store.store import Store
 from archiver.sync.chunks import Chunks, Copied
-from archiver.sync.plan import Problem, Step, SyncOptions, SyncPlan, check_not_failed, resume_text, signed_contents
+from archiver.sync.plan import (
+    Problem,
+    Step,
+    SyncOptions,
+    SyncPlan,
+    check_not_failed,
+    make_plan,
+    resume_text,
+    signed_contents,
+)
 from archiver.sync.rate import Rate
 from archiver.sync.room import check_room
 from formats import blob
@@ -96,14 +105,26 @@ def carry_out(
             _Run(source, target, options, chunks, listener, result).run(plan)
         finally:
             chunks.close()
-    if result.stopped is None and (plan.removal.items or plan.removal.groups):
-        result.removal = remove(target, plan.removal)
-    if result.stopped is None:
-        for level in reversed(plan.vanished):
-            if os.path.isdir(target.layout.namespace(level)):
-                result.removed_namespaces += delete_levels(target, level)
+    if result.stopped is None and (plan.removal.items or plan.removal.groups or plan.vanished):
+        try:
+            _remove_vanished(source, target, plan, options, result)
+        except ArchiverError as error:  # the source is gone: nothing is taken for vanished then
+            result.stopped = error
     result.seconds = target.clock.steady() - began
     return result
+
+
+def _remove_vanished(source: Store, target: Store, plan: SyncPlan, options: SyncOptions, result: SyncResult) -> None:
+    """Copying may have taken hours: what has come back to the source meanwhile stays."""
+    now = make_plan(source, target, options)
+    gone = {item.ref for item in now.removal.removed}
+    items = tuple(item for item in plan.removal.items if item.keep or item.ref in gone)
+    groups = tuple(group for group in plan.removal.groups if group in now.removal.groups)
+    if items or groups:
+        result.removal = remove(target, replace(plan.removal, items=items, groups=groups))
+    for level in reversed(plan.vanished):
+        if level in now.vanished and os.path.isdir(target.layout.namespace(level)):
+            result.removed_namespaces += delete_levels(target, level)
 
 
 class _Run:

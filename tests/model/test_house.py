@@ -332,7 +332,7 @@ class House:
             if ref in present and same_files(ours.path / ref.path, theirs.path / ref.path):
                 theirs.held[ref] = ours.held[ref]
         for ref in set(theirs.held) - present:
-            assert options.remove_vanished and ref not in ours.held, ref
+            assert options.remove_vanished and not (ref in ours.held and ref in before), ref
             del theirs.held[ref]
 
     def move(self) -> None:

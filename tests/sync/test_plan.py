@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from archiver.core.events import ignore
 from archiver.errors import NotFound, Skipped, UsageError
 from archiver.store import namespaces
 from archiver.store.labels import protect, set_owner
@@ -15,6 +16,8 @@ from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.removal import plan_forget, plan_forget_groups, remove
 from archiver.store.store import Store
 from archiver.sync.filters import GroupFilter, chosen
+from archiver.sync.plan import SyncOptions, make_plan
+from archiver.sync.run import carry_out
 from tests import golden_store
 from tests.stores import KEY, damage, every_snapshot, make_store, save
 from tests.sync.pair import START, Pair, finished
@@ -166,6 +169,20 @@ def test_vanished_snapshots_go_and_protected_ones_stay(pair: Pair) -> None:
     assert result.errors == [] and result.removal.removed == [pair.saved[1]]
     assert pair.copies() == [pair.saved[0], *pair.saved[2:]]
     assert damage(pair.target) == []
+
+
+def test_what_comes_back_while_others_are_copied_stays(pair: Pair) -> None:
+    pair.sync()
+    options = SyncOptions(remove_vanished=True)
+    moved = [pair.source / ref.path for ref in pair.saved[:2]]
+    for path in moved:
+        path.rename(pair.tree / path.name)
+    with Store.open(pair.source) as ours, Store.open(pair.target) as theirs:
+        plan = make_plan(ours, theirs, options)
+        (pair.tree / moved[0].name).rename(moved[0])
+        result = carry_out(ours, theirs, plan, options, ignore)
+    assert result.errors == [] and result.removal.removed == [pair.saved[1]]
+    assert pair.copies() == [pair.saved[0], *pair.saved[2:]]
 
 
 def test_what_a_filter_drops_has_vanished(pair: Pair) -> None:
