@@ -277,7 +277,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.directory or Path(temporary)
-        base = open_database(str(directory), uuid.UUID(int=1), ignore)
+        base = open_database(str(directory), str(uuid.UUID(int=1)), ignore)
         if base is None:
             raise SystemExit(f"no database can be opened in {directory}")
         crypt = CryptConfig(bytes(range(32))) if options.encrypt else None

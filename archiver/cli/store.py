@@ -32,7 +32,7 @@ def init(context: Context, directory: str | None, name: str | None, complete_sha
         raise UsageError("--new-uuid changes nothing else of a store", hint="leave out --name and --complete-shards")
     identity = Store.renew(path) if new_uuid else Store.create(path, name=name, complete_shards=complete_shards)
     if output.as_json:
-        output.document({"schema": 1, "store": path, "uuid": str(identity.uuid), "name": identity.name})
+        output.document({"schema": 1, "store": path, "uuid": identity.uuid, "name": identity.name})
     what = f"the store in {path} is known as {identity.uuid} now" if new_uuid else None
     output.summary(what or f"made the store {identity.name} in {path}")
 

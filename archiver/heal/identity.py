@@ -6,7 +6,7 @@ and syncs to it have to be told that it is the right one (``sync --new-target``)
 from __future__ import annotations
 
 import os
-import uuid
+from uuid import UUID
 
 import lmdb
 
@@ -40,7 +40,7 @@ def heal_identity(base: str, *, dry_run: bool, random: Random = system_random) -
     return damage
 
 
-def _recorded(directory: str) -> uuid.UUID | None:
+def _recorded(directory: str) -> str | None:
     """The identity that the database in ``directory`` was made for."""
     if not os.path.isfile(os.path.join(directory, inspection.DATA)):
         return None
@@ -51,7 +51,7 @@ def _recorded(directory: str) -> uuid.UUID | None:
     try:
         with env.read() as txn:
             value = txn.get(b"store", db=env.table(records.META))
-        return uuid.UUID(bytes=value) if value is not None and len(value) == 16 else None
+        return str(UUID(bytes=value)) if value is not None and len(value) == 16 else None
     except (environment.DatabaseDamaged, NoSpace):
         return None
     finally:

@@ -163,7 +163,7 @@ class _Kept:
             return True
         try:
             with Store.open(result.target, read_only=True) as store:
-                if str(store.uuid) != result.figures.get("uuid"):
+                if store.uuid != result.figures.get("uuid"):
                     return True
                 ref = parse_reference(text)
                 if not isinstance(ref, SnapshotRef) or not store.is_finished(ref):

@@ -75,7 +75,7 @@ class Steps:
             options = self._options()
             self._check_as_secret(store, options)
             result = self._backed_up(store, options)
-            identity = str(store.uuid)
+            identity = store.uuid
         counters = [archive.counters for archive in result.archives]
         files = result.files
         figures = {

@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import re
-import uuid
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from archiver.store.snapshots import read_small
 
 SCHEMA = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{2,31}")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _READ_AT_MOST = 64 * 1024  # bytes of store.json
 _IDENTIFY_WAIT = 60.0  # seconds
 
@@ -28,11 +28,11 @@ _IDENTIFY_WAIT = 60.0  # seconds
 class Identity(NamedTuple):
     """What ``.archiver/store.json`` says: how the store is known wherever it is mounted."""
 
-    uuid: uuid.UUID
+    uuid: str  # 36 characters, lower case
     name: str
 
     def encode(self) -> bytes:
-        return json.dumps({"schema": SCHEMA, "uuid": str(self.uuid), "name": self.name}, indent=2).encode() + b"\n"
+        return json.dumps({"schema": SCHEMA, "uuid": self.uuid, "name": self.name}, indent=2).encode() + b"\n"
 
 
 def default_name(base: str) -> str:
@@ -49,7 +49,18 @@ def check_name(name: str) -> None:
 
 
 def new_identity(name: str, random: Random) -> Identity:
-    return Identity(uuid.UUID(bytes=random(16), version=4), name)
+    from uuid import UUID
+
+    return Identity(str(UUID(bytes=random(16), version=4)), name)
+
+
+def _canonical(text: str) -> str:
+    """Raises one of the errors of those who parse it."""
+    if _UUID.fullmatch(text):
+        return text
+    from uuid import UUID  # 2 ms, for who writes it otherwise
+
+    return str(UUID(text))
 
 
 def read_identity(base: str) -> Identity | None:
@@ -68,7 +79,7 @@ def read_identity(base: str) -> Identity | None:
         fields = json.loads(data)
         if isinstance(fields["schema"], int) and fields["schema"] > SCHEMA:
             raise TooNew(f"the store {base} was written by a newer archiver", hint="update archiver")
-        return Identity(uuid.UUID(fields["uuid"]), str(fields["name"]))
+        return Identity(_canonical(fields["uuid"]), str(fields["name"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{path} is damaged: it does not say which store this is", hint=f"remove {path}") from error
 
@@ -94,7 +105,7 @@ def identify(base: str, disk: Disk, random: Random) -> Identity:
     return identity
 
 
-def replace_identity(base: str, known: uuid.UUID | None, disk: Disk, random: Random) -> Identity:
+def replace_identity(base: str, known: str | None, disk: Disk, random: Random) -> Identity:
     """Give the store at ``base``, whose identity cannot be read, the one that is ``known``, or a new one."""
     layout = Layout(base)
     with explained("write", layout.private), DirectoryLock(layout.private, wait_seconds=_IDENTIFY_WAIT):

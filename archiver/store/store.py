@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -128,13 +127,15 @@ class Store:
     # -- database ----------------------------------------------------------------------------------------------------
 
     @property
-    def uuid(self) -> uuid.UUID:
+    def uuid(self) -> str:
         """The store's identity. One that PBS made gets its own from the first session; until then it is known by
         where it lies."""
         if self.identity is not None:
             return self.identity.uuid
         status = os.stat(self.layout.chunks)
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"store:{status.st_dev}:{status.st_ino}")
+        from uuid import NAMESPACE_URL, uuid5
+
+        return str(uuid5(NAMESPACE_URL, f"store:{status.st_dev}:{status.st_ino}"))
 
     @property
     def database(self) -> Database | None:

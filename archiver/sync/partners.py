@@ -59,7 +59,7 @@ def _check(source: Store, target: Store, known: list[str], new_target: bool) -> 
             f"{base} is a copy of {source.layout.base}: both say that they are the store {source.uuid}",
             hint=f"make it a store of its own: archiver init --new-uuid {base}",
         )
-    if known and str(target.uuid) not in known and not new_target:
+    if known and target.uuid not in known and not new_target:
         raise UsageError(
             f"the store in {base} is another one than was synced to there before",
             hint="is the right drive mounted? If this one is meant too: --new-target",
@@ -74,9 +74,9 @@ def remember(source: Store, target: Store) -> None:
     path = source.layout.sync_targets
     with explained("write", path), DirectoryLock(source.layout.private, wait_seconds=_PATIENCE):
         found = _read(source)
-        if str(target.uuid) in found.get(place, []):
+        if target.uuid in found.get(place, []):
             return
-        found[place] = [*found.get(place, []), str(target.uuid)]
+        found[place] = [*found.get(place, []), target.uuid]
         text = json.dumps({"schema": _SCHEMA, "targets": found}, indent=2, sort_keys=True)
         source.disk.put(path, [text.encode() + b"\n"], names.FILE_MODE, sync=True)
 

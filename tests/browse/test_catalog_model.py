@@ -94,7 +94,7 @@ def test_random_trees_are_recorded_asked_for_and_forgotten(
 ) -> None:
     random = Random(seed)
     with tempfile.TemporaryDirectory() as directory:
-        database = open_database(directory, uuid.UUID(int=1), fail_on_warnings)
+        database = open_database(directory, str(uuid.UUID(int=1)), fail_on_warnings)
         assert database is not None
 
         def fresh(key: CryptConfig | None = crypt) -> Catalog:

@@ -614,9 +614,6 @@ def test_short_runs_on_a_small_disk(tmp_path: Path, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(100, 140))
-def test_long_runs(tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_runs(tmp_path: Path, seed: int) -> None:
     counts = run(tmp_path, seed, 120)
-    with capsys.disabled():
-        print(
-            f"\nseed {seed}, {counts.total()}:", ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        )
+    print(f"seed {seed}, {counts.total()}:", ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))

@@ -36,7 +36,7 @@ OTHER_KEY = CryptConfig(bytes(range(1, 33)))
 
 
 def opened(directory: Path) -> Database:
-    database = open_database(str(directory), uuid.UUID(int=1), ignore)
+    database = open_database(str(directory), str(uuid.UUID(int=1)), ignore)
     assert database is not None
     return database
 

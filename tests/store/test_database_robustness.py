@@ -566,7 +566,7 @@ def small_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(directory: Path) -> Database:
-    database = open_database(str(directory), uuid.UUID(int=1), Heard())
+    database = open_database(str(directory), str(uuid.UUID(int=1)), Heard())
     assert database is not None
     return database
 

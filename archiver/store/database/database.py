@@ -7,7 +7,6 @@ once, and from then on answers "not known"; the next process builds it anew.
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +32,7 @@ MakeRoom = Callable[[str], bool]  # told the directory when its disk is full; Fa
 class Database:
     """The index over the store with identity ``store``. Open with :func:`open_database`."""
 
-    def __init__(self, env: Environment, store: uuid.UUID, listener: Listener, make_room: MakeRoom) -> None:
+    def __init__(self, env: Environment, store: str, listener: Listener, make_room: MakeRoom) -> None:
         self._env = env
         self._listener = listener
         self._make_room = make_room
@@ -62,14 +61,14 @@ class Database:
             self.usable = False
             self._tell(f"the database in {self.directory} cannot be used ({reason}); going on without it")
 
-    def _fits(self, store: uuid.UUID) -> bool:
+    def _fits(self, store: str) -> bool:
         """Schema and store are the right ones; False for a new file too."""
 
         def look(txn: Any) -> bool:
             meta = self._env.table(records.META)
             schema = txn.get(b"schema", db=meta)
             owner = txn.get(b"store", db=meta)
-            return bool(schema == records.U32.pack(records.SCHEMA) and owner == store.bytes)
+            return bool(schema == records.U32.pack(records.SCHEMA) and owner == _raw(store))
 
         try:
             with self._env.read() as txn:
@@ -78,7 +77,7 @@ class Database:
             self._give_up(str(error))
             return True
 
-    def _reset(self, txn: Any, store: uuid.UUID) -> None:
+    def _reset(self, txn: Any, store: str) -> None:
         meta = self._env.table(records.META)
         used = {name: txn.get(name, db=meta) for name in (b"chunks", b"snapshots")}
         for name in records.TABLES:
@@ -87,9 +86,9 @@ class Database:
             if value is not None:  # a running backup remembers chunks by numbers: none may come to mean another
                 txn.put(name, value, db=meta)
         txn.put(b"schema", records.U32.pack(records.SCHEMA), db=meta)
-        txn.put(b"store", store.bytes, db=meta)
+        txn.put(b"store", _raw(store), db=meta)
 
-    def reset(self, store: uuid.UUID) -> None:
+    def reset(self, store: str) -> None:
         """Forget everything."""
         self._change(lambda txn: self._reset(txn, store))
 
@@ -544,6 +543,10 @@ def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArr
     return flat.view(np.uint8).reshape(-1, 32), positions
 
 
+def _raw(uuid: str) -> bytes:
+    return bytes.fromhex(uuid.replace("-", ""))
+
+
 def _attach(directory: str, make_room: MakeRoom) -> Environment:
     try:
         return environment.attach(directory)
@@ -557,9 +560,7 @@ def _no_room(directory: str) -> bool:
     return False
 
 
-def open_database(
-    directory: str, store: uuid.UUID, listener: Listener, make_room: MakeRoom = _no_room
-) -> Database | None:
+def open_database(directory: str, store: str, listener: Listener, make_room: MakeRoom = _no_room) -> Database | None:
     """Open (or make) the database in ``directory``; None when there can be none here, said in a notice if it is odd."""
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)

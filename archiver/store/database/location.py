@@ -9,22 +9,21 @@ the cache too, which is also always up to date. ``ARCHIVER_DB_DIR`` names anothe
 from __future__ import annotations
 
 import os
-import uuid
 
 from archiver.store.layout import DATABASE, Layout
 
 
-def database_directory(layout: Layout, store: uuid.UUID, *, writable: bool) -> str:
+def database_directory(layout: Layout, store: str, *, writable: bool) -> str:
     """``writable``: whether it may be in the store."""
     chosen = os.environ.get("ARCHIVER_DB_DIR")
     if chosen:
-        return os.path.join(os.path.abspath(chosen), str(store))
+        return os.path.join(os.path.abspath(chosen), store)
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     own = os.path.join(layout.private, DATABASE)
     led_away = os.path.islink(layout.private) or os.path.islink(own)  # where it would write over what is not ours
     if writable and not led_away and _device(cache) == os.stat(layout.base).st_dev:
         return own
-    return os.path.join(cache, "archiver", str(store))
+    return os.path.join(cache, "archiver", store)
 
 
 def _device(path: str) -> int:
