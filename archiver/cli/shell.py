@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -85,9 +86,10 @@ def _talk(session: Shell, output: Output, history: str | None) -> None:
     from archiver.cli.shell_commands import Leave
     from archiver.cli.shell_words import split
 
-    with _line_editing(session, history):
+    with _line_editing(session, history), _CtrlC() as ctrl_c:
         while True:
             try:
+                ctrl_c.counts = True
                 line = input(session.prompt)
                 words = split(line)
                 for text in session.run(words) if words else ():
@@ -103,6 +105,25 @@ def _talk(session: Shell, output: Output, history: str | None) -> None:
                 output.line()
             except ArchiverError as error:
                 output.message(printable(str(error)) + (f" ({printable(error.hint)})" if error.hint else ""))
+
+
+class _CtrlC:
+    """Takes back a line or ends a command. While that is done, another one changes nothing: the shell stays."""
+
+    def __init__(self) -> None:
+        self.counts = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._pressed)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _pressed(self, *_: object) -> None:
+        if self.counts:
+            self.counts = False
+            raise KeyboardInterrupt
 
 
 def _history_path() -> str:

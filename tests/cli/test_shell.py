@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import pytest
 
 from archiver.browse.navigator import Navigator
 from archiver.browse.snapshot import Snapshot
+from archiver.cli.output import Output
+from archiver.cli.shell import _talk
 from archiver.cli.shell_commands import COMMANDS, Shell
 from archiver.cli.shell_completion import Completer
 from archiver.cli.shell_words import last_word, quote, split
@@ -311,6 +314,38 @@ def test_at_a_terminal(store: Path, tmp_path: Path) -> None:
     terminal.until("there is no /nowhere")
     terminal.type("exit\n")
     assert terminal.end() == 0
+
+
+def test_ctrl_c_while_one_is_answered_changes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[str] = []
+    told: list[str] = []
+
+    def press() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def typed(prompt: str) -> str:
+        prompts.append(prompt)
+        if len(prompts) > 1:
+            raise EOFError
+        press()
+        return "exit"
+
+    class Pressed(Output):
+        def line(self, text: str = "") -> None:
+            told.append(text)
+            if len(prompts) == 1:
+                press()
+
+    monkeypatch.setattr("builtins.input", typed)
+    before = signal.getsignal(signal.SIGINT)
+    with Store.open(store) as opened:
+        snapshot = Snapshot(opened, opened.find("latest"))
+        _talk(
+            Shell(Navigator(snapshot.tree(snapshot.archive(None))), ignore),
+            Pressed(as_json=False, quiet=False, verbose=False),
+            None,
+        )
+    assert len(prompts) == len(told) == 2 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_no_history_of_encrypted_snapshots(tree: Path, tmp_path: Path) -> None:
