@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from archiver.core.disk import explain, explained, is_directory
 from archiver.core.events import Notice
@@ -92,8 +91,7 @@ def delete_levels(store: Store, name: str) -> list[str]:
 # -- moving ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GroupMove:
+class GroupMove(NamedTuple):
     """``problem``: why the group stays where it is."""
 
     group: GroupRef
@@ -117,8 +115,7 @@ def _is_remnant(store: Store, group: GroupRef) -> bool:
     return store.owner(group) is None and not store.times(group)
 
 
-@dataclass(frozen=True, slots=True)
-class MovePlan:
+class MovePlan(NamedTuple):
     """``levels``: namespaces to be made, parents first."""
 
     source: str
@@ -189,7 +186,7 @@ def move(store: Store, plan: MovePlan) -> list[GroupMove]:
                     done[each] = each.problem or _attempt(store, each)
         delete_levels(store, plan.source)
     store.update_records()
-    return [replace(each, problem=problem) for each, problem in done.items()]
+    return [each._replace(problem=problem) for each, problem in done.items()]
 
 
 def _attempt(store: Store, planned: GroupMove) -> str | None:

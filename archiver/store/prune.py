@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 Mark = Literal["keep", "keep-partial", "protected", "remove"]
@@ -26,8 +25,7 @@ _PERIODS: dict[str, str | None] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(NamedTuple):
     """How many periods of each kind to keep; None: the option is not given."""
 
     last: int | None = None
@@ -40,7 +38,7 @@ class Keep:
     @property
     def keeps_nothing(self) -> bool:
         """No option is given, or all are zero."""
-        return not any(getattr(self, field.name) for field in fields(self))
+        return not any(self)
 
 
 class Candidate(NamedTuple):

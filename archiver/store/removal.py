@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from archiver.core.disk import Disk, explain, explained, is_directory
 from archiver.core.events import Notice
@@ -36,8 +36,7 @@ _ID_LENGTH = 12  # hex digits
 _OF_A_GROUP = re.compile(rf"({names.OWNER}|{names.NOTES})(\.tmp_.*)?", re.DOTALL)  # what killed writers left, too
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """What is to become of a snapshot, and why."""
 
     ref: SnapshotRef
@@ -59,8 +58,7 @@ class Item:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """Why nothing of a plan is done before it is confirmed."""
 
     group: GroupRef
@@ -70,8 +68,7 @@ class Hold:
         return {"group": str(self.group), "reason": self.reason}
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalPlan:
+class RemovalPlan(NamedTuple):
     """Group by group, the newest snapshot first. ``groups``: to be removed when they are empty, besides those that lose
     their last snapshot."""
 

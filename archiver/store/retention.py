@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from archiver.errors import UsageError
 from archiver.store.layout import GroupRef, SnapshotRef
@@ -31,8 +31,7 @@ _DURATION = re.compile(r"(?:[0-9]{1,6}[ymdh])+")
 _NO_OPTION = "no keep option is given"
 
 
-@dataclass(frozen=True, slots=True)
-class Duration:
+class Duration(NamedTuple):
     """A time span of the calendar; a month has as many days as the one it leads to."""
 
     years: int = 0
@@ -63,8 +62,7 @@ class Duration:
             return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(NamedTuple):
     """What is to be kept."""
 
     keep: Keep
@@ -101,7 +99,7 @@ def _finished(info: SnapshotInfo) -> bool:
 
 
 def _rescue(item: Item, reason: str) -> Item:
-    return item if item.keep else replace(item, mark="keep", reason=reason)
+    return item if item.keep else item._replace(mark="keep", reason=reason)
 
 
 def _within(items: Sequence[Item], within: Duration) -> list[Item]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -121,7 +121,7 @@ def _remove_vanished(source: Store, target: Store, plan: SyncPlan, options: Sync
     items = tuple(item for item in plan.removal.items if item.keep or item.ref in gone)
     groups = tuple(group for group in plan.removal.groups if group in now.removal.groups)
     if items or groups:
-        result.removal = remove(target, replace(plan.removal, items=items, groups=groups))
+        result.removal = remove(target, plan.removal._replace(items=items, groups=groups))
     for level in reversed(plan.vanished):
         if level in now.vanished and os.path.isdir(target.layout.namespace(level)):
             result.removed_namespaces += delete_levels(target, level)

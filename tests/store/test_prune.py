@@ -6,7 +6,6 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -119,7 +118,7 @@ def naive(found: list[Candidate], keep: Keep, zone: str) -> dict[int, str]:
     newest = max((each.time for each in found), default=None)
     kept: set[int] = set()
     lost: set[int] = set()
-    for option in (field.name for field in fields(Keep)):
+    for option in Keep._fields:
         count = getattr(keep, option)
         if count is None:
             continue

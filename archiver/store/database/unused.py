@@ -7,8 +7,7 @@ None when the database could not be read, or contradicts itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ Prefixes = NDArray[np.uint64]  # the first 8 bytes of digests
 _FORGOTTEN_AT_ONCE = 4096  # rows a transaction: their pages are in memory until it ends
 
 
-@dataclass(frozen=True, slots=True)
-class Unused:
+class Unused(NamedTuple):
     """``numbers``: unused chunks in the order of their digests, ``stored`` their bytes; ``kept_*``: those in use that
     have a file. ``prefixes``: of every digest in use, sorted (empty unless asked for)."""
 
@@ -35,8 +33,7 @@ class Unused:
     prefixes: Prefixes
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """How many chunk and snapshot numbers were given out at one moment."""
 
     chunks: int

@@ -30,8 +30,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,8 +54,7 @@ _WALKED = b"walked"
 _BAD = b"bad"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What is to be done. ``unused`` is None where only the files tell; ``all_shards``: list every shard, too."""
 
     terms: Terms

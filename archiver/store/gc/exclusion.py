@@ -12,7 +12,7 @@ import pwd
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from archiver.core import linux
 from archiver.core.disk import explained, nameless_file
@@ -43,8 +43,7 @@ class Others:
     interrupted: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """How a collection is done, and why. Times in ns: a chunk that nothing refers to goes when its access time is
     before ``minimum``, and from ``oldest`` on it may be of a backup that runs."""
 

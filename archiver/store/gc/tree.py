@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from archiver.core.disk import explained
 from archiver.errors import UsageError
@@ -16,8 +16,7 @@ _LOST = "lost+found"
 TEMPORARY = re.compile(r".\.tmp(_[A-Za-z0-9]+)?\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(NamedTuple):
     """A snapshot, or another directory that has something. ``ref``: the snapshot that it is, or would be; paths are
     relative to the store. ``leftovers`` are files with the names of temporary ones."""
 
