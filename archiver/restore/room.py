@@ -171,9 +171,9 @@ def _least(snapshot: Snapshot, file: FileInfo) -> NDArray[np.int64] | None:
         return None
     indexes = [known.filename for known in snapshot.manifest.files if is_index(known.filename)]
     numbers = references[indexes.index(file.filename)]
-    plain, stored = (sizes.astype(np.int64) for sizes in database.sizes())
+    plain, stored = database.sizes()  # of all chunks of the store
     is_known = numbers < len(stored)
     least = np.zeros(len(numbers), np.int64)
-    taken = stored[numbers[is_known]]
-    least[is_known] = np.maximum(taken - taken // _SHARE - _HEADER - plain[numbers[is_known]] // _ZEROS_SHARE, 0)
+    taken, size = (sizes[numbers[is_known]].astype(np.int64) for sizes in (stored, plain))
+    least[is_known] = np.maximum(taken - taken // _SHARE - _HEADER - size // _ZEROS_SHARE, 0)
     return least
