@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from formats.errors import FormatError
@@ -56,15 +55,19 @@ _NO_CSUM = bytes(32)
 _MAX_OFFSET = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class DynamicIndex:
-    """Chunks of varying size. ``ends`` (n,): exclusive end of each chunk in the stream; ``digests`` (n, 32)."""
+    """Chunks of varying size. ``ends`` (n,): exclusive end of each chunk in the stream; ``digests`` (n, 32); ``ctime``
+    in Unix seconds; ``stored_csum`` as in the header, compare with ``csum()``."""
 
-    uuid: bytes
-    ctime: int  # Unix seconds
-    stored_csum: bytes  # as in the header; compare with csum()
-    _entries: memoryview  # bytes
-    _ends: memoryview  # numbers
+    __slots__ = ("_ends", "_entries", "ctime", "stored_csum", "uuid")
+
+    def __init__(self, uuid: bytes, ctime: int, stored_csum: bytes, entries: memoryview, ends: memoryview) -> None:
+        """``entries`` as bytes, ``ends`` as numbers."""
+        self.uuid = uuid
+        self.ctime = ctime
+        self.stored_csum = stored_csum
+        self._entries = entries
+        self._ends = ends
 
     @classmethod
     def decode(cls, buffer: IndexBuffer) -> DynamicIndex:
@@ -84,7 +87,8 @@ class DynamicIndex:
 
     def first(self, count: int) -> DynamicIndex:
         """One of its first ``count`` entries."""
-        return replace(self, _entries=self._entries[: count * _ENTRY.size], _ends=self._ends[:count])
+        entries, ends = self._entries[: count * _ENTRY.size], self._ends[:count]
+        return DynamicIndex(self.uuid, self.ctime, self.stored_csum, entries, ends)
 
     @property
     def entries(self) -> Digests:
@@ -139,16 +143,22 @@ class DynamicIndex:
         return bisect_right(self._ends, offset)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class FixedIndex:
-    """Chunks of one size, the last one shorter where the image ends. ``digests`` (n, 32)."""
+    """Chunks of one size, the last one shorter where the image ends. ``digests`` (n, 32); ``size``: of the image in
+    bytes, not covered by the csum; ``chunk_size`` in bytes; the others as in DynamicIndex."""
 
-    uuid: bytes
-    ctime: int  # Unix seconds
-    stored_csum: bytes  # as in the header; compare with csum()
-    size: int  # of the image in bytes; not covered by the csum
-    chunk_size: int  # bytes
-    _digests: memoryview  # bytes
+    __slots__ = ("_digests", "chunk_size", "ctime", "size", "stored_csum", "uuid")
+
+    def __init__(
+        self, uuid: bytes, ctime: int, stored_csum: bytes, size: int, chunk_size: int, digests: memoryview
+    ) -> None:
+        """``digests`` as bytes."""
+        self.uuid = uuid
+        self.ctime = ctime
+        self.stored_csum = stored_csum
+        self.size = size
+        self.chunk_size = chunk_size
+        self._digests = digests
 
     @classmethod
     def decode(cls, buffer: IndexBuffer) -> FixedIndex:

@@ -206,6 +206,28 @@ def with_unprotected(data: bytes, unprotected: Mapping[str, Any]) -> bytes:
     return text
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise FormatError("manifest has a key twice in one object")
+    return fields
+
+
+def _refuse_constant(name: str) -> float:
+    raise FormatError("manifest has a number out of range", got=name)
+
+
+def _finite(text: str) -> float:
+    """Numbers with a fraction or exponent survive in ``unprotected``; nowhere else are they allowed."""
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse_constant(text[:40])
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+
+
 def _parse(data: bytes) -> Any:
     """JSON, in bounded memory and without deep recursion whatever ``data`` holds."""
     if len(data) > MAX_TEXT:
@@ -216,7 +238,7 @@ def _parse(data: bytes) -> Any:
         raise FormatError("manifest is not UTF-8", offset=error.start) from error
     _check_shape(text)
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        value = _JSON.decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     except UnicodeEncodeError as error:
@@ -244,25 +266,6 @@ def _check_shape(text: str) -> None:
             raise LimitExceeded("manifest nesting", expected=f"at most {MAX_DEPTH} levels")
         if count > MAX_TOKENS:
             raise LimitExceeded("manifest has too many values", expected=f"at most {MAX_TOKENS}")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        raise FormatError("manifest has a key twice in one object")
-    return fields
-
-
-def _refuse_constant(name: str) -> float:
-    raise FormatError("manifest has a number out of range", got=name)
-
-
-def _finite(text: str) -> float:
-    """Numbers with a fraction or exponent survive in ``unprotected``; nowhere else are they allowed."""
-    value = float(text)
-    if not math.isfinite(value):
-        _refuse_constant(text[:40])
-    return value
 
 
 def _decode_file(value: Any) -> FileInfo:

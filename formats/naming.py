@@ -118,6 +118,7 @@ def format_time(epoch: int) -> str:
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+@lru_cache(maxsize=1024)
 def parse_time(text: str) -> int:
     """``2023-11-14T22:13:20Z`` -> Unix seconds, the exact inverse of format_time.
 

@@ -142,7 +142,6 @@ def carry_out(
 
     ``collects``: garbage is collected afterwards. ``namespace``: what is to be removed with the snapshots.
     """
-    from archiver.store.namespaces import delete_levels
     from archiver.store.removal import Outcome, remove, shortfall
 
     outcome = Outcome()
@@ -156,6 +155,8 @@ def carry_out(
         outcome = remove(store, plan)
         error = shortfall(plan, outcome)
         if namespace is not None:
+            from archiver.store.namespaces import delete_levels
+
             levels = delete_levels(store, namespace)
             if namespace not in levels and error is None:
                 error = Skipped(f"the namespace {namespace} is not empty and still there")

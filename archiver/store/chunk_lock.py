@@ -142,14 +142,17 @@ class ChunkLock:
 
     def _held(self, byte: int) -> bool:
         try:
-            fd = os.open(self._layout.chunk_lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return False  # it was never used
+            fd = self._idle.pop()  # a garbage collection asks for every shard
+        except IndexError:
+            try:
+                fd = os.open(self._layout.chunk_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                return False  # it was never used
         try:
             with explained("look at the locks of", self._layout.chunk_lock):
                 return range_is_locked(fd, byte, 1)
         finally:
-            os.close(fd)
+            self._idle.append(fd)
 
     def close(self) -> None:
         while self._idle:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from archiver.errors import UsageError
-from archiver.store.layout import GroupRef, SnapshotRef
+from archiver.store.layout import GroupRef
 from archiver.store.prune import Candidate, Keep, mark_all
 from archiver.store.removal import Hold, Item, RemovalPlan
 from archiver.store.snapshots import SnapshotInfo
@@ -74,7 +74,7 @@ def plan_prune(store: Store, groups: Iterable[GroupRef], retention: Retention) -
     items: list[Item] = []
     holds: list[Hold] = []
     for group in groups:
-        infos = [store.info(SnapshotRef(group, when)) for when in reversed(store.times(group))]
+        infos = list(store.infos(group))[::-1]
         decided = decide(infos, retention)
         items += decided
         holds += [Hold(group, reason) for reason in doubts(decided, store.clock.now())]

@@ -285,7 +285,7 @@ class Database:
             for numbers, rows in bulk.scan(txn, self._env.table(records.CHUNK), bulk.U32_KEYS, bulk.CHUNK_VALUES):
                 plain[numbers] = rows["size"]
             table = self._env.table(records.DIGEST)
-            for _, entries in bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
+            for entries in bulk.values(txn, table, bulk.DIGEST_VALUES):
                 stored[entries["number"]] = entries["stored"]
             return plain, stored
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import zstandard
@@ -64,6 +65,8 @@ NO_NUMBER = (1 << 32) - 1
 
 # What reading a record raises that holds other bytes than were written.
 DAMAGED = (ValueError, TypeError, IndexError, OverflowError, RecursionError, MemoryError, struct.error)
+
+_of_thread = threading.local()
 
 _INDEX_SUM = 16
 _MOST_REFERENCES = 1 << 28  # of one index; more is not believed
@@ -134,11 +137,22 @@ def unpack_numbers(key: bytes, value: bytes) -> NDArray[np.uint32]:
     if count > _MOST_REFERENCES:
         raise ValueError("index record is too large")
     try:
-        planes = zstandard.ZstdDecompressor().decompress(data[U32.size :], max_output_size=4 * count)
+        planes = _decompressor().decompress(data[U32.size :], max_output_size=4 * count)
     except zstandard.ZstdError as error:
         raise ValueError(f"index record is damaged: {error}") from error
     if len(planes) != 4 * count:
         raise ValueError("index record has another length than it says")
-    differences = np.frombuffer(planes, np.uint8).reshape(4, count).T.copy().view("<u4").reshape(count)
-    result: NDArray[np.uint32] = np.cumsum(differences, dtype=np.uint32)
+    differences = np.empty((count, 4), np.uint8)
+    for place, plane in enumerate(np.frombuffer(planes, np.uint8).reshape(4, count)):
+        differences[:, place] = plane  # a quarter of the time of a copy of the transposed whole
+    result: NDArray[np.uint32] = np.cumsum(differences.view("<u4").reshape(count), dtype=np.uint32)
     return result
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """One a thread: making it takes as long as the numbers of an ordinary index."""
+    try:
+        found: zstandard.ZstdDecompressor = _of_thread.decompressor
+    except AttributeError:
+        found = _of_thread.decompressor = zstandard.ZstdDecompressor()
+    return found

@@ -7,6 +7,8 @@ None when the database could not be read, or contradicts itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +70,12 @@ def unused(database: Database, marks: Marks, *, with_prefixes: bool) -> Unused |
         found: list[Numbers] = []
         prefixes = np.empty(txn.stat(table)["entries"] if with_prefixes else 0, np.uint64)
         stored = kept_chunks = kept_bytes = marked = filled = 0
-        for keys, entries in bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES):
+        parts: Iterable[tuple[bulk.Records | None, bulk.Records]] = (
+            bulk.scan(txn, table, bulk.DIGEST_KEYS, bulk.DIGEST_VALUES)
+            if with_prefixes
+            else zip(repeat(None), bulk.values(txn, table, bulk.DIGEST_VALUES), strict=False)
+        )
+        for keys, entries in parts:
             numbers, sizes = entries["number"], entries["stored"]
             in_use = numbers >= len(marks)
             marked -= int(in_use.sum())
@@ -78,7 +85,7 @@ def unused(database: Database, marks: Marks, *, with_prefixes: bool) -> Unused |
             kept_bytes += int(sizes[in_use].sum(dtype=np.int64))
             stored += int(sizes[~in_use].sum(dtype=np.int64))
             found.append(numbers[~in_use])
-            if with_prefixes:
+            if keys is not None:
                 those = prefixes_of(keys[in_use].view(np.uint8).reshape(-1, 32))
                 prefixes[filled : filled + len(those)] = those
                 filled += len(those)
