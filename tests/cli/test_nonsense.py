@@ -305,12 +305,14 @@ def test_sources(store: Path, source: Path, tmp_path: Path, specs: list[str]) ->
 
 @pytest.mark.parametrize("kind", ["file", "full", "store", "chunks", "", "below a file", "socket", "loop", "long"])
 @pytest.mark.parametrize("archive", [(), ("--archive", "tree"), ("--archive", "")])
-def test_targets(store: Path, tmp_path: Path, kind: str, archive: tuple[str, ...]) -> None:
+def test_targets(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, archive: tuple[str, ...]
+) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "full/mine").mkdir(parents=True)
     (tmp_path / "loop").symlink_to("loop")
     server = socket.socket(socket.AF_UNIX)
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     server.bind("socket")
     places: dict[str, str | Path] = {
         "store": store,
@@ -453,7 +455,7 @@ def test_database_directories_that_cannot_be(
     """Everything works without a database; only what asks for it says that there is none."""
     file = tmp_path / "file"
     file.write_bytes(b"")
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ARCHIVER_DB_DIR", place.format(file=file))
     done = call("--store", store, *fill(COMMANDS[command], source, tmp_path / "target"))
     assert done.code == (1 if command == "stats" and place != "\udcff" else 0), done.err
@@ -464,7 +466,7 @@ def test_database_directories_that_cannot_be(
 def test_strange_environment(
     store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str | None
 ) -> None:
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     if value is None:
         monkeypatch.delenv(name, raising=False)
     else:
@@ -475,17 +477,14 @@ def test_strange_environment(
         assert call("--store", store, *arguments).code == (1 if no_database else 0)
 
 
-def test_working_directory_that_is_gone(store: Path, tmp_path: Path) -> None:
+def test_working_directory_that_is_gone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
-    os.chdir(gone)
+    monkeypatch.chdir(gone)
     gone.rmdir()
-    try:
-        assert call("--store", "x", "snapshots").code == 1
-        assert call("init", "x").code == 1
-        assert call("--store", store, "snapshots").code == 0
-    finally:
-        os.chdir(tmp_path)
+    assert call("--store", "x", "snapshots").code == 1
+    assert call("init", "x").code == 1
+    assert call("--store", store, "snapshots").code == 0
 
 
 def test_error_of_the_system_names_its_place(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
