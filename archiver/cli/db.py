@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -37,7 +36,7 @@ def check(ctx: click.Context, context: Context) -> None:
     output = context.output
     with context.open_store(output) as store:
         found = _database(store).check()
-    with suppress(BrokenPipeError):  # they are there, whether or not somebody reads to the end
+    with output.read_or_not():
         if output.as_json:
             output.document({"schema": 1, "items": found})
         for text in found:

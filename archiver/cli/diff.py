@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,7 +89,7 @@ def diff(
             found = run.to_directory(before, after, archive_name, bytes_of(path))
         else:
             found = run.to_snapshot(before, after, archive_name, bytes_of(path))
-        with suppress(BrokenPipeError):  # somebody has seen enough: it is different all the same
+        with output.read_or_not():
             _show(output, run, found, sizes, print0)
     codes = EXIT_PARTIAL if run.errors else EXIT_OK, EXIT_DIFFERENT if run.tally.count else EXIT_OK
     ctx.exit(worst(codes, _ORDER))

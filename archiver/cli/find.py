@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -99,10 +98,10 @@ def find(
         groups = [] if snapshot is not None else chosen_groups(context, store, group)
         hits = _hits(context, store, query, snapshot, groups, archive_name, allow_unsigned, not_searched)
         if output.as_json:
-            with suppress(BrokenPipeError):  # what was not searched counts, whether or not somebody reads to the end
+            with output.read_or_not():
                 output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
             ctx.exit(not_searched.exit_code)
-        with suppress(BrokenPipeError):
+        with output.read_or_not():
             _show_hits(output, hits, long_format, print0, with_group=len(groups) > 1)
         not_searched.end()
 
@@ -263,10 +262,10 @@ def history(
         found = _history(context, store, wanted, group, archive_name, allow_unsigned, not_searched)
         if output.as_json:
             items = (_told_json(wanted, *told) for told in found)
-            with suppress(BrokenPipeError):
+            with output.read_or_not():
                 output.long_document({"schema": 1}, items, not_searched.as_json)
             ctx.exit(not_searched.exit_code)
-        with suppress(BrokenPipeError):
+        with output.read_or_not():
             _show_versions(output, wanted, found, print0)
         not_searched.end()
 

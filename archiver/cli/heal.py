@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,7 +116,7 @@ def _tell(
 ) -> None:
     damages = ([] if identity is None else [identity]) + ([] if plan is None else plan.damages)
     remaining = sum(not damage.healed for damage in damages)
-    with suppress(BrokenPipeError):  # what remains does so, whether or not somebody reads to the end
+    with output.read_or_not():
         _print(output, damages, plan, result)
     is_well = not remaining and (plan is None or plan.search.is_complete) and not (result is not None and result.failed)
     ctx.exit(EXIT_OK if is_well else EXIT_DAMAGED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,7 +88,7 @@ def check(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None:
     found = [_checked(name, path, output) for name, path in chosen.items()]
     problems = [(loaded.name, problem) for loaded in found for problem in loaded.problems]
     wrong = any(problem.is_error for _, problem in problems)
-    with suppress(BrokenPipeError):  # they are wrong, whether or not somebody reads to the end
+    with output.read_or_not():
         if output.as_json:
             items = [{"job": name, **problem.as_json()} for name, problem in problems]
             output.document({"schema": 1, "jobs": list(chosen), "good": not wrong, "items": items})

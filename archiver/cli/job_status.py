@@ -46,7 +46,7 @@ def status(ctx: click.Context, context: Context, names: tuple[str, ...]) -> None
     for name, path in chosen.items():
         _tell_of(name, path, output)
     items, code = standings(chosen)
-    with suppress(BrokenPipeError):  # it is too old, whether or not somebody reads to the end
+    with output.read_or_not():
         if output.as_json:
             output.document({"schema": 1, "items": items})
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import click
 
 from archiver.cli.context import Context, global_options
@@ -113,7 +111,7 @@ def move(ctx: click.Context, context: Context, namespace: str, target: str, dry_
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    with suppress(BrokenPipeError):  # some stay, whether or not somebody reads to the end
+    with output.read_or_not():
         for each in moves:
             output.line(f"{each.group} -> {each.target}" + (f" (stays: {each.problem})" if each.problem else ""))
     if error is not None:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import click
@@ -99,8 +99,14 @@ class Output:
 
     # -- results -----------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def read_or_not() -> AbstractContextManager[None]:
+        """Around the printing of what happened: that counts, and what follows is done, whether or not somebody reads it
+        to the end. A listing that nobody reads any more ends with BrokenPipeError."""
+        return suppress(BrokenPipeError)
+
     def document(self, document: dict[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # what was done counts, whether or not somebody reads it to the end
+        with self.read_or_not():
             self._print(json.dumps(document) + "\n")
 
     def long_document(
@@ -154,7 +160,7 @@ class Output:
     def summary(self, text: str) -> None:
         """What was done, where that is not what the command was asked to print; nothing with --json or --quiet."""
         if not self.quiet:
-            with suppress(BrokenPipeError):
+            with self.read_or_not():
                 self.line(text)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -162,13 +168,15 @@ class Output:
         right = [name.startswith(">") for name in header]
         lines = [[name.lstrip(">") for name in header], *[list(row) for row in rows]]
         widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-        with suppress(BrokenPipeError):
-            for line in lines:
-                cells = (
-                    cell.rjust(width) if to_right else cell.ljust(width)
-                    for cell, width, to_right in zip(line, widths, right, strict=True)
-                )
-                self.line("  ".join(cells).rstrip())
+        texts = []
+        for line in lines:
+            cells = (
+                cell.rjust(width) if to_right else cell.ljust(width)
+                for cell, width, to_right in zip(line, widths, right, strict=True)
+            )
+            texts.append("  ".join(cells).rstrip())
+        with self.read_or_not():
+            self.lines(texts)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -149,7 +148,7 @@ def carry_out(
     levels: list[str] = []
     error = None if dry_run else refused
     if not output.as_json:
-        with suppress(BrokenPipeError):  # it is done all the same
+        with output.read_or_not():
             _show(output, plan)
     if not dry_run and refused is None:
         outcome = remove(store, plan)

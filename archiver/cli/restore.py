@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -112,7 +111,7 @@ def restore(
         if dry_run:
             plans = plan(opened, archives, target, options, output.hear)
             try:
-                with suppress(BrokenPipeError):  # what cannot be restored counts, whether or not it is read to the end
+                with output.read_or_not():
                     _print_plans(output, opened, target, plans)
                 blocked = any(made.totals.blocked or made.totals.incomplete for _, made in plans)
             finally:

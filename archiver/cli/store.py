@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -53,7 +52,7 @@ def status(ctx: click.Context, context: Context) -> None:
     jobs = jobs_of(None if context.uses_default_store() else place)
     found = None if place is None and jobs else _store_status(context, output)
     items, code = standings(jobs)
-    with suppress(BrokenPipeError):  # a job is too late, whether or not somebody reads to the end
+    with output.read_or_not():
         if output.as_json:
             output.document(({"schema": 1, "items": []} if found is None else found.as_json()) | {"jobs": items})
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -151,7 +150,7 @@ def _check(ctx: click.Context, output: Output, source: Store, target: Store, opt
     from archiver.sync.check import check
 
     result = check(source, target, options)
-    with suppress(BrokenPipeError):  # the copy lacks them, whether or not somebody reads to the end
+    with output.read_or_not():
         _show_check(output, result)
     if result.shortfalls:
         ctx.exit(EXIT_DIFFERENT)
@@ -201,7 +200,7 @@ def _tell(
         _show(output, plan)
     if held is not None:
         raise held
-    with suppress(BrokenPipeError):
+    with output.read_or_not():
         for problem in result.problems:
             output.line(f"{problem.name}: {problem.error}")
     if dry_run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -86,7 +85,7 @@ def verify(
         refs = chosen(store, context.namespace, snapshot, group)
         crypt = None if without_key else fitting_key(context, store, refs)
         result = run(store, refs, crypt, output.hear, options)
-    with suppress(BrokenPipeError):  # there is damage, whether or not somebody reads to the end
+    with output.read_or_not():
         _show(output, result)
     ctx.exit(EXIT_DAMAGED if result.error_count else EXIT_OK)
 

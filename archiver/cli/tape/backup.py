@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,7 +120,7 @@ def _tell(ctx: click.Context, output: Output, plan: WritePlan, result: WriteResu
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+    with output.read_or_not():
         for problem in result.problems:
             output.line(f"{problem.name}: {problem.error}")
     used = f" onto {', '.join(result.media)}" if result.media else ""

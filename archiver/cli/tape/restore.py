@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -176,7 +176,7 @@ def _tell(ctx: click.Context, output: Output, plan: RestorePlan, result: Restore
         if error is not None:
             ctx.exit(error.exit_code)
         return
-    with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+    with output.read_or_not():
         for problem in result.problems:
             output.line(f"{problem.name}: {problem.error}")
     skipped = sum(step.action == "skip" for step in plan.steps) + len(result.present)

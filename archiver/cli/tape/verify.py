@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 import click
 
@@ -55,7 +54,7 @@ def verify(
         document = {"schema": 1, **result.as_json()}
         output.document(document if absent is None else document | {"error": absent.as_json()})
     else:
-        with suppress(BrokenPipeError):  # they count, whether or not somebody reads them to the end
+        with output.read_or_not():
             for error in result.errors:
                 place = error.label if error.file is None else f"{error.label}, file {error.file}"
                 output.line(f"{place}: {error.reason}")
