@@ -225,8 +225,8 @@ def linked(fd: int, flags: int) -> None:
 def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]:
     """What an open restored file or directory has different from ``metadata``, as short texts."""
     result = stat_differences(metadata.stat, found)
-    result += _attribute_differences(fd, _expected(metadata))
-    wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR
+    result += _attribute_differences(fd, {} if is_plain(metadata) else _expected(metadata))
+    wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR if metadata.stat.flags else 0
     if wanted:
         present = linux.get_flags(fd)
         if present is not None and (present & _RESTORED_CHATTR) != wanted:
@@ -254,6 +254,8 @@ def _attribute_differences(fd: int, expected: dict[str, bytes]) -> list[str]:
             names = []
         else:
             raise
+    if not names and not expected:
+        return []
     present = {name for name in names if _compared(name)}
     if os.geteuid() != 0:
         expected = {name: value for name, value in expected.items() if not name.startswith("trusted.")}

@@ -12,9 +12,9 @@ from __future__ import annotations
 import os
 import resource
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -24,7 +24,7 @@ from archiver.core.events import FileProblem, Listener
 from archiver.core.holes import is_hole
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
-from archiver.restore.visitor import FileItem
+from archiver.restore.visitor import FileItem, Written
 
 _DESCRIPTORS = 4096  # as many are enough, where a process may have them
 _RESERVED = 600  # of them for directories and the store
@@ -35,24 +35,27 @@ _BUFFER = 1 << 20  # bytes
 _HOLE = 4096  # bytes that a piece without any counts for
 
 
-class _Piece(NamedTuple):
-    """``length`` bytes of a file at ``offset``. Without a digest they are zeros that were not written."""
-
-    item: FileItem
-    offset: int
-    length: int
-    digest: bytes
-
-
 @dataclass(slots=True)
 class _Batch:
-    pieces: list[_Piece] = field(default_factory=list)
+    parts: list[tuple[FileItem, Written]] = field(default_factory=list)  # of files of several segments
     files: list[FileItem] = field(default_factory=list)  # that are complete
     bytes: int = 0
 
+    def add_file(self, item: FileItem) -> None:
+        self.files.append(item)
+        if item.written is not None:
+            self.bytes += item.written.length if item.written.digest else _HOLE
+
+    def contents(self) -> list[tuple[FileItem, Written]]:
+        return self.parts + [(item, item.written) for item in self.files if item.written is not None]
+
 
 class Rereader:
-    """Usable from several threads; each may become the one that reads."""
+    """Usable from several threads; each may become the one that reads.
+
+    Nearly all files have one segment, so one thread has all to do with them: what was written of them goes with them,
+    and a lock is taken once. Of the others it is counted what is not done yet.
+    """
 
     def __init__(self, target: str, listener: Listener) -> None:
         self._target = target
@@ -72,24 +75,28 @@ class Rereader:
 
     def opened(self, item: FileItem) -> None:
         """A file has been made; its descriptor is closed here, when ``complete`` or ``abandon`` was called."""
-        with self._lock:
-            self._open[id(item)] = item
-            self._waiting[id(item)] = 1
+        if item.lock is not None:
+            with self._lock:
+                self._open[id(item)] = item
+                self._waiting[id(item)] = 1
 
     def written(self, item: FileItem, offset: int, data: memoryview) -> None:
         """Raises ArchiverError."""
         if len(data) >= _EARLY:
             linux.start_write_back(item.fd, offset, len(data))
-        self._add(_Piece(item, offset, len(data), blake3(data).digest()), len(data))
+        self._add(item, Written(offset, len(data), blake3(data).digest()), len(data))
 
     def left_out(self, item: FileItem, offset: int, length: int) -> None:
         """Zeros, as ``written``, for which a hole stands."""
-        self._add(_Piece(item, offset, length, b""), _HOLE)
+        self._add(item, Written(offset, length, b""), _HOLE)
 
-    def _add(self, piece: _Piece, size: int) -> None:
+    def _add(self, item: FileItem, written: Written, size: int) -> None:
+        if item.lock is None:
+            item.written = written
+            return
         with self._lock:
-            self._waiting[id(piece.item)] += 1
-            self._batch.pieces.append(piece)
+            self._waiting[id(item)] += 1
+            self._batch.parts.append((item, written))
             self._batch.bytes += size
             batch = self._full()
         if batch is not None:
@@ -99,14 +106,16 @@ class Rereader:
         """It has all of its contents and attributes, but for those that were ``told`` about. Raises ArchiverError."""
         item.told = told
         with self._lock:
-            self._batch.files.append(item)
+            self._batch.add_file(item)
             batch = self._full()
         if batch is not None:
             self._read_batch(batch)
 
     def abandon(self, item: FileItem) -> None:
         """A file that is not to be looked at."""
-        if id(item) in self._waiting:
+        if item.lock is None:
+            _close(item)
+        elif id(item) in self._waiting:
             self._release(item)
 
     def finish(self) -> None:
@@ -117,9 +126,8 @@ class Rereader:
 
     def close(self) -> None:
         """Nothing is read any more; no other thread is at work."""
-        for item in self._open.values():
-            with suppress(OSError):
-                os.close(item.fd)
+        for item in [*self._open.values(), *self._batch.files]:
+            _close(item)
         self._open.clear()
         if self._root_fd >= 0:
             os.close(self._root_fd)
@@ -134,41 +142,57 @@ class Rereader:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _read_batch(self, batch: _Batch) -> None:
-        if not batch.files and not batch.pieces:
+        if not batch.files and not batch.parts:
             return
-        written = [piece for piece in batch.pieces if piece.digest]
+        contents = batch.contents()
+        try:
+            self._drop_from_memory(contents)
+            for item, written in contents:
+                if item.failed is None and not item.different:
+                    try:
+                        if not self._is_right(item.fd, written):
+                            self._differs(item, "other contents")
+                    except OSError as error:
+                        self._differs(item, (error.strerror or str(error)).lower())
+                if item.lock is not None:
+                    self._release(item)
+            for item in batch.files:
+                if item.lock is None:
+                    self._end(item)
+                else:
+                    self._release(item)
+        except BaseException:
+            for item in batch.files:
+                if item.lock is None:
+                    _close(item)
+            raise
+
+    def _drop_from_memory(self, contents: Sequence[tuple[FileItem, Written]]) -> None:
+        stored = [(item.fd, written.offset, written.length) for item, written in contents if written.digest]
         try:  # dirty pages cannot be dropped
-            if any(piece.length < _EARLY for piece in written):
+            if any(length < _EARLY for _, _, length in stored):
                 linux.syncfs(self._root_fd)
             else:
-                for piece in written:
-                    linux.wait_for_write_back(piece.item.fd, piece.offset, piece.length)
+                for place in stored:
+                    linux.wait_for_write_back(*place)
         except OSError as error:
             raise explain(error, "write", self._target) from error
-        for piece in written:  # the disk hears of all of them before it is waited for
+        for place in stored:  # the disk hears of all of them before it is waited for
             with suppress(OSError):
-                os.posix_fadvise(piece.item.fd, piece.offset, piece.length, os.POSIX_FADV_DONTNEED)
-                os.posix_fadvise(piece.item.fd, piece.offset, piece.length, os.POSIX_FADV_WILLNEED)
-        for piece in batch.pieces:
-            if piece.item.failed is None and not piece.item.different:
-                try:
-                    if not self._is_right(piece):
-                        self._differs(piece.item, "other contents")
-                except OSError as error:
-                    self._differs(piece.item, (error.strerror or str(error)).lower())
-            self._release(piece.item)
-        for item in batch.files:
-            self._release(item)
+                os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(*place, os.POSIX_FADV_WILLNEED)
 
-    def _is_right(self, piece: _Piece) -> bool:
-        if not piece.digest:
-            if is_hole(piece.item.fd, piece.offset, piece.offset + piece.length):
+    def _is_right(self, fd: int, written: Written) -> bool:
+        position, left, digest = written
+        if not digest:
+            if is_hole(fd, position, position + left):
                 return True
-            piece = piece._replace(digest=blake3(bytes(piece.length)).digest())
+            digest = blake3(bytes(left)).digest()
         buffer: memoryview | None = getattr(self._local, "buffer", None)
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(_BUFFER))
-        fd, position, left = piece.item.fd, piece.offset, piece.length
+        if left <= _BUFFER and os.preadv(fd, [buffer[:left]], position) == left:
+            return bool(blake3(buffer[:left]).digest() == digest)
         hasher = blake3()
         while left:
             got = os.preadv(fd, [buffer[:left]], position)
@@ -176,20 +200,23 @@ class Rereader:
                 return False
             hasher.update(buffer[:got])
             position, left = position + got, left - got
-        return bool(hasher.digest() == piece.digest)
+        return bool(hasher.digest() == digest)
 
     def _release(self, item: FileItem) -> None:
+        """Of a file of several segments, something is done."""
         with self._lock:
             self._waiting[id(item)] -= 1
             if self._waiting[id(item)]:
                 return
             del self._waiting[id(item)], self._open[id(item)]
+        self._end(item)
+
+    def _end(self, item: FileItem) -> None:
         try:
             if item.failed is None and not item.different:
                 self._compare(item)
         finally:
-            with suppress(OSError):  # the disk has been waited for
-                os.close(item.fd)
+            _close(item)
 
     def _compare(self, item: FileItem) -> None:
         """Everything but the contents."""
@@ -210,6 +237,13 @@ class Rereader:
     def _tell(self, item: FileItem, what: str) -> None:
         path = item.directory.path_of(item.name)
         self._listener(FileProblem(path, f"after restoring: {what}", "different"))
+
+
+def _close(item: FileItem) -> None:
+    fd, item.fd = item.fd, -1
+    if fd >= 0:
+        with suppress(OSError):  # the disk has been waited for
+            os.close(fd)
 
 
 def _descriptors() -> int:

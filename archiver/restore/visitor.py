@@ -92,6 +92,14 @@ class Directory:
         return self.path.rstrip(b"/") + b"/" + name
 
 
+class Written(NamedTuple):
+    """``length`` bytes of a file at ``offset``. Without a digest they are zeros that were not written."""
+
+    offset: int
+    length: int
+    digest: bytes
+
+
 @dataclass(slots=True)
 class FileItem:
     """A regular file on its way. ``parts`` segments are not done yet; ``state`` belongs to the visitor."""
@@ -110,6 +118,7 @@ class FileItem:
     found: os.stat_result | None = None  # what is in its place
     temp: bytes = b""  # the name it has while it is not complete
     told: bool = False  # that not all attributes could be set
+    written: Written | None = None  # of one segment: all of its contents
     different: bool = False  # what was read again
 
 
