@@ -225,8 +225,10 @@ def linked(fd: int, flags: int) -> None:
 def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]:
     """What an open restored file or directory has different from ``metadata``, as short texts."""
     result = stat_differences(metadata.stat, found)
-    result += _attribute_differences(fd, {} if is_plain(metadata) else _expected(metadata))
-    wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR if metadata.stat.flags else 0
+    result += _attribute_differences(fd, _expected(metadata))
+    if not metadata.stat.flags and not metadata.quota_project_id:
+        return result
+    wanted = linux.chattr_flags(metadata.stat.flags) & _RESTORED_CHATTR
     if wanted:
         present = linux.get_flags(fd)
         if present is not None and (present & _RESTORED_CHATTR) != wanted:
@@ -238,6 +240,8 @@ def differences(fd: int, metadata: Metadata, found: os.stat_result) -> list[str]
 
 def _expected(metadata: Metadata) -> dict[str, bytes]:
     """The extended attributes that an entry has when everything of it could be restored."""
+    if is_plain(metadata):
+        return {}
     expected = {os.fsdecode(name): value for name, value in metadata.xattrs if _is_kept(name)}
     if metadata.fcaps is not None:
         expected[CAPABILITY] = metadata.fcaps

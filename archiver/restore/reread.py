@@ -24,7 +24,7 @@ from archiver.core.events import FileProblem, Listener
 from archiver.core.holes import is_hole
 from archiver.core.pipeline import chunk_workers
 from archiver.restore import attributes
-from archiver.restore.visitor import FileItem, Written
+from archiver.restore.visitor import FileItem, Piece
 
 _DESCRIPTORS = 4096  # as many are enough, where a process may have them
 _RESERVED = 600  # of them for directories and the store
@@ -37,24 +37,25 @@ _HOLE = 4096  # bytes that a piece without any counts for
 
 @dataclass(slots=True)
 class _Batch:
-    parts: list[tuple[FileItem, Written]] = field(default_factory=list)  # of files of several segments
+    pieces: list[tuple[FileItem, Piece]] = field(default_factory=list)  # of files of several segments
     files: list[FileItem] = field(default_factory=list)  # that are complete
     bytes: int = 0
 
     def add_file(self, item: FileItem) -> None:
         self.files.append(item)
-        if item.written is not None:
-            self.bytes += item.written.length if item.written.digest else _HOLE
+        if item.piece is not None:
+            self.bytes += item.piece.length if item.piece.digest else _HOLE
 
-    def contents(self) -> list[tuple[FileItem, Written]]:
-        return self.parts + [(item, item.written) for item in self.files if item.written is not None]
+    def contents(self) -> list[tuple[FileItem, Piece]]:
+        return self.pieces + [(item, item.piece) for item in self.files if item.piece is not None]
 
 
 class Rereader:
     """Usable from several threads; each may become the one that reads.
 
     Nearly all files have one segment, so one thread has all to do with them: what was written of them goes with them,
-    and a lock is taken once. Of the others it is counted what is not done yet.
+    and a lock is taken once. Of the others it is counted what is not done yet. Whoever has a file ``opened`` must have
+    it ``complete`` or ``abandon`` it: that closes its descriptor, too.
     """
 
     def __init__(self, target: str, listener: Listener) -> None:
@@ -64,8 +65,9 @@ class Rereader:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._batch = _Batch()
-        self._waiting: dict[int, int] = {}  # by id() of a file: what of it is not done yet
-        self._open: dict[int, FileItem] = {}  # by id(), too
+        # Of files of several segments, by id(): what is not done yet, and those that are open.
+        self._waiting: dict[int, int] = {}
+        self._open: dict[int, FileItem] = {}
         # One batch is collected while each thread reads one.
         self._files_at_once = max(8, min((_descriptors() - _RESERVED) // (chunk_workers() + 1), _MOST_FILES))
 
@@ -74,7 +76,7 @@ class Rereader:
         self._root_fd = os.dup(root_fd)
 
     def opened(self, item: FileItem) -> None:
-        """A file has been made; its descriptor is closed here, when ``complete`` or ``abandon`` was called."""
+        """A file has been made."""
         if item.lock is not None:
             with self._lock:
                 self._open[id(item)] = item
@@ -84,19 +86,19 @@ class Rereader:
         """Raises ArchiverError."""
         if len(data) >= _EARLY:
             linux.start_write_back(item.fd, offset, len(data))
-        self._add(item, Written(offset, len(data), blake3(data).digest()), len(data))
+        self._add(item, Piece(offset, len(data), blake3(data).digest()), len(data))
 
     def left_out(self, item: FileItem, offset: int, length: int) -> None:
         """Zeros, as ``written``, for which a hole stands."""
-        self._add(item, Written(offset, length, b""), _HOLE)
+        self._add(item, Piece(offset, length, b""), _HOLE)
 
-    def _add(self, item: FileItem, written: Written, size: int) -> None:
+    def _add(self, item: FileItem, piece: Piece, size: int) -> None:
         if item.lock is None:
-            item.written = written
+            item.piece = piece
             return
         with self._lock:
             self._waiting[id(item)] += 1
-            self._batch.parts.append((item, written))
+            self._batch.pieces.append((item, piece))
             self._batch.bytes += size
             batch = self._full()
         if batch is not None:
@@ -113,6 +115,7 @@ class Rereader:
 
     def abandon(self, item: FileItem) -> None:
         """A file that is not to be looked at."""
+        item.settled = True
         if item.lock is None:
             _close(item)
         elif id(item) in self._waiting:
@@ -142,15 +145,15 @@ class Rereader:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _read_batch(self, batch: _Batch) -> None:
-        if not batch.files and not batch.parts:
+        if not batch.files and not batch.pieces:
             return
-        contents = batch.contents()
         try:
-            self._drop_from_memory(contents)
-            for item, written in contents:
-                if item.failed is None and not item.different:
+            contents = batch.contents()
+            self._bring_to_disk(contents)
+            for item, piece in contents:
+                if item.failed is None and not item.settled:
                     try:
-                        if not self._is_right(item.fd, written):
+                        if not self._is_right(item.fd, piece):
                             self._differs(item, "other contents")
                     except OSError as error:
                         self._differs(item, (error.strerror or str(error)).lower())
@@ -167,8 +170,10 @@ class Rereader:
                     _close(item)
             raise
 
-    def _drop_from_memory(self, contents: Sequence[tuple[FileItem, Written]]) -> None:
-        stored = [(item.fd, written.offset, written.length) for item, written in contents if written.digest]
+    def _bring_to_disk(self, contents: Sequence[tuple[FileItem, Piece]]) -> None:
+        """Out of memory too, so that the disk is read again; it hears of everything before anything is waited for.
+        Raises ArchiverError."""
+        stored = [(item.fd, piece.offset, piece.length) for item, piece in contents if piece.digest]
         try:  # dirty pages cannot be dropped
             if any(length < _EARLY for _, _, length in stored):
                 linux.syncfs(self._root_fd)
@@ -177,13 +182,13 @@ class Rereader:
                     linux.wait_for_write_back(*place)
         except OSError as error:
             raise explain(error, "write", self._target) from error
-        for place in stored:  # the disk hears of all of them before it is waited for
+        for place in stored:
             with suppress(OSError):
                 os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)
                 os.posix_fadvise(*place, os.POSIX_FADV_WILLNEED)
 
-    def _is_right(self, fd: int, written: Written) -> bool:
-        position, left, digest = written
+    def _is_right(self, fd: int, piece: Piece) -> bool:
+        position, left, digest = piece
         if not digest:
             if is_hole(fd, position, position + left):
                 return True
@@ -213,7 +218,7 @@ class Rereader:
 
     def _end(self, item: FileItem) -> None:
         try:
-            if item.failed is None and not item.different:
+            if item.failed is None and not item.settled:
                 self._compare(item)
         finally:
             _close(item)
@@ -231,7 +236,7 @@ class Rereader:
             self._tell(item, what)
 
     def _differs(self, item: FileItem, what: str) -> None:
-        item.different = True
+        item.settled = True
         self._tell(item, what)
 
     def _tell(self, item: FileItem, what: str) -> None:

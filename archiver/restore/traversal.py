@@ -95,9 +95,13 @@ class Traversal:
                 if damage is not None:
                     raise damage
         finally:  # only now: the workers have ended, nobody uses a descriptor any more
+            spoiled = set()
             for item in self._begun.values():
-                self._visitor.abandon(item)
-            for directory in self._open:
+                try:
+                    self._visitor.abandon(item)
+                except OSError:  # nothing can be written there any more: the next run takes away what is left
+                    spoiled.add(item.directory)
+            for directory in self._open - spoiled:
                 self._visitor.abandon_directory(directory)
             self._close_all()
 

@@ -92,7 +92,7 @@ class Directory:
         return self.path.rstrip(b"/") + b"/" + name
 
 
-class Written(NamedTuple):
+class Piece(NamedTuple):
     """``length`` bytes of a file at ``offset``. Without a digest they are zeros that were not written."""
 
     offset: int
@@ -118,8 +118,8 @@ class FileItem:
     found: os.stat_result | None = None  # what is in its place
     temp: bytes = b""  # the name it has while it is not complete
     told: bool = False  # that not all attributes could be set
-    written: Written | None = None  # of one segment: all of its contents
-    different: bool = False  # what was read again
+    piece: Piece | None = None  # what was written of one in a single segment
+    settled: bool = False  # it is different, or was given up: there is nothing more to be read again
 
 
 class Segment(NamedTuple):

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from archiver.core import linux
 from archiver.core.clock import Random
-from archiver.core.disk import explained
+from archiver.core.disk import explain, explained
 from archiver.core.events import FileProblem, Listener
 from archiver.core.locks import lock_directory
 from archiver.core.pipeline import chunk_workers
@@ -351,7 +351,8 @@ class Writer:
             lost = self._complete(item)
         except OSError as error:
             if is_fatal(error):
-                self.abandon(item)
+                with suppress(OSError):
+                    self.abandon(item)
                 self.outcome.failed(item.directory, item.name, error)
             self._refused(item, error)
             self._drop(item)
@@ -398,13 +399,16 @@ class Writer:
         item.failed, item.refused = (error.strerror or str(error)).lower(), True
 
     def _drop(self, item: FileItem) -> None:
-        self.abandon(item)
-        kind = "not-restored" if item.refused else "damaged"
         path = item.directory.path_of(item.name)
+        try:
+            self.abandon(item)
+        except OSError as error:
+            raise explain(error, "remove what there is of", self._target + os.fsdecode(path)) from error
+        kind = "not-restored" if item.refused else "damaged"
         self.outcome.lost(path, item.failed or "", kind, item.found)
 
     def abandon(self, item: FileItem) -> None:
-        """A file that was not restored completely is not left behind in part."""
+        """A file that was not restored completely is not left behind in part. Raises OSError."""
         if self._rereader is not None:
             self._rereader.abandon(item)
         else:
@@ -412,7 +416,8 @@ class Writer:
                 self._close(item)
         if item.temp:
             temp, item.temp = item.temp, b""
-            os.unlink(temp, dir_fd=item.directory.fd)
+            with suppress(FileNotFoundError):
+                os.unlink(temp, dir_fd=item.directory.fd)
 
     def _close(self, item: FileItem) -> None:
         fd, item.fd = item.fd, -1  # it is closed even when that fails

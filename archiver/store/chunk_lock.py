@@ -147,7 +147,7 @@ class ChunkLock:
             try:
                 fd = os.open(self._layout.chunk_lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             except OSError:
-                return False  # it was never used
+                return False  # it was never used, or is not ours to write: then nobody waits for us
         try:
             with explained("look at the locks of", self._layout.chunk_lock):
                 return range_is_locked(fd, byte, 1)
