@@ -82,8 +82,8 @@ def find(
 
     PATTERN is one as for excludes: without a slash it is compared with names, '*half*' finds what has half in its name.
     Each path is told once, with -l each of its versions as PATH@TIME, the newest snapshot that has it; where several
-    groups are searched, behind its group, as cat and history take it. Snapshots that cannot be searched are named, and
-    the exit code is theirs.
+    groups are searched, behind its group, and where that has several trees, behind the archive's name. Snapshots that
+    cannot be searched are named, and the exit code is theirs.
     """
     from archiver.core.clock import Clock
 
@@ -99,23 +99,22 @@ def find(
         hits = _hits(context, store, query, snapshot, groups, archive_name, allow_unsigned, not_searched)
         if output.as_json:
             with output.read_or_not():
-                output.long_document({"schema": 1}, (_hit_json(hit) for hit in hits), not_searched.as_json)
+                output.long_document({"schema": 1}, (_hit_json(hit) for hit, _ in hits), not_searched.as_json)
             ctx.exit(not_searched.exit_code)
         with output.read_or_not():
-            _show_hits(output, hits, long_format, print0, with_group=len(groups) > 1)
+            _show_hits(output, hits, long_format, print0)
         not_searched.end()
 
 
-def _show_hits(output: Output, hits: Iterator[Hit], long_format: bool, print0: bool, *, with_group: bool) -> None:
+def _show_hits(output: Output, hits: Iterator[tuple[Hit, bytes]], long_format: bool, print0: bool) -> None:
     last = None
-    for hit in hits:
+    for hit, above in hits:
         where = hit.group, hit.archive, hit.path
         name = version_name_of(hit.path, hit.version)
         if print0:
             if long_format or where != last:
                 output.raw((name if long_format else hit.path) + b"\0")
         elif long_format or where != last:
-            above = f"{hit.group} ".encode() if with_group else b""
             output.line(long_line(hit.version.entry, above + name) if long_format else printable(above + hit.path))
         last = where
 
@@ -166,7 +165,8 @@ def _hits(
     archive_name: str | None,
     allow_unsigned: bool,
     not_searched: NotSearched,
-) -> Iterator[Hit]:
+) -> Iterator[tuple[Hit, bytes]]:
+    """What is found, and what says where, to be printed before its path."""
     from archiver.browse.search import search
 
     if snapshot is not None:
@@ -174,14 +174,18 @@ def _hits(
         chosen: Iterator[list[Snapshot]] = iter([[opened]])
     else:
         chosen = opened_groups(context, store, groups, allow_unsigned, not_searched)
-    for snapshots, name in _trees(chosen, archive_name, not_searched):
-        yield from search(snapshots, name, query, not_searched.add)
+    for snapshots, names in _trees(chosen, archive_name, not_searched):
+        group = f"{snapshots[0].ref.group} " if len(groups) > 1 else ""
+        for name in names:
+            above = (group + (name if len(names) > 1 else "")).encode()
+            for hit in search(snapshots, name, query, not_searched.add):
+                yield hit, above
 
 
 def _trees(
     chosen: Iterable[list[Snapshot]], archive_name: str | None, not_searched: NotSearched
-) -> Iterator[tuple[list[Snapshot], str]]:
-    """The snapshots of each group with each tree to look into. Raises NotFound behind the last when there were none of
+) -> Iterator[tuple[list[Snapshot], list[str]]]:
+    """The snapshots of each group with the trees to look into. Raises NotFound behind the last when there were none of
     that name, but others, in all snapshots."""
     from archiver.browse.search import tree_names
 
@@ -190,8 +194,7 @@ def _trees(
     for snapshots in chosen:
         names = _tree_names(snapshots, archive_name)
         is_known = is_known or bool(names)
-        for name in names:
-            yield snapshots, name
+        yield snapshots, names
         if not names:
             others.update(tree_names(snapshots))
     if archive_name is not None and others and not is_known and not_searched.error is None:
@@ -303,10 +306,11 @@ def _history(
     count = 0
     groups = chosen_groups(context, store, group)
     opened = opened_groups(context, store, groups, allow_unsigned, not_searched)
-    for snapshots, name in _trees(opened, archive_name, not_searched):
-        for version, what in with_changes(versions_of(snapshots, name, path, not_searched.add)):
-            count += 1
-            yield snapshots, name, version, what
+    for snapshots, names in _trees(opened, archive_name, not_searched):
+        for name in names:
+            for version, what in with_changes(versions_of(snapshots, name, path, not_searched.add)):
+                count += 1
+                yield snapshots, name, version, what
     if not count and not_searched.error is None:
         raise NotFound(f"there is no {printable(path)} in any snapshot", hint="find looks for parts of names")
 

@@ -678,12 +678,19 @@ def test_two_archives(tmp_path: Path, source: Path) -> None:
         backup(opened, specs, BackupOptions(GroupRef("", "host", "x"), time=FIRST), ignore)
     assert {item["archive"] for item in ask("--store", store, "find", "file")["items"]} == {"one.pxar", "two.pxar"}
     assert len(ask("--store", store, "find", "file", "--archive", "two")["items"]) == 1
+    assert call("--store", store, "find", "file").lines == ["one.pxar/file", "two.pxar/file"]
+    assert call("--store", store, "find", "file", "--archive", "two").lines == ["/file"]
+    assert [line.split()[-1] for line in call("--store", store, "find", "file", "-l").lines] == [
+        f"{name}.pxar/file@2023-11-14T22:13:20Z" for name in ("one", "two")
+    ]
     for command in (("find", "file"), ("history", "/file")):
         absent = call("--store", store, *command, "--archive", "three", "--json")
         assert (absent.code, absent.error["hint"]) == (10, "there are: one.pxar, two.pxar")
     save(store, source, time=FIRST, group=GroupRef("", "host", "y"))
     (item,) = ask("--store", store, "find", "file", "--archive", "two")["items"]  # which not all groups have
     assert item["group"] == "host/x"
+    found = call("--store", store, "find", "file").lines
+    assert found[:2] == ["host/x one.pxar/file", "host/x two.pxar/file"] and found[2].startswith("host/y /")
     assert call("--store", store, "ls", "latest").lines == ["one.pxar", "two.pxar"]
     which = call("--store", store, "cat", "latest", "/file")
     assert which.code == 2 and "choose one: one.pxar, two.pxar" in which.err
