@@ -415,9 +415,9 @@ class Writer:
             with suppress(OSError):
                 self._close(item)
         if item.temp:
-            temp, item.temp = item.temp, b""
             with suppress(FileNotFoundError):
-                os.unlink(temp, dir_fd=item.directory.fd)
+                os.unlink(item.temp, dir_fd=item.directory.fd)
+            item.temp = b""  # only now: who tries again must fail again
 
     def _close(self, item: FileItem) -> None:
         fd, item.fd = item.fd, -1  # it is closed even when that fails

@@ -158,4 +158,6 @@ def test_a_disk_that_cannot_be_written_any_more(
     assert str(tmp_path / "target") in str(caught.value)
     for file in (tmp_path / "target").rglob("*"):
         if file.is_file() and file.relative_to(tmp_path / "target").parts[0] in os.listdir(source):
-            assert file.read_bytes() == (source / file.relative_to(tmp_path / "target")).read_bytes(), file
+            original = source / file.relative_to(tmp_path / "target")
+            assert file.read_bytes() == original.read_bytes(), file
+            assert file.stat().st_mtime_ns == original.stat().st_mtime_ns, file
