@@ -194,8 +194,9 @@ def _trees(
     for snapshots in chosen:
         names = _tree_names(snapshots, archive_name)
         is_known = is_known or bool(names)
-        yield snapshots, names
-        if not names:
+        if names:
+            yield snapshots, names
+        else:
             others.update(tree_names(snapshots))
     if archive_name is not None and others and not is_known and not_searched.error is None:
         raise NotFound(f"no snapshot has a tree {archive_name}", hint=f"there are: {', '.join(sorted(others))}")
