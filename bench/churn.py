@@ -165,7 +165,7 @@ def pbs_rule(tree: Tree, previous: Previous, average: int) -> Iterator[Segment]:
             continue
         a, b = int(tree.offsets[start]), int(ends[stop - 1])
         first = int(previous.starts.searchsorted(a, "right")) - 1
-        last = min(int(previous.starts.searchsorted(b, "right")), len(previous.sizes)) - 1
+        last = min(int(previous.starts.searchsorted(b, "right")), len(previous.numbers)) - 1
         before, after = a - int(previous.starts[first]), int(previous.starts[last + 1]) - b
         total = b - a + before + after
         joins = held == first
@@ -243,7 +243,7 @@ class Store:
                 joined = self._sizes[numbers[-1]] if segment.joins else 0
                 tree.offsets[files] = segment.bases + (position - joined)
                 numbers += self.previous.numbers[segment.entries].tolist()
-                position += int(self.previous.sizes[segment.entries].sum())
+                position += int(self.previous.sizes(segment.entries).sum())
         row, sizes = np.array(numbers, np.uint32), np.array(self._sizes)
         starts = np.concatenate(([0], np.cumsum(sizes[row])))
         self.previous = Previous(starts, row, np.ones(len(row), np.bool_))

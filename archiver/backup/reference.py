@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.backup.reuse import Previous
 from archiver.browse.snapshot import Snapshot
 from archiver.errors import ArchiverError
+from archiver.store.digests import DistinctDigests
 from archiver.store.indexes import Index
 from archiver.store.layout import GroupRef
 from archiver.store.store import Store
@@ -41,6 +43,8 @@ class PreviousArchive(NamedTuple):
     csum: bytes
 
 
+_ASKED_AT_ONCE = 4096  # chunks
+
 Usable = Callable[[Sequence[bytes], Sequence[int]], list[bool]]
 
 
@@ -52,19 +56,33 @@ class Reference:
 
     def __init__(self, streams: Sequence[tuple[Index, Usable]]) -> None:
         self._indexes = [index for index, _ in streams]
-        sizes = np.concatenate([index.sizes() for index in self._indexes])
-        starts = np.zeros(len(sizes) + 1, np.int64)
-        np.cumsum(sizes, out=starts[1:])
-        digests = np.ascontiguousarray(np.concatenate([index.digests for index in self._indexes])).view("V32").ravel()
-        _, first, numbers = np.unique(digests, return_index=True, return_inverse=True)
         self._firsts = np.cumsum([0, *(len(index) for index in self._indexes)]).tolist()
-        found = np.zeros(len(first), np.bool_)
-        for (_, usable), start, stop in zip(streams, self._firsts[:-1], self._firsts[1:], strict=True):
-            here = np.flatnonzero((first >= start) & (first < stop))
-            at = first[here]
-            found[here] = usable([digest.tobytes() for digest in digests[at]], sizes[at].tolist())
-        self.payload = Previous(starts, numbers.astype(np.uint32), found[numbers])
+        starts = np.zeros(self._firsts[-1] + 1, np.int64)
+        for index, start, stop in zip(self._indexes, self._firsts[:-1], self._firsts[1:], strict=True):
+            np.cumsum(index.sizes(), out=starts[start + 1 : stop + 1])
+            starts[start + 1 : stop + 1] += starts[start]
         self.origins = [int(starts[entry]) for entry in self._firsts[:-1]]
+        numbers = self._numbers()
+        self.payload = Previous(starts, numbers, self._found(streams, numbers)[numbers])
+
+    def _numbers(self) -> NDArray[np.uint32]:
+        """Of the chunk of each entry, in the order of their digests."""
+        digests = [index.digests for index in self._indexes]
+        return DistinctDigests(digests[0] if len(digests) == 1 else np.concatenate(digests)).positions
+
+    def _found(self, streams: Sequence[tuple[Index, Usable]], numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Of each chunk whether it is usable in the first stream that has it."""
+        entries = np.arange(len(numbers), dtype=np.uint32)
+        first = np.empty(int(numbers.max(initial=0)) + 1, np.uint32)
+        first[numbers[::-1]] = entries[::-1]
+        found = np.zeros(len(first), np.bool_)
+        for (index, usable), start, stop in zip(streams, self._firsts[:-1], self._firsts[1:], strict=True):
+            sizes, digests = index.sizes(), index.digests
+            here = np.flatnonzero((first >= start) & (first < stop))
+            for part in np.split(here, range(_ASKED_AT_ONCE, len(here), _ASKED_AT_ONCE)):
+                at = first[part] - start
+                found[part] = usable([digest.tobytes() for digest in digests[at]], sizes[at].tolist())
+        return found
 
     def give_up(self, start: int, end: int) -> None:
         """No chunk with bytes of [start, end) is taken over any more."""

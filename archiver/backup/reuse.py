@@ -69,22 +69,22 @@ class Previous:
     """The index of the previous payload stream, m entries.
 
     ``starts`` (m + 1,): offset of each chunk, and the end of the stream; strictly increasing. ``numbers`` (m,): equal
-    for equal chunks. ``usable`` (m,): the chunk was seen in the store, so it may be injected.
+    for equal chunks, and below m. ``usable`` (m,): the chunk was seen in the store, so it may be injected.
     """
 
     starts: Ints
     numbers: NDArray[np.uint32]
     usable: Bools
 
-    @cached_property
-    def sizes(self) -> Ints:
-        """(m,): bytes of each chunk."""
-        return np.diff(self.starts)
+    def sizes(self, entries: NDArray[np.intp]) -> Ints:
+        """Bytes of the chunks of some entries."""
+        sizes: Ints = self.starts[entries + 1] - self.starts[entries]
+        return sizes
 
     @cached_property
-    def chunks(self) -> NDArray[np.intp]:
-        """(m,): ``numbers``, renumbered without gaps from 0."""
-        return np.unique(self.numbers, return_inverse=True)[1]
+    def copies(self) -> NDArray[np.float64]:
+        """By number: bytes of the chunk and all of its copies."""
+        return np.bincount(self.numbers, np.diff(self.starts)).astype(np.float64, copy=False)
 
     def span(self, offsets: Ints, ends: Ints) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """First and last entry with bytes of [offset, end), for ranges within the stream.
@@ -112,6 +112,8 @@ def plan(offsets: Ints, sizes: Ints, reusable: Bools, previous: Previous, averag
 class _Window:
     """The files of a window that could be referenced. Arrays of shape (k, 2) are about a file's first and last entry;
     for a file in one entry all is said in the first column, and the second has amounts of 0.
+
+    Only the part of the previous stream in which they lie is looked at; the chunks in it have numbers of their own.
     """
 
     def __init__(
@@ -138,9 +140,15 @@ class _Window:
         self._saved = np.column_stack((saved, np.where(spans, saved, 0)))
         whole_chunks = (sizes - self._inside.sum(axis=1)) / 2
         self._credit = self._inside + np.column_stack((whole_chunks, whole_chunks))
-        self._unseen = self._bytes_unseen(int(offsets.min()), int(ends.max()))
-        unusable = np.concatenate(([0], np.cumsum(~previous.usable)))
-        self._keep: Bools = unusable[last + 1] == unusable[first]
+        part = slice(int(first.min()), int(last.max()) + 1)
+        numbers, chunks = np.unique(previous.numbers[part], return_inverse=True)
+        self._chunks = chunks[self._entries - part.start]
+        starts = previous.starts[part.start : part.stop + 1]
+        seen = np.minimum(starts[1:], ends.max()) - np.maximum(starts[:-1], offsets.min())
+        # Bytes of each chunk and its copies elsewhere: they may all be live.
+        self._unseen = previous.copies[numbers] - np.bincount(chunks, seen)
+        unusable = np.concatenate(([0], np.cumsum(~previous.usable[part])))
+        self._keep: Bools = unusable[last + 1 - part.start] == unusable[first - part.start]
 
     def settle(self) -> Bools:
         """(k,): the files that stay after all those are given up that are not worth it."""
@@ -152,19 +160,10 @@ class _Window:
             self._give_up_small_pieces()
         return self._keep
 
-    def _bytes_unseen(self, start: int, end: int) -> NDArray[np.float64]:
-        """Per chunk: bytes of it and its copies outside of the window's part of the stream; they may all be live."""
-        starts = self._previous.starts
-        seen = np.minimum(starts[1:], end) - np.maximum(starts[:-1], start)
-        unseen = self._previous.sizes - np.maximum(seen, 0)
-        return np.bincount(self._previous.chunks, unseen).astype(np.float64, copy=False)
-
     def _give_up_dead_chunks(self) -> None:
-        previous = self._previous
-        chunks = previous.chunks[self._entries]
-        kept = chunks[self._keep].ravel()
+        kept = self._chunks[self._keep].ravel()
         live = self._unseen + np.bincount(kept, self._credit[self._keep].ravel(), minlength=self._unseen.size)
-        is_dead = live[chunks] < LEAST_LIVE * previous.sizes[self._entries]
+        is_dead = live[self._chunks] < LEAST_LIVE * self._previous.sizes(self._entries)
         self._keep &= ~is_dead.any(axis=1)
 
     def _give_up_small_pieces(self) -> None:
@@ -176,7 +175,7 @@ class _Window:
         piece = np.cumsum(is_new) - 1
         saved = np.bincount(piece, self._saved[kept].ravel())
         inside = np.bincount(piece, self._inside[kept].ravel())
-        chunk = self._previous.sizes[entries[is_new]]
+        chunk = self._previous.sizes(entries[is_new])
         is_whole = (inside >= NEARLY_ALL * chunk) & ((chunk >= TINY * self._small) | self._is_alone(kept, is_new))
         is_small = (saved < LEAST_PIECE * self._small) & ~is_whole
         if len(kept):  # a piece that the window cuts off goes on in the one before or behind
@@ -217,7 +216,7 @@ def injections(offsets: Ints, sizes: Ints, previous: Previous) -> tuple[Ints, In
     opened = np.bincount(first - first[0], minlength=length)
     closed = np.bincount(last - first[0] + 1, minlength=length + 1)[:length]
     entries = np.flatnonzero(np.cumsum(opened - closed)) + first[0]
-    ends = np.cumsum(previous.sizes[entries])
+    ends = np.cumsum(previous.sizes(entries))
     number = entries.searchsorted(first)
     bases = ends[number] - previous.starts[first + 1] + offsets
     return entries, bases

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from archiver.errors import ArchiverError
-from archiver.store.database.database import Database, unique_digests
+from archiver.store.database.database import Database
+from archiver.store.digests import distinct_digests
 from archiver.store.indexes import Index, is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -159,7 +160,7 @@ class _DigestCounter:
 
     def add(self, ref: SnapshotRef, manifest: Manifest) -> None:
         for index in _indexes(self._store, ref, manifest):
-            digests = unique_digests(index.digests)[0].view("V32").ravel()
+            digests = distinct_digests(index.digests).view("V32").ravel()
             places = np.searchsorted(self._digests, digests)
             new = places == len(self._digests)
             new[~new] = self._digests[places[~new]] != digests[~new]

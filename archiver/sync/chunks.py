@@ -22,8 +22,8 @@ from archiver.core.events import Listener, Notice, Progress
 from archiver.core.pipeline import Channel, Pipeline, chunk_workers
 from archiver.core.spill import SpillTable
 from archiver.store.chunks import ChunkDamaged, ChunkReader
-from archiver.store.database.database import unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
+from archiver.store.digests import DistinctDigests
 from archiver.store.indexes import Index
 from archiver.store.recorded_sums import is_recorded
 from archiver.store.store import Store
@@ -245,12 +245,12 @@ class Chunks:
 
 def _pairs(index: Index) -> Iterator[_Task]:
     """Digest and size of every chunk of an index once, in the order of the digests; twice with two sizes."""
-    unique, inverse = unique_digests(index.digests)
-    sizes = index.sizes().astype(np.int64)
-    first = np.zeros(len(unique), np.int64)
-    first[inverse] = sizes
-    for start in range(0, len(unique), _LOOKED_UP_AT_ONCE):
-        part = slice(start, start + _LOOKED_UP_AT_ONCE)
-        yield from zip(map(bytes, unique[part]), first[part].tolist(), strict=True)
-    for place in np.flatnonzero(first[inverse] != sizes).tolist():
+    distinct, sizes = DistinctDigests(index.digests), index.sizes()
+    first = np.zeros(len(distinct), sizes.dtype)
+    first[distinct.positions] = sizes
+    done = 0
+    for digests in distinct.parts():
+        yield from zip(map(bytes, digests), first[done : done + len(digests)].tolist(), strict=True)
+        done += len(digests)
+    for place in np.flatnonzero(first[distinct.positions] != sizes).tolist():
         yield index.digest(place), int(sizes[place])

@@ -9,7 +9,7 @@ import numpy as np
 
 from archiver.core.events import Listener, Notice
 from archiver.errors import Damaged, TargetAbsent
-from archiver.store.database.database import unique_digests
+from archiver.store.digests import distinct_digests
 from archiver.tape.drive.interface import EndOfData
 from archiver.tape.members import Loader, SetCatalog
 from archiver.tape.reading import only, opened
@@ -31,7 +31,7 @@ class ChunksOnMedia:
         """Those that are to be had, of whichever source store; nothing of them was checked."""
         if not digests:
             return
-        unique, _ = unique_digests(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
+        unique = distinct_digests(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
         wanted: dict[_Place, set[bytes]] = {}
         for store in sorted({place.store for place in self._catalog.snapshots()}):
             positions, files = self._catalog.find_chunks(store, unique)

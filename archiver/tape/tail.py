@@ -10,7 +10,7 @@ import numpy as np
 
 from archiver.core.events import Listener, Notice
 from archiver.errors import Damaged
-from archiver.store.database.database import unique_digests
+from archiver.store.digests import distinct_digests
 from archiver.tape.checking import ChunkChecker
 from archiver.tape.digests import without
 from archiver.tape.drive.interface import Drive, EndOfData
@@ -69,7 +69,7 @@ def adopt(
     passed_over: list[int] = []
 
     def holds(source: str, index: Index) -> bool:
-        missing = absent(source, unique_digests(index.digests)[0])
+        missing = absent(source, distinct_digests(index.digests))
         for each in adopted:
             if isinstance(each, ChunkFile) and each.store == source:
                 missing = without(missing, each.digests)

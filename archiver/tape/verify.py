@@ -13,7 +13,7 @@ import numpy as np
 from archiver.core.clock import Clock
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError, Damaged, TargetAbsent
-from archiver.store.database.database import unique_digests
+from archiver.store.digests import distinct_digests
 from archiver.tape.checking import ChunkChecker
 from archiver.tape.members import Loader, Member, SetCatalog
 from archiver.tape.reading import FIRST_ARCHIVE, FileDamaged, MediumFile, read_catalog, visit_files
@@ -216,7 +216,7 @@ class _Check:
         return sorted({digest for index in encrypted for digest in map(bytes, index.digests)} & self._unopened)
 
     def _nowhere(self, source: str, digests: Digests) -> int:
-        unique, _ = unique_digests(digests)
+        unique = distinct_digests(digests)
         return int((self._catalog.find_chunks(source, unique)[0] < 0).sum())
 
     def _other_catalog(self, file: MediumFile) -> None:

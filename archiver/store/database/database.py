@@ -343,14 +343,22 @@ class Database:
         Nothing is recorded when one of them is not known any more: another process began a new database meanwhile.
         """
 
+        import numpy as np
+
+        from archiver.store.digests import DistinctDigests
+
         def work(txn: Any) -> None:
             found = []
             for digests in indexes:
-                unique, positions = unique_digests(digests)
-                numbers = self._numbers_of(txn, unique)
+                distinct = DistinctDigests(digests)
+                numbers = np.empty(len(distinct), np.uint32)
+                done = 0
+                for part in distinct.parts():
+                    numbers[done : done + len(part)] = self._numbers_of(txn, part)
+                    done += len(part)
                 if records.NO_NUMBER in numbers:
                     return
-                found.append(numbers[positions])
+                found.append(numbers[distinct.positions])
             self._remove_snapshot(txn, row.path)
             number = self._counter(txn, b"snapshots")
             txn.put(b"snapshots", records.U32.pack(number + 1), db=self._env.table(records.META))
@@ -524,23 +532,6 @@ class Database:
         result = self._ask(look, nothing)
         result["bytes"] = os.path.getsize(os.path.join(self.directory, "data.mdb"))
         return result
-
-
-def unique_digests(digests: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
-    """(sorted distinct rows, position of each input row among them) of an (n, 32) array."""
-    import numpy as np
-
-    # Of equal length, so the zeros that such strings may end in matter; twice as fast as raw bytes.
-    flat = np.ascontiguousarray(digests).view("S32").ravel()
-    order = np.argsort(flat)
-    flat = flat[order]
-    first = np.ones(len(flat), np.bool_)
-    first[1:] = flat[1:] != flat[:-1]
-    positions = np.empty(len(flat), np.intp)
-    positions[order] = np.cumsum(first) - 1
-    if not first.all():
-        flat = flat[first]
-    return flat.view(np.uint8).reshape(-1, 32), positions
 
 
 def _raw(uuid: str) -> bytes:

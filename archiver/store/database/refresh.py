@@ -9,7 +9,7 @@ from archiver.core.clock import system_random
 from archiver.core.events import Listener, Notice, Progress
 from archiver.errors import ArchiverError
 from archiver.store import snapshots
-from archiver.store.database.database import Database, unique_digests
+from archiver.store.database.database import Database
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow, SnapshotRow
 from archiver.store.indexes import Index, is_index, open_index
 from archiver.store.layout import Layout, SnapshotRef, parse_reference
@@ -99,13 +99,18 @@ def _record_chunks(layout: Layout, database: Database, index: Index) -> None:
     """Give every chunk of ``index`` a number; lengths are those of the files, sums are not known."""
     import numpy as np
 
-    unique, inverse = unique_digests(index.digests)
-    sizes = np.zeros(len(unique), np.uint32)
-    sizes[inverse] = index.sizes()
-    fresh = np.flatnonzero(database.unknown(unique))
-    for start in range(0, len(fresh), _CHUNKS_AT_ONCE):
-        chosen = fresh[start : start + _CHUNKS_AT_ONCE]
-        database.add_chunks(_row(layout, unique[place].tobytes(), int(sizes[place])) for place in chosen)
+    from archiver.store.digests import DistinctDigests
+
+    distinct = DistinctDigests(index.digests)
+    sizes = np.zeros(len(distinct), np.uint32)
+    sizes[distinct.positions] = index.sizes()
+    done = 0
+    for digests in distinct.parts():
+        fresh = np.flatnonzero(database.unknown(digests))
+        for start in range(0, len(fresh), _CHUNKS_AT_ONCE):
+            chosen = fresh[start : start + _CHUNKS_AT_ONCE]
+            database.add_chunks(_row(layout, digests[place].tobytes(), int(sizes[done + place])) for place in chosen)
+        done += len(digests)
 
 
 def _row(layout: Layout, digest: bytes, size: int) -> ChunkRow:

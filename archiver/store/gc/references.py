@@ -20,8 +20,9 @@ from archiver.store import snapshots
 from archiver.store.database import records
 from archiver.store.database import unused as queries
 from archiver.store.database.bulk import Numbers
-from archiver.store.database.database import Database, unique_digests
+from archiver.store.database.database import Database
 from archiver.store.database.unused import Counts, Prefixes, Unused, prefixes_of
+from archiver.store.digests import DistinctDigests
 from archiver.store.gc.tree import Directory, directories
 from archiver.store.indexes import is_index, load_index
 from archiver.store.layout import Layout
@@ -233,14 +234,14 @@ class References:
         if self.database is None:
             self.digests.add(digests)
             return
-        unique, _ = unique_digests(digests)
-        numbers = queries.numbers_of(self.database, unique)
-        if numbers is None:
-            raise DatabaseFailed
-        without = numbers == records.NO_NUMBER
-        self._mark_numbers(numbers[~without])
-        if without.any():
-            self.digests.add(unique[without])
+        for part in DistinctDigests(digests).parts():
+            numbers = queries.numbers_of(self.database, part)
+            if numbers is None:
+                raise DatabaseFailed
+            without = numbers == records.NO_NUMBER
+            self._mark_numbers(numbers[~without])
+            if without.any():
+                self.digests.add(part[without])
 
     def unused(self, *, with_all: bool) -> Unused:
         """What the database knows and nothing refers to; ``with_all``: ``in_shard`` will be asked. DatabaseFailed."""

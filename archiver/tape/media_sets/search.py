@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from archiver.store.database.database import unique_digests
+from archiver.store.digests import DistinctDigests
 from archiver.tape.media_sets.records import NOWHERE, PLACES
 from archiver.tape.state.catalog_log import CatalogLogs
 from archiver.tape.state.inventory import MediaSet
@@ -26,9 +26,9 @@ def catalogs(logs: CatalogLogs, media_set: MediaSet) -> list[tuple[int, MediaCat
 
 def find_chunks(known: list[tuple[int, MediaCatalog]], store: str, digests: Digests) -> Places:
     """As ``MediaSets.find_chunks``."""
-    wanted, positions = unique_digests(digests)
+    wanted = DistinctDigests(digests)
     places = nowhere(len(wanted))
-    flat = wanted.view("S32").ravel()
+    flat = np.concatenate([part.view("S32").ravel() for part in wanted.parts()] or [np.empty(0, "S32")])
     for position, catalog in known:
         for archive in catalog.archives:
             if archive.store != store or not len(archive.digests) or not len(flat):
@@ -38,7 +38,7 @@ def find_chunks(known: list[tuple[int, MediaCatalog]], store: str, digests: Dige
             hits = at[flat[at] == there]
             places["position"][hits] = position
             places["file"][hits] = archive.file
-    return places[positions]
+    return places[wanted.positions]
 
 
 def nowhere(count: int) -> Places:

@@ -20,8 +20,8 @@ from archiver.core.pipeline import Channel, Pipeline, chunk_workers
 from archiver.core.spill import SpillTable
 from archiver.errors import Damaged
 from archiver.store.chunks import ChunkDamaged, ChunkReader
-from archiver.store.database.database import unique_digests
 from archiver.store.database.records import UNKNOWN_SUM, ChunkRow
+from archiver.store.digests import DistinctDigests
 from archiver.store.sessions import Session
 from archiver.store.store import Store
 from archiver.tape.checking import ChunkChecker
@@ -82,15 +82,15 @@ class Chunks:
     def missing(self, index: Index, *, encrypted: bool, with_key: bool) -> Digests:
         """The chunks of ``index`` that the store does not have, each once, in the order of the digests. What it has is
         spared by garbage collections from now on. ``with_key``: the key at hand is that of the chunks."""
-        unique, inverse = unique_digests(index.digests)
-        sizes = np.zeros(len(unique), np.int64)
-        sizes[inverse] = index.sizes().astype(np.int64)
-        absent = np.ones(len(unique), np.bool_)
-        for start in range(0, len(unique), _LOOKED_UP_AT_ONCE):
-            part = slice(start, start + _LOOKED_UP_AT_ONCE)
-            digests = [digest.tobytes() for digest in unique[part]]
-            absent[part] = self._absent(digests, sizes[part].tolist(), encrypted, with_key)
-        return unique[absent]
+        distinct = DistinctDigests(index.digests)
+        sizes = np.zeros(len(distinct), np.int64)
+        sizes[distinct.positions] = index.sizes()
+        missing, done = [np.empty((0, 32), np.uint8)], 0
+        for digests in distinct.parts():
+            here = sizes[done : done + len(digests)].tolist()
+            missing.append(digests[self._absent([digest.tobytes() for digest in digests], here, encrypted, with_key)])
+            done += len(digests)
+        return np.concatenate(missing)
 
     def has_all(self, digests: Digests) -> bool:
         """Whether the store has every one of these chunks, as far as its database and its files tell."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from archiver.errors import ArchiverError
-from archiver.store.database.database import unique_digests
+from archiver.store.digests import distinct_digests
 from archiver.store.filters import GroupFilter, chosen
 from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
@@ -134,7 +134,7 @@ def estimate(store: Store, held: Held, plan: WritePlan) -> None:
             plan.problems.append(Problem(str(step.ref), error))
             continue
         digests = without(digests, planned)
-        planned, _ = unique_digests(np.concatenate([planned, digests]))
+        planned = distinct_digests(np.concatenate([planned, digests]))
         size = sum(_stored(store, digest.tobytes()) for digest in digests)
         plan.steps[number] = Step(step.ref, step.action, step.reason, len(digests), size)
 
@@ -157,7 +157,7 @@ def new_chunks(
     found: list[Digests] = []
     for file in reversed(manifest.files):
         if is_index(file.filename):
-            unique, _ = unique_digests(open_index(store.layout, ref, file).digests)
+            unique = distinct_digests(open_index(store.layout, ref, file).digests)
             fresh = held.absent(source, unique)
             for before in found:
                 fresh = without(fresh, before)
