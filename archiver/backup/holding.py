@@ -26,6 +26,7 @@ from formats.pxar.encoder import Encoder
 from formats.wire import Buffer
 
 _AT_MOST = 8192  # entries and segments held, some 4 KB each at worst; larger windows give nearly the same plan
+_INJECTED_AT_ONCE = 1 << 16  # entries of an index that are numbers of Python
 _FILE = ord("f")
 TO_BE_READ = -1
 
@@ -179,9 +180,9 @@ class Holding:
     def _make_room(self, window: _Window, file: int) -> None:
         """Put the chunks of a kept file and of the rest of its run into the stream."""
         entries, bases = window.injections(file)
-        window.place(file, self._inject(entries.tolist(), int(bases[0])) + bases)
+        window.place(file, self._inject(entries, int(bases[0])) + bases)
 
-    def _inject(self, entries: list[int], first: int) -> int:
+    def _inject(self, entries: NDArray[np.intp], first: int) -> int:
         """Put chunks of the previous archive into the stream; where the first of them starts. ``first``: how far into
         that the first file begins."""
         encoder = self._encoder
@@ -190,12 +191,13 @@ class Holding:
         if origin == self._injected_to and entries[0] == last and start + first >= encoder.references_end:
             origin = start  # the chunk is still the last one of the stream
             entries = entries[1:]
-        for entry in entries:
-            digest, size = self._reference.chunk(entry)
-            self._last = entry, encoder.payload_position
-            self._stream.inject(digest, size)
-            encoder.inject(size)
-            self.injected += size
+        for start in range(0, len(entries), _INJECTED_AT_ONCE):
+            for entry in entries[start : start + _INJECTED_AT_ONCE].tolist():
+                digest, size = self._reference.chunk(entry)
+                self._last = entry, encoder.payload_position
+                self._stream.inject(digest, size)
+                encoder.inject(size)
+                self.injected += size
         self._injected_to = encoder.payload_position
         return origin
 

@@ -212,11 +212,15 @@ def injections(offsets: Ints, sizes: Ints, previous: Previous) -> tuple[Ints, In
     the start of the first of these chunks.
     """
     first, last = previous.span(offsets, offsets + sizes)
-    length = int(last[-1] - first[0]) + 1
-    opened = np.bincount(first - first[0], minlength=length)
-    closed = np.bincount(last - first[0] + 1, minlength=length + 1)[:length]
-    entries = np.flatnonzero(np.cumsum(opened - closed)) + first[0]
-    ends = np.cumsum(previous.sizes(entries))
+    start, stop = int(first[0]), int(last[-1]) + 1
+    used = np.bincount(first - start, minlength=stop - start + 1)
+    used -= np.bincount(last - start + 1, minlength=stop - start + 1)
+    entries = np.flatnonzero(np.cumsum(used, out=used))
+    entries += start
+    if len(entries) == stop - start:  # without a gap, and a large file may have millions
+        ends = previous.starts[start + 1 : stop + 1] - previous.starts[start]
+    else:
+        ends = np.cumsum(previous.sizes(entries))
     number = entries.searchsorted(first)
     bases = ends[number] - previous.starts[first + 1] + offsets
     return entries, bases

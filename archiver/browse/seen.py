@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.store.digests import DistinctDigests
 from archiver.store.indexes import Index
 from formats.index import DIGEST_SIZE
 
@@ -25,16 +26,37 @@ class SeenChunks:
 
     def add(self, index: Index) -> Rows:
         """The pairs of ``index`` that were not met before, ordered by digest."""
-        pairs = np.empty((len(index), _ROW.itemsize), np.uint8)
-        pairs[:, :DIGEST_SIZE] = index.digests
-        pairs[:, DIGEST_SIZE:] = index.sizes().astype(_SIZE).view(np.uint8).reshape(-1, _SIZE.itemsize)
-        rows: Rows = np.unique(pairs.view(_ROW).ravel())
+        rows: Rows = _distinct(index)
         places = np.searchsorted(self.rows, rows)
         new = places == len(self.rows)
         new[~new] = self.rows[places[~new]] != rows[~new]
         rows = rows[new]
         self.rows = np.insert(self.rows, places[new], rows)
         return rows
+
+
+def _distinct(index: Index) -> Rows:
+    """The pairs of ``index``, sorted."""
+    distinct, sizes = DistinctDigests(index.digests), index.sizes()
+    first = np.zeros(len(distinct), np.uint64)
+    first[distinct.positions] = sizes
+    rows: Rows = np.empty(len(distinct), _ROW)
+    done = 0
+    for digests in distinct.parts():
+        part = slice(done, done := done + len(digests))
+        rows[part] = _joined(digests, first[part])
+    others = np.flatnonzero(first[distinct.positions] != sizes)
+    if others.size:
+        rows = np.unique(np.concatenate([rows, _joined(index.digests[others], sizes[others])]))
+    return rows
+
+
+def _joined(digests: NDArray[np.uint8], sizes: NDArray[np.uint64]) -> Rows:
+    pairs = np.empty((len(digests), _ROW.itemsize), np.uint8)
+    pairs[:, :DIGEST_SIZE] = digests
+    pairs[:, DIGEST_SIZE:] = sizes.astype(_SIZE).view(np.uint8).reshape(-1, _SIZE.itemsize)
+    rows: Rows = pairs.view(_ROW).ravel()
+    return rows
 
 
 def pairs_of(rows: Rows) -> Iterator[tuple[bytes, int]]:

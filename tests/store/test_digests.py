@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,3 +50,15 @@ def test_many_rows(alike: int, monkeypatch: pytest.MonkeyPatch) -> None:
     distinct = DistinctDigests(array)
     assert b"".join(part.tobytes() for part in distinct.parts()) == expected.tobytes()
     assert np.array_equal(distinct.positions, positions)
+
+
+def test_little_memory() -> None:
+    array = np.random.default_rng(1).integers(0, 256, (200_000, 40), np.uint8)[:, 8:]
+    tracemalloc.start()
+    try:
+        distinct = DistinctDigests(array)
+        assert sum(map(len, distinct.parts())) == len(array)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 13 * len(array) and peak < 34 * len(array)
