@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from archiver.browse.snapshot import Tree
 from archiver.browse.view import ArchiveView, View, plain_parts
 from archiver.errors import Damaged
-from archiver.source.content import OpenFile, Replaced, open_file
+from archiver.source.content import OpenFile, Replaced, data_extents, may_have_holes, open_file
 from archiver.source.metadata import plain
 from archiver.source.problem import Report, explain
 from archiver.source.selection import EXCLUDE_FILE, LARGEST_EXCLUDE_FILE
@@ -18,8 +18,10 @@ from archiver.source.walk import SourceDirectory, SourceEntry, Walk, WalkOptions
 from formats.errors import FormatError
 from formats.patterns import Pattern, parse_exclude_file
 from formats.pxar.items import KINDS, Entry, Kind
+from formats.wire import Buffer
 
 CLI_EXCLUDES = b".pxarexclude-cli"
+ZEROS = bytes(16 << 20)  # what a hole is read as
 _PIECE = 1 << 20  # bytes
 _LARGEST_EXCLUDES = 16 << 20
 
@@ -127,14 +129,21 @@ class LiveView(View[LiveNode]):
         if node.above is not None:
             node.above.note(node.name, *explain(error))
 
-    def contents(self, node: LiveNode, size: int) -> Iterator[bytes]:
-        """The first ``size`` bytes of a file, piece by piece; of one that cannot be read, as many as can be."""
+    def contents(self, node: LiveNode, size: int) -> Iterator[Buffer]:
+        """The first ``size`` bytes of a file, piece by piece; of one that cannot be read, as many as can be. Those of
+        holes lie in ``ZEROS``."""
         try:
             with self.open(node) as file:
-                offset = 0
-                while offset < size and (piece := os.pread(file.fd, min(_PIECE, size - offset), offset)):
-                    yield piece
-                    offset += len(piece)
+                size = min(size, file.stat.st_size)
+                extents = data_extents(file.fd, size) if may_have_holes(file.stat) else iter([(0, size, True)])
+                for offset, left, is_data in extents:
+                    while left:
+                        length = min(left, _PIECE if is_data else len(ZEROS))
+                        piece = os.pread(file.fd, length, offset) if is_data else memoryview(ZEROS)[:length]
+                        if not piece:
+                            return
+                        yield piece
+                        offset, left = offset + len(piece), left - len(piece)
         except OSError as error:
             self._unreadable(node, error)
 
