@@ -320,7 +320,7 @@ class Stream:
 
     def __init__(self, store: Store, index: bytes, info: Info) -> None:
         self._store = store
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._kept: OrderedDict[tuple[bytes, int], bytes] = OrderedDict()
         self._last = 0, b""  # the chunk that was read last, and where it starts
         length, header = 0, 0
         if index[:8] == DYNAMIC:
@@ -349,10 +349,10 @@ class Stream:
         return len(self._digests)
 
     def chunk(self, number: int) -> bytes:
-        data = self._kept.get(number)
+        which = self._digests[number], self._ends[number] - self.start(number)
+        data = self._kept.get(which)
         if data is None:
-            data = self._store.chunk(self._digests[number], self._ends[number] - self.start(number))
-            self._kept[number] = data
+            data = self._kept[which] = self._store.chunk(*which)
             if len(self._kept) > 3:
                 self._kept.popitem(last=False)
         self._last = self.start(number), data
@@ -746,10 +746,13 @@ def _acl(base: list[tuple[int, int, int]], users: list[tuple[int, ...]], groups:
 
 def write_sparse(fd: int, pieces: Iterator[bytes], size: int) -> None:
     """Blocks of zeros are left out."""
-    offset, zeros = 0, bytes(BLOCK)
+    offset, zeros, blank = 0, bytes(BLOCK), b""
     for piece in pieces:
+        if piece is blank:  # a large hole has the same chunk again and again
+            offset += len(piece)
+            continue
         view = memoryview(piece)
-        start = 0
+        start = written = 0
         while start < len(view):
             end = start
             while end < len(view):
@@ -761,7 +764,9 @@ def write_sparse(fd: int, pieces: Iterator[bytes], size: int) -> None:
             done = start
             while done < end:
                 done += os.pwrite(fd, view[done:end], offset + done)
+            written += done - start
             start = end + BLOCK if end < len(view) else end
+        blank = blank if written else piece
         offset += len(view)
     os.ftruncate(fd, size)
 

@@ -19,7 +19,7 @@ from archiver.backup.run import Mode
 from archiver.rescue import script
 from archiver.store.store import Store
 from formats import blob
-from tests.attributes import unlock_tree
+from tests.attributes import unlock_tree, write_sparse
 from tests.cli.command import Done, ask, call
 from tests.compare import NOT_KEPT, compare_descriptions, snapshot_tree
 from tests.golden_data import content
@@ -33,6 +33,7 @@ from tests.stores import bring_back, chunk_files, make_store, save
 from tests.trees import build_features
 
 SCRIPT = Path(archiver.rescue.__file__).with_name("script.py")
+GIB = 1 << 30
 NOT_RESTORED = NOT_KEPT | {"flags", "project"}  # as the script says
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="owners and devices can be restored by root only")
 
@@ -99,6 +100,23 @@ def test_every_kind_of_entry(place: Path, mode: Mode) -> None:
     assert compare_descriptions(snapshot_tree(place / "source"), found, ignore=NOT_RESTORED) == []
     bring_back(store, saved.snapshot, place / "ours")
     assert compare_descriptions(snapshot_tree(place / "ours"), found, ignore=NOT_RESTORED) == []
+
+
+def test_a_hole_of_hundreds_of_gib(place: Path) -> None:
+    """Its zeros are neither decoded nor looked at one by one, which would take minutes."""
+    (place / "source").mkdir()
+    parts = {5 * GIB: b"data" * 9000, 299 * GIB + 12345: b"more"}
+    write_sparse(place / "source/disk", 300 * GIB, parts)
+    os.sync()
+    store = make_store(place / "store")
+    save(store, place / "source", chunk_size=4 << 20)
+    done = rescue("extract", store, "host/test", place / "out")
+    assert (done.code, done.err) == (0, "")
+    disk = place / "out/tree.pxar/disk"
+    assert disk.stat().st_size == 300 * GIB and disk.stat().st_blocks * 512 < 1 << 20
+    with disk.open("rb") as file:
+        for offset, data in parts.items():
+            assert os.pread(file.fileno(), len(data) + 2, offset - 1) == b"\0" + data + b"\0"
 
 
 @needs_root
