@@ -22,17 +22,30 @@ class SeenChunks:
     """A set of pairs: digest, and size as an index has it. A chunk of two sizes is met twice, one must be wrong."""
 
     def __init__(self) -> None:
-        self.rows: Rows = np.empty(0, _ROW)  # sorted
+        self._runs: list[Rows] = []  # each sorted, and more than twice as long as the next
+
+    @property
+    def rows(self) -> Rows:
+        """All pairs, sorted."""
+        return np.sort(np.concatenate([np.empty(0, _ROW), *self._runs]))
 
     def add(self, index: Index) -> Rows:
         """The pairs of ``index`` that were not met before, ordered by digest."""
         rows: Rows = _distinct(index)
-        places = np.searchsorted(self.rows, rows)
-        new = places == len(self.rows)
-        new[~new] = self.rows[places[~new]] != rows[~new]
-        rows = rows[new]
-        self.rows = np.insert(self.rows, places[new], rows)
+        for run in self._runs:
+            rows = rows[~_are_in(run, rows)]
+        if len(rows):
+            self._runs.append(rows)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
         return rows
+
+
+def _are_in(run: Rows, rows: Rows) -> NDArray[np.bool_]:
+    places = np.searchsorted(run, rows)
+    found: NDArray[np.bool_] = places < len(run)
+    found[found] = run[places[found]] == rows[found]
+    return found
 
 
 def _distinct(index: Index) -> Rows:
