@@ -191,8 +191,8 @@ class Holding:
         if origin == self._injected_to and entries[0] == last and start + first >= encoder.references_end:
             origin = start  # the chunk is still the last one of the stream
             entries = entries[1:]
-        for start in range(0, len(entries), _INJECTED_AT_ONCE):
-            for entry in entries[start : start + _INJECTED_AT_ONCE].tolist():
+        for at in range(0, len(entries), _INJECTED_AT_ONCE):
+            for entry in entries[at : at + _INJECTED_AT_ONCE].tolist():
                 digest, size = self._reference.chunk(entry)
                 self._last = entry, encoder.payload_position
                 self._stream.inject(digest, size)

@@ -74,7 +74,7 @@ class Reference:
         """Of each chunk whether it is usable in the first stream that has it."""
         entries = np.arange(len(numbers), dtype=np.uint32)
         first = np.empty(int(numbers.max(initial=0)) + 1, np.uint32)
-        first[numbers[::-1]] = entries[::-1]
+        first[numbers[::-1]] = entries[::-1]  # of several assignments the last one stays
         found = np.zeros(len(first), np.bool_)
         for (index, usable), start, stop in zip(streams, self._firsts[:-1], self._firsts[1:], strict=True):
             sizes, digests = index.sizes(), index.digests

@@ -58,6 +58,7 @@ FILE_COST = 1 / 512  # of a chunk of small files: what could be read while a fil
 TINY = 1 / 32  # of a chunk of small files: a chunk below is merged with what is encoded anew beside it
 NEARLY_ALL = 0.9  # of a chunk
 LEAST_LIVE = 0.5  # of a chunk
+_ENTRIES_AT_ONCE = 1 << 16
 _MOST_ROUNDS = 32  # of giving up files; in practice it is settled after a few
 
 Ints = NDArray[np.int64]
@@ -69,7 +70,7 @@ class Previous:
     """The index of the previous payload stream, m entries.
 
     ``starts`` (m + 1,): offset of each chunk, and the end of the stream; strictly increasing. ``numbers`` (m,): equal
-    for equal chunks, and below m. ``usable`` (m,): the chunk was seen in the store, so it may be injected.
+    for equal chunks, and small. ``usable`` (m,): the chunk was seen in the store, so it may be injected.
     """
 
     starts: Ints
@@ -113,7 +114,7 @@ class _Window:
     """The files of a window that could be referenced. Arrays of shape (k, 2) are about a file's first and last entry;
     for a file in one entry all is said in the first column, and the second has amounts of 0.
 
-    Only the part of the previous stream in which they lie is looked at; the chunks in it have numbers of their own.
+    The chunks in which they lie have numbers of their own, so that it does not matter how many there are elsewhere.
     """
 
     def __init__(
@@ -140,14 +141,13 @@ class _Window:
         self._saved = np.column_stack((saved, np.where(spans, saved, 0)))
         whole_chunks = (sizes - self._inside.sum(axis=1)) / 2
         self._credit = self._inside + np.column_stack((whole_chunks, whole_chunks))
-        part = slice(int(first.min()), int(last.max()) + 1)
-        numbers, chunks = np.unique(previous.numbers[part], return_inverse=True)
-        self._chunks = chunks[self._entries - part.start]
-        starts = previous.starts[part.start : part.stop + 1]
-        seen = np.minimum(starts[1:], ends.max()) - np.maximum(starts[:-1], offsets.min())
-        # Bytes of each chunk and its copies elsewhere: they may all be live.
-        self._unseen = previous.copies[numbers] - np.bincount(chunks, seen)
-        unusable = np.concatenate(([0], np.cumsum(~previous.usable[part])))
+        touched = np.unique(self._entries)
+        self._numbers, chunks = np.unique(previous.numbers[touched], return_inverse=True)
+        self._chunks = chunks[touched.searchsorted(self._entries)]
+        part = slice(int(touched[0]), int(touched[-1]) + 1)
+        self._unseen = self._bytes_unseen(part, int(offsets.min()), int(ends.max()))
+        unusable = np.zeros(part.stop - part.start + 1, np.uint32)
+        np.cumsum(~previous.usable[part], out=unusable[1:])
         self._keep: Bools = unusable[last + 1 - part.start] == unusable[first - part.start]
 
     def settle(self) -> Bools:
@@ -159,6 +159,19 @@ class _Window:
             self._give_up_dead_chunks()
             self._give_up_small_pieces()
         return self._keep
+
+    def _bytes_unseen(self, part: slice, start: int, end: int) -> NDArray[np.float64]:
+        """By ``_chunks``: bytes of the chunk and its copies outside of [start, end), which the entries in ``part`` have
+        bytes of; they may all be live."""
+        previous, names = self._previous, self._numbers
+        unseen = previous.copies[names]
+        for at in range(part.start, part.stop, _ENTRIES_AT_ONCE):
+            numbers = previous.numbers[at : min(at + _ENTRIES_AT_ONCE, part.stop)]
+            places = np.minimum(names.searchsorted(numbers), len(names) - 1)
+            here = np.flatnonzero(names[places] == numbers)
+            seen = np.minimum(previous.starts[at + here + 1], end) - np.maximum(previous.starts[at + here], start)
+            unseen -= np.bincount(places[here], seen, minlength=len(names))
+        return unseen
 
     def _give_up_dead_chunks(self) -> None:
         kept = self._chunks[self._keep].ravel()

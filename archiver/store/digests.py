@@ -16,8 +16,8 @@ Digests = NDArray[np.uint8]
 class DistinctDigests:
     """The distinct rows among ``digests``, an (n, 32) array which may be a part of a wider one, in their order.
 
-    ``positions`` (n,): where each row is among them; ``len``: how many there are. Takes up to 33 bytes of memory a row
-    while it is made, and 12 then.
+    ``positions`` (n,): where each row is among them; ``len``: how many there are. Takes 25 bytes of memory a row while
+    it is made, 48 where some begin alike, and 12 then.
     """
 
     def __init__(self, digests: Digests) -> None:
@@ -34,8 +34,13 @@ class DistinctDigests:
 
     def parts(self) -> Iterator[Digests]:
         """The distinct rows, some thousands at a time."""
-        for start in range(0, len(self._places), _PART):
-            yield self._digests[self._places[start : start + _PART]]
+        return _parts(self._digests, self._places)
+
+
+def distinct_parts(digests: Digests) -> Iterator[Digests]:
+    """The distinct rows, sorted, some thousands at a time."""
+    order, begins = _sorted(digests)
+    return _parts(digests, order[begins])
 
 
 def distinct_digests(digests: Digests) -> Digests:
@@ -44,12 +49,18 @@ def distinct_digests(digests: Digests) -> Digests:
     return digests[order[begins]]
 
 
+def _parts(digests: Digests, places: NDArray[np.intp]) -> Iterator[Digests]:
+    for start in range(0, len(places), _PART):
+        yield digests[places[start : start + _PART]]
+
+
 def _sorted(digests: Digests) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """(order of the rows, which of them, in that order, are not as the one before)."""
     # By their first 8 bytes, which no two digests have in common but by somebody's intent.
     order = np.argsort(digests[:, :8].copy().view(">u8").ravel().astype(np.uint64))
     begins = _differing(digests, order)
     if begins is None:
+        del order
         # Of equal length, so the zeros that such strings may end in matter; twice as fast as raw bytes.
         order = np.argsort(np.ascontiguousarray(digests).view("S32").ravel())
         begins = _differing(digests, order, by_start=False)

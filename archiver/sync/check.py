@@ -11,7 +11,7 @@ import numpy as np
 from archiver.errors import ArchiverError, Damaged, NotFound
 from archiver.store import snapshots
 from archiver.store.chunks import check_present
-from archiver.store.digests import DistinctDigests
+from archiver.store.digests import distinct_parts
 from archiver.store.indexes import is_index, open_index
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -122,7 +122,7 @@ class _Check:
             if not is_index(file.filename):
                 continue
             index = open_index(self._target.layout, to, file)
-            parts = DistinctDigests(index.digests).parts()
+            parts = distinct_parts(index.digests)
             missing = sum(self._target.chunks.seen(bytes(digest)) is None for part in parts for digest in part)
             if missing:
                 self._add(ref, f"{missing} chunks of {file.filename} are missing")

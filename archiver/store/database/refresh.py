@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from archiver.core.clock import system_random
 from archiver.core.events import Listener, Notice, Progress
@@ -97,6 +98,13 @@ def record_snapshot(layout: Layout, database: Database, ref: SnapshotRef, stamp:
 
 def _record_chunks(layout: Layout, database: Database, index: Index) -> None:
     """Give every chunk of ``index`` a number; lengths are those of the files, sums are not known."""
+    rows = _new_rows(layout, database, index)
+    while some := list(islice(rows, _CHUNKS_AT_ONCE)):
+        database.add_chunks(some)
+
+
+def _new_rows(layout: Layout, database: Database, index: Index) -> Iterator[ChunkRow]:
+    """Of the chunks that have no number yet."""
     import numpy as np
 
     from archiver.store.digests import DistinctDigests
@@ -106,10 +114,8 @@ def _record_chunks(layout: Layout, database: Database, index: Index) -> None:
     sizes[distinct.positions] = index.sizes()
     done = 0
     for digests in distinct.parts():
-        fresh = np.flatnonzero(database.unknown(digests))
-        for start in range(0, len(fresh), _CHUNKS_AT_ONCE):
-            chosen = fresh[start : start + _CHUNKS_AT_ONCE]
-            database.add_chunks(_row(layout, digests[place].tobytes(), int(sizes[done + place])) for place in chosen)
+        for place in np.flatnonzero(database.unknown(digests)).tolist():
+            yield _row(layout, digests[place].tobytes(), int(sizes[done + place]))
         done += len(digests)
 
 

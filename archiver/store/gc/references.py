@@ -22,7 +22,7 @@ from archiver.store.database import unused as queries
 from archiver.store.database.bulk import Numbers
 from archiver.store.database.database import Database
 from archiver.store.database.unused import Counts, Prefixes, Unused, prefixes_of
-from archiver.store.digests import DistinctDigests
+from archiver.store.digests import distinct_parts
 from archiver.store.gc.tree import Directory, directories
 from archiver.store.indexes import is_index, load_index
 from archiver.store.layout import Layout
@@ -234,7 +234,7 @@ class References:
         if self.database is None:
             self.digests.add(digests)
             return
-        for part in DistinctDigests(digests).parts():
+        for part in distinct_parts(digests):
             numbers = queries.numbers_of(self.database, part)
             if numbers is None:
                 raise DatabaseFailed
