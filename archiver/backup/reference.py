@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from archiver.backup.reuse import Previous
 from archiver.browse.snapshot import Snapshot
 from archiver.errors import ArchiverError
+from archiver.store.chunks import MAX_CHUNK
 from archiver.store.digests import DistinctDigests
 from archiver.store.indexes import Index
 from archiver.store.layout import GroupRef
@@ -63,18 +64,28 @@ class Reference:
             starts[start + 1 : stop + 1] += starts[start]
         self.origins = [int(starts[entry]) for entry in self._firsts[:-1]]
         numbers = self._numbers()
-        self.payload = Previous(starts, numbers, self._found(streams, numbers)[numbers])
+        # Its first entry says which one has a chunk; what another one says of its size must be the same.
+        first = self._first_entries(numbers)
+        usable = self._found(streams, first)[numbers]
+        sizes = np.diff(starts)
+        usable &= sizes == sizes[first][numbers]
+        self.payload = Previous(starts, numbers, usable)
 
     def _numbers(self) -> NDArray[np.uint32]:
         """Of the chunk of each entry, in the order of their digests."""
         digests = [index.digests for index in self._indexes]
         return DistinctDigests(digests[0] if len(digests) == 1 else np.concatenate(digests)).positions
 
-    def _found(self, streams: Sequence[tuple[Index, Usable]], numbers: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Of each chunk whether it is usable in the first stream that has it."""
+    @staticmethod
+    def _first_entries(numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """By number."""
         entries = np.arange(len(numbers), dtype=np.uint32)
-        first = np.empty(int(numbers.max(initial=0)) + 1, np.uint32)
+        first = np.empty(int(numbers.max()) + 1 if len(numbers) else 0, np.uint32)
         first[numbers[::-1]] = entries[::-1]  # of several assignments the last one stays
+        return first
+
+    def _found(self, streams: Sequence[tuple[Index, Usable]], first: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Of each chunk whether it is usable in the stream that its ``first`` entry is in."""
         found = np.zeros(len(first), np.bool_)
         for (index, usable), start, stop in zip(streams, self._firsts[:-1], self._firsts[1:], strict=True):
             sizes, digests = index.sizes(), index.digests
@@ -121,7 +132,12 @@ def find_previous(
         if len(files) != 2:
             raise NoReference(f"{name} of {snapshot.ref} is not in two halves")
         snapshot.index(files[0])
-        return PreviousArchive(snapshot, snapshot.index(files[1]), files[1], files[0].csum)
+        payload = snapshot.index(files[1])
+        largest = int(payload.sizes().max(initial=0))
+        if largest > MAX_CHUNK:
+            of = f"{files[1].filename} of {snapshot.ref}"
+            raise NoReference(f"a chunk of {of} is said to hold {largest} bytes, more than one can")
+        return PreviousArchive(snapshot, payload, files[1], files[0].csum)
 
 
 def find_previous_image(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import struct
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from archiver.backup import reference
 from archiver.backup.reference import Reference
-from formats.index import DynamicIndex, DynamicIndexWriter, decode_index
+from archiver.store.layout import SnapshotRef
+from formats.index import HEADER_SIZE, DynamicIndex, DynamicIndexWriter, decode_index
+from tests.backup.test_mode_switches import rewrite_manifest
+from tests.random_trees import noise
+from tests.stores import make_store, restored_differences, save
 
 
 def index_of(chunks: Sequence[tuple[bytes, int]]) -> DynamicIndex:
@@ -57,6 +66,63 @@ def test_two_streams(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.origins == [0, 47] and [found.chunk(entry) for entry in range(8)] == first + second
     found.give_up(47, 48)
     assert not found.payload.usable[[4, 7]].any() and found.payload.usable[[0, 2, 3]].all()
+
+
+def test_an_entry_of_another_size_than_that_which_was_asked_about() -> None:
+    chunks = [(digest(1), 10), (digest(2), 20), (digest(1), 11), (digest(1), 10)]
+    asked: list[int] = []
+
+    def usable(digests: Sequence[bytes], sizes: Sequence[int]) -> list[bool]:
+        asked.extend(sizes)
+        return [True] * len(digests)
+
+    found = Reference([(index_of(chunks), usable)])
+    assert sorted(asked) == [10, 20]
+    assert found.payload.usable.tolist() == [True, True, False, True]
+
+
+def rewritten(store: Path, ref: SnapshotRef, change: Callable[[list[tuple[int, bytes]]], None]) -> None:
+    """Another index of contents, by somebody who can make its checksum and the manifest fit."""
+    path = store / str(ref) / "tree.ppxar.didx"
+    data = path.read_bytes()
+    entries = list(struct.iter_unpack("<Q32s", data[HEADER_SIZE:]))
+    change(entries)
+    body = b"".join(struct.pack("<Q32s", *entry) for entry in entries)
+    csum = hashlib.sha256(body).digest()
+    path.write_bytes(data[:32] + csum + data[64:HEADER_SIZE] + body)
+
+    def fit(manifest: dict[str, Any]) -> None:
+        (file,) = (file for file in manifest["files"] if file["filename"] == path.name)
+        file["csum"], file["size"] = csum.hex(), entries[-1][0]
+
+    rewrite_manifest(store, ref, fit)
+
+
+def huge(entries: list[tuple[int, bytes]]) -> None:
+    entries += [((1 << 63) - 1, entries[0][1]), *(((1 << 63) + number, entries[1][1]) for number in range(2))]
+
+
+def of_two_sizes(entries: list[tuple[int, bytes]]) -> None:
+    entries[-1:] = [(entries[-1][0] - 1, entries[0][1]), entries[-1]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("change", [huge, of_two_sizes])
+@pytest.mark.parametrize("has_database", [True, False])
+def test_hostile_indexes(tmp_path: Path, change: Callable[[list[tuple[int, bytes]]], None], has_database: bool) -> None:
+    source, store = tmp_path / "source", make_store(tmp_path / "store")
+    source.mkdir()
+    for number in range(40):
+        (source / f"f{number}").write_bytes(noise(number, 150_000))
+    save(store, source, mode="metadata")
+    (source / "n").write_bytes(noise(99, 300_000))
+    saved = save(store, source, mode="metadata")
+    rewritten(store, saved.snapshot, change)
+    if not has_database:
+        shutil.rmtree(store / ".archiver/db")
+    for number in range(2):
+        after = save(store, source, mode="metadata")
+        assert restored_differences(store, after.snapshot, source, tmp_path / f"out-{number}") == []
 
 
 def test_many_chunks_take_little_memory() -> None:
