@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from archiver.cli.context import Context, global_options
 from archiver.cli.output import size_text
-from archiver.errors import EXIT_DAMAGED, EXIT_OK, ArchiverError
-
-if TYPE_CHECKING:
-    from archiver.store.database.database import Database
-    from archiver.store.store import Store
+from archiver.errors import EXIT_DAMAGED, EXIT_OK
 
 
 @click.group()
 @global_options
 def db() -> None:
     """The database over the store: an index that can be rebuilt from the files at any time."""
-
-
-def _database(store: Store) -> Database:
-    database = store.database
-    if database is None:
-        raise ArchiverError("there is no usable database here", hint="everything else works without it, slower")
-    return database
 
 
 @db.command()
@@ -35,7 +22,7 @@ def check(ctx: click.Context, context: Context) -> None:
     """Look for contradictions in the database."""
     output = context.output
     with context.open_store(output) as store:
-        found = _database(store).check()
+        found = store.require_database().check()
     with output.read_or_not():
         if output.as_json:
             output.document({"schema": 1, "items": found})
@@ -53,7 +40,7 @@ def rebuild(context: Context) -> None:
     output = context.output
     with context.open_store(output) as store:
         store.rebuild_database()
-        numbers = _database(store).statistics()
+        numbers = store.require_database().statistics()
     if output.as_json:
         output.document({"schema": 1, **numbers})
     output.summary(f"rebuilt: {numbers['snap']} snapshots, {numbers['chunk']} chunks")
@@ -65,7 +52,7 @@ def stats(context: Context) -> None:
     """Where the database is and how large its tables are."""
     output = context.output
     with context.open_store(output) as store:
-        database = _database(store)
+        database = store.require_database()
         directory, numbers = database.directory, database.statistics()
     if output.as_json:
         output.document({"schema": 1, "directory": directory, **numbers})

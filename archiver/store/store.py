@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from archiver.core.clock import Clock, Random, system_random
-from archiver.core.disk import Disk, explain, is_directory
+from archiver.core.disk import Disk, explain, is_directory, nearly_full, no_space
 from archiver.core.events import Listener, Notice, ignore
 from archiver.core.locks import DirectoryLock
 from archiver.errors import ArchiverError, Locked, NotFound, TargetAbsent, UsageError
@@ -149,6 +149,16 @@ class Store:
             if self._database is not None:
                 self._refresh(self._database)
         return self._database if self._database is not None and self._database.usable else None
+
+    def require_database(self) -> Database:
+        """The same. Raises NoSpace where its disk is full, ArchiverError where there can be none for another reason."""
+        database = self.database
+        if database is None:
+            directory = self._database_directory()
+            if os.path.isdir(directory) and nearly_full(directory):
+                raise no_space("use the database in", directory)
+            raise ArchiverError("there is no usable database here", hint="everything else works without it, slower")
+        return database
 
     def _database_directory(self) -> str:
         writable = self.identity is not None and not self.read_only

@@ -731,11 +731,9 @@ def test_use_after_fork_is_refused(path: Path) -> None:
 
 
 def test_no_database_at_all_is_an_error_only_for_db(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from archiver.cli.db import _database
-
     monkeypatch.setenv("ARCHIVER_DB_DIR", "/proc/nowhere")
     with Store.open(path) as store, pytest.raises(ArchiverError, match="no usable database"):
-        _database(store)
+        store.require_database()
 
 
 def test_numbers_are_not_used_again_after_a_rebuild(path: Path) -> None:

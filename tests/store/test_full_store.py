@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from archiver.errors import NoSpace
 from archiver.store.database.records import ChunkRow
 from archiver.store.layout import GroupRef, SnapshotRef
 from archiver.store.store import Store
@@ -218,6 +219,8 @@ def test_the_database_on_a_full_disk(place: Place, tmp_path: Path) -> None:
         assert database.lookup(rows[1499].digest) is not None
         database.put_chunks(rows[1500:])
         assert not database.usable and "no space left to write the database" in heard.notices[0]
+        with pytest.raises(NoSpace, match="no space left to use the database in"):
+            store.require_database()
     with Store.open(place.path) as store:
         database = store.database
         assert database is not None and database.check() == []
