@@ -64,7 +64,7 @@ class Reference:
             starts[start + 1 : stop + 1] += starts[start]
         self.origins = [int(starts[entry]) for entry in self._firsts[:-1]]
         numbers = self._numbers()
-        # Its first entry says which one has a chunk; what another one says of its size must be the same.
+        # A chunk is asked for with the size that its first entry gives: one that says otherwise is wrong, or that is.
         first = self._first_entries(numbers)
         usable = self._found(streams, first)[numbers]
         sizes = np.diff(starts)
