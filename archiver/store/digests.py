@@ -11,6 +11,7 @@ _COMPARED_AT_ONCE = 1 << 16  # rows
 _PART = 4096  # rows
 
 Digests = NDArray[np.uint8]
+Prefixes = NDArray[np.uint64]  # the first 8 bytes of digests
 
 
 class DistinctDigests:
@@ -49,6 +50,11 @@ def distinct_digests(digests: Digests) -> Digests:
     return digests[order[begins]]
 
 
+def prefixes_of(digests: Digests) -> Prefixes:
+    """The first 8 bytes of each row of an (n, 32) array as numbers in the same order."""
+    return np.ascontiguousarray(digests[:, :8]).view(">u8").ravel().astype(np.uint64)
+
+
 def _parts(digests: Digests, places: NDArray[np.intp]) -> Iterator[Digests]:
     for start in range(0, len(places), _PART):
         yield digests[places[start : start + _PART]]
@@ -57,7 +63,7 @@ def _parts(digests: Digests, places: NDArray[np.intp]) -> Iterator[Digests]:
 def _sorted(digests: Digests) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
     """(order of the rows, which of them, in that order, are not as the one before)."""
     # By their first 8 bytes, which no two digests have in common but by somebody's intent.
-    order = np.argsort(digests[:, :8].copy().view(">u8").ravel().astype(np.uint64))
+    order = np.argsort(prefixes_of(digests))
     begins = _differing(digests, order)
     if begins is None:
         del order

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from archiver.store.database import bulk, records
 from archiver.store.database.bulk import Numbers
 from archiver.store.database.database import Database
+from archiver.store.digests import Prefixes, prefixes_of
 
 Marks = NDArray[np.bool_]  # by chunk number: something refers to the chunk
-Prefixes = NDArray[np.uint64]  # the first 8 bytes of digests
 
 _FORGOTTEN_AT_ONCE = 4096  # rows a transaction: their pages are in memory until it ends
 
@@ -95,11 +95,6 @@ def unused(database: Database, marks: Marks, *, with_prefixes: bool) -> Unused |
         return Unused(numbers, stored, kept_chunks, kept_bytes, prefixes[:filled])
 
     return database.ask(look)
-
-
-def prefixes_of(digests: NDArray[np.uint8]) -> Prefixes:
-    """The first 8 bytes of each row of an (n, 32) array as numbers in the same order."""
-    return np.ascontiguousarray(digests[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
 def digests_of(database: Database, numbers: Numbers) -> list[bytes] | None:

@@ -21,8 +21,8 @@ from archiver.store.database import records
 from archiver.store.database import unused as queries
 from archiver.store.database.bulk import Numbers
 from archiver.store.database.database import Database
-from archiver.store.database.unused import Counts, Prefixes, Unused, prefixes_of
-from archiver.store.digests import distinct_parts
+from archiver.store.database.unused import Counts, Unused
+from archiver.store.digests import Prefixes, distinct_parts, prefixes_of
 from archiver.store.gc.tree import Directory, directories
 from archiver.store.indexes import is_index, load_index
 from archiver.store.layout import Layout
