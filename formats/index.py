@@ -132,11 +132,11 @@ class DynamicIndex:
         end: int = self._ends[i]
         return end
 
-    def sizes(self) -> Ends:
-        """Length of every chunk in bytes, (n,)."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> Ends:
+        """Length in bytes of every chunk, or of the chunks [start, stop)."""
         import numpy as np
 
-        return np.diff(self.ends, prepend=np.uint64(0))
+        return np.diff(self.ends[start:stop], prepend=np.uint64(self.start(start)))
 
     def find(self, offset: int) -> int:
         """The number of the chunk that holds byte ``offset``; FormatError outside the stream."""
@@ -209,12 +209,15 @@ class FixedIndex:
         """Offset behind the last byte of chunk ``i``."""
         return min((i + 1) * self.chunk_size, self.size)
 
-    def sizes(self) -> Ends:
-        """Length of every chunk in bytes, (n,)."""
+    def sizes(self, start: int = 0, stop: int | None = None) -> Ends:
+        """Length in bytes of every chunk, or of the chunks [start, stop)."""
         import numpy as np
 
-        sizes = np.full(len(self), self.chunk_size, np.uint64)
-        sizes[-1] = self.size - self.start(len(self) - 1)
+        last = len(self) - 1
+        numbers = range(len(self))[start:stop]
+        sizes = np.full(len(numbers), self.chunk_size, np.uint64)
+        if last in numbers:
+            sizes[-1] = self.size - self.start(last)
         return sizes
 
     def find(self, offset: int) -> int:

@@ -23,7 +23,6 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from archiver.browse.verify_result import VerifyResult
 from archiver.core.events import Listener, Notice, Progress
@@ -31,6 +30,7 @@ from archiver.core.pipeline import Channel, Pipeline
 from archiver.errors import ArchiverError
 from archiver.store.chunks import ChunkDamaged, ChunkReader
 from archiver.store.database.records import UNKNOWN_SUM
+from archiver.store.digests import Prefixes
 from archiver.store.recorded_sums import is_recorded
 from archiver.store.store import Store
 from formats.crypt import CryptConfig
@@ -239,12 +239,12 @@ class ChunkCheck:
             self._set_aside = False
             self._listener(Notice(f"damaged chunks are left where they are: {error}", "warning"))
 
-    def unproven(self) -> NDArray[np.uint64]:
+    def unproven(self) -> Prefixes:
         """The first 8 bytes of the digest of each chunk that was checked by its CRC alone, sorted (``prefixes_of``)."""
         with self._lock:
             found, self._unproven = self._unproven, array("Q")
         if found:
-            self._sorted = np.union1d(self._sorted, np.frombuffer(found, np.uint64))
+            self._sorted = np.union1d(self._sorted, np.frombuffer(found, ">u8").astype(np.uint64))
         return self._sorted
 
     def record(self) -> None:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from archiver.browse.seen import prefixes_of
 from archiver.browse.snapshot import ArchiveFiles, Snapshot, Tree
 from archiver.errors import ArchiverError
+from archiver.store.digests import prefixes_of
 from archiver.store.indexes import Index
 from formats.errors import FormatError
 from formats.manifest import FileInfo
@@ -44,7 +44,7 @@ def bad_chunks(index: Index, encrypted: bool, bad: BadChunks) -> list[BadChunk]:
     """The damaged chunks of an index in its order. Few others start with the same 8 bytes as one of them."""
     if not bad:
         return []
-    starts = np.frombuffer(b"".join(digest[:8] for digest, _, _ in bad), np.uint64)
+    starts = np.array([int.from_bytes(digest[:8]) for digest, _, _ in bad], np.uint64)
     found = []
     for position in np.flatnonzero(np.isin(prefixes_of(index.digests), starts)).tolist():
         digest = index.digest(position)

@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
-from numpy.typing import NDArray
 
 from archiver.browse.chunk_check import ChunkCheck, Task
 from archiver.browse.damage import bad_chunks, files_of
-from archiver.browse.seen import Rows, SeenChunks, pairs_of, prefixes_of
+from archiver.browse.seen import Rows, SeenChunks, pairs_of
 from archiver.browse.snapshot import Snapshot
 from archiver.browse.verify_budget import Kind, Plan
 from archiver.browse.verify_result import Budget, Found, VerifyError, VerifyOptions, VerifyResult
 from archiver.core.events import Listener, Notice
 from archiver.errors import ArchiverError, KeyProblem, Locked, NotFound
 from archiver.store.chunks import check_present
+from archiver.store.digests import Prefixes, prefixes_of
 from archiver.store.indexes import Index, is_index
 from archiver.store.labels import set_verify_state, verify_task
 from archiver.store.layout import MANIFEST, SnapshotRef
@@ -48,6 +48,7 @@ __all__ = [
 
 _NAMES_KEPT = 16 << 20  # characters of the names of damaged files
 _DAY = 86400
+_COMPARED_AT_ONCE = 1 << 18  # entries of an index
 _READ_ONLY = VerifyOptions()
 
 
@@ -131,7 +132,7 @@ class _Verification:
                             for digest, size in pairs_of(rows)
                         )
                         self._report(snapshot, indexes)
-                        is_proven = not _has_any(indexes, self._check.unproven())
+                        is_proven = not _has_any(indexes, [self._check.unproven()])
                         self._end(ref, self._state(is_proven), self._began)
             except Locked:
                 self._result.busy.append(str(ref))
@@ -157,9 +158,9 @@ class _Verification:
             self._check.record()
             plan.save()
         self._result.budget = plan.result()
-        unproven = np.union1d(plan.unproven(), self._check.unproven())
+        unproven = [each for each in (*plan.unproven(), self._check.unproven()) if len(each)]
         for snapshot, self._found in looked_at:
-            is_proven = not len(unproven)
+            is_proven = not unproven
             if self._check.bad or not is_proven:
                 self._found = Found()  # which are told anew
                 indexes = self._indexes(snapshot)
@@ -236,7 +237,8 @@ class _Verification:
             if file.filename in indexes:
                 encrypted = file.crypt_mode == "encrypt"
                 kind = Kind(encrypted, encrypted and snapshot.crypt is not None)
-                yield kind, self._seen[kind].add(indexes[file.filename])
+                for rows in self._seen[kind].add(indexes[file.filename]):
+                    yield kind, rows
 
     def _end(self, ref: SnapshotRef, state: str | None, when: int) -> None:
         """What was found counts, and is written down, unless the snapshot has gone meanwhile."""
@@ -283,11 +285,13 @@ class _Verification:
                 self._found.add(VerifyError(*where, chunk.reason, [name.path for name in names]))
 
 
-def _has_any(indexes: dict[str, Index], prefixes: NDArray[np.uint64]) -> bool:
-    """Whether a digest in them begins with one of the sorted ``prefixes``."""
-    for index in indexes.values() if len(prefixes) else ():
-        found = prefixes_of(index.digests)
-        places = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
-        if (prefixes[places] == found).any():
-            return True
+def _has_any(indexes: dict[str, Index], those: Sequence[Prefixes]) -> bool:
+    """Whether a digest in them begins as one of ``those`` says, which are sorted."""
+    for prefixes in those:
+        for index in indexes.values() if len(prefixes) else ():
+            for start in range(0, len(index), _COMPARED_AT_ONCE):
+                found = prefixes_of(index.digests[start : start + _COMPARED_AT_ONCE])
+                places = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
+                if (prefixes[places] == found).any():
+                    return True
     return False

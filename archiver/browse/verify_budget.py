@@ -15,16 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.browse.chunk_check import Task
-from archiver.browse.seen import SeenChunks, digests_of, pairs_of, prefixes_of, sizes_of
+from archiver.browse.seen import Rows, SeenChunks, digests_of, pairs_of, sizes_of
 from archiver.browse.verify_result import Budget, BudgetResult
 from archiver.core.events import Listener, Notice
 from archiver.store.database.records import NO_NUMBER
 from archiver.store.database.rounds import Known, Round, known_of, load_round, new_round, save_round
+from archiver.store.digests import Prefixes, prefixes_of
 from archiver.store.store import Store
 
 _ALWAYS, _NEXT, _LATER = range(3)
 _SHARE = 4  # of a time at least one part of so many is for chunks, however long manifests and indexes took
 _SAVE_AFTER = 4096  # chunks
+_COUNTED_AT_ONCE = 1 << 16  # chunks
 
 
 class Kind(NamedTuple):
@@ -52,7 +54,7 @@ class Plan:
         self._database = database = store.database  # it may give up on the way: then it knows nothing
         self._began, self._steady = began, steady
         self._kinds = list(seen)
-        self._rows = [seen[kind].rows for kind in self._kinds]
+        self._rows = [seen[kind].rows() for kind in self._kinds]
         self._firsts = np.cumsum([0, *(len(rows) for rows in self._rows)])
         self._count = int(self._firsts[-1])
         self._done = np.zeros(self._count, np.bool_)
@@ -68,7 +70,8 @@ class Plan:
             self._known = Known(nobody, np.zeros(self._count, np.uint32), _joined(sizes))
             self._classes = np.full(self._count, _LATER, np.uint8)
             seed = int.from_bytes(store.random(8))
-            self._order: NDArray[np.intp] = np.random.default_rng(seed).permutation(self._count)
+            self._order = np.arange(self._count, dtype=np.uint32)
+            np.random.default_rng(seed).shuffle(self._order)
             return
         found = [part for part in parts if part is not None]
         self._known = Known(*(_joined([part[column] for part in map(_columns, found)]) for column in range(3)))
@@ -78,13 +81,22 @@ class Plan:
         if not (self._classes == _NEXT).any():
             self._round = new_round(database, began)
             self._classes = self._classify(self._round)
-        self._order = np.lexsort((self._known.number, self._known.verified, self._classes))
+        order = np.lexsort((self._known.number, self._known.verified, self._classes))
+        self._order = order.astype(np.uint32)
 
     def _met_twice(self) -> NDArray[np.bool_]:
         """Chunks of which indexes say different things: few, and one of them must be wrong."""
-        numbers, back, counts = np.unique(self._known.number, return_inverse=True, return_counts=True)
-        twice: NDArray[np.bool_] = ((counts > 1) & (numbers != NO_NUMBER))[back]
-        return twice
+        number = self._known.number
+        is_known: NDArray[np.bool_] = number != NO_NUMBER
+        met = np.zeros(int(number.max(initial=0, where=is_known)) + 1, np.bool_)
+        twice = np.zeros_like(met)
+        for start in range(0, len(number), _COUNTED_AT_ONCE):
+            part = slice(start, start + _COUNTED_AT_ONCE)
+            here, counts = np.unique(number[part][is_known[part]], return_counts=True)
+            twice[here] = (counts > 1) | met[here]
+            met[here] = True
+        is_known[is_known] = twice[number[is_known]]
+        return is_known
 
     def _classify(self, current: Round) -> NDArray[np.uint8]:
         number = self._known.number
@@ -119,13 +131,15 @@ class Plan:
             return True
         return self._store.clock.steady() < self._deadline
 
-    def _tasks(self, places: NDArray[np.intp]) -> Iterator[Task]:
-        of = np.searchsorted(self._firsts, places, "right") - 1
-        for place, which in zip(places.tolist(), of.tolist(), strict=True):
-            at = place - int(self._firsts[which])
-            ((digest, size),) = pairs_of(self._rows[which][at : at + 1])
-            kind = self._kinds[which]
-            yield Task(digest, size, kind.encrypted, kind.with_key, place)
+    def _tasks(self, places: NDArray[np.uint32]) -> Iterator[Task]:
+        for start in range(0, len(places), _COUNTED_AT_ONCE):
+            part = places[start : start + _COUNTED_AT_ONCE]
+            of = np.searchsorted(self._firsts, part, "right") - 1
+            for place, which in zip(part.tolist(), of.tolist(), strict=True):
+                at = place - int(self._firsts[which])
+                ((digest, size),) = pairs_of(self._rows[which][at : at + 1])
+                kind = self._kinds[which]
+                yield Task(digest, size, kind.encrypted, kind.with_key, place)
 
     # -- what was read -----------------------------------------------------------------------------------------------
 
@@ -169,9 +183,10 @@ class Plan:
         """Nothing that is not ``unproven`` was read before."""
         return self._began if self._round is None else self._round.began
 
-    def unproven(self) -> NDArray[np.uint64]:
-        """The first 8 bytes of every digest that neither this run nor an earlier one of its round has come to, sorted.
-        An earlier one that came to an encrypted chunk may not have proved it, without the key: then nor has the round.
+    def unproven(self) -> list[Prefixes]:
+        """The first 8 bytes of every digest that neither this run nor an earlier one of its round has come to: of each
+        kind, sorted. An earlier one that came to an encrypted chunk may not have proved it, without the key: then nor
+        has the round.
         """
         proven = self._done.copy()
         if self._round is not None:
@@ -184,15 +199,23 @@ class Plan:
                 if kind.encrypted:
                     is_old[first:stop] &= self._known.verified[first:stop] >= self._round.began
             proven |= is_old
-        parts = [
-            prefixes_of(digests_of(rows[~proven[first : first + len(rows)]]))
+        return [
+            _prefixes(rows, ~proven[first : first + len(rows)])
             for rows, first in zip(self._rows, self._firsts[:-1].tolist(), strict=True)
         ]
-        return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)
 
 
 def _columns(known: Known) -> tuple[NDArray[np.uint32], ...]:
     return known.number, known.verified, known.stored
+
+
+def _prefixes(rows: Rows, chosen: NDArray[np.bool_]) -> Prefixes:
+    """Those of some digests."""
+    starts = range(0, len(rows), _COUNTED_AT_ONCE)
+    parts = (slice(start, start + _COUNTED_AT_ONCE) for start in starts)
+    return np.concatenate(
+        [np.zeros(0, np.uint64), *(prefixes_of(digests_of(rows[part][chosen[part]])) for part in parts)]
+    )
 
 
 def _joined(parts: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:

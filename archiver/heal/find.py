@@ -236,8 +236,8 @@ class Search:
                 index = subject.elsewhere(file)
             if index is not None:
                 kind = Kind(file.crypt_mode == "encrypt", subject.is_with_key(file))
-                suspects = self._suspects(self._seen[kind].add(index), kind, subject.has_failed)
-                self._check.run(suspects, goes_on=self._goes_on)
+                for rows in self._seen[kind].add(index):
+                    self._check.run(self._suspects(rows, kind, subject.has_failed), goes_on=self._goes_on)
 
     def _goes_on(self) -> bool:
         self.is_complete = len(self.bad) < _LOST_AT_MOST

@@ -72,6 +72,9 @@ def check_against(index: DynamicIndex | FixedIndex, fields: dict[str, Any], chun
     for i, (end, digest) in enumerate(chunks):
         assert (index.start(i), index.end(i)) == (start, end)
         assert index.sizes()[i] == end - start
+        assert index.sizes(i, i + 1).tolist() == [end - start]
+        assert index.sizes(i).tolist() == index.sizes()[i:].tolist()
+        assert index.sizes(0, i).tolist() == index.sizes()[:i].tolist()
         assert index.digest(i).hex() == digest
         assert index.digests[i].tobytes().hex() == digest
         assert index.find(start) == index.find((start + end) // 2) == index.find(end - 1) == i

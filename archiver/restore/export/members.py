@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.browse.ahead import AheadStream
-from archiver.browse.seen import prefixes_of
 from archiver.browse.snapshot import Tree
 from archiver.core.events import FileProblem, Listener, Progress
 from archiver.errors import Damaged
 from archiver.restore.choice import Above, Choice, Step
 from archiver.store.chunks import ChunkDamaged
+from archiver.store.digests import prefixes_of
 from archiver.store.indexes import Index
 from formats.crypt import chunk_digest
 from formats.errors import FormatError
@@ -198,8 +198,8 @@ class _Holes:
         sizes = index.sizes()
         largest = int(sizes.max())
         digest = chunk_digest(memoryview(bytes(largest)), self._crypt)
-        starts = np.frombuffer(digest[:8], np.uint64)
-        found: NDArray[np.bool_] = (sizes == largest) & (prefixes_of(index.digests) == starts)
+        begin = np.uint64(int.from_bytes(digest[:8]))
+        found: NDArray[np.bool_] = (sizes == largest) & (prefixes_of(index.digests) == begin)
         for number in np.flatnonzero(found).tolist():
             found[number] = index.digest(number) == digest
         return found
