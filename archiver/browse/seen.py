@@ -99,14 +99,9 @@ def _are_in(run: Rows, rows: Rows) -> NDArray[np.bool_]:
 def _distinct(digests: NDArray[np.uint8], sizes: NDArray[np.uint64]) -> Rows:
     """The pairs, sorted."""
     distinct = DistinctDigests(digests)
-    first = np.zeros(len(distinct), np.uint64)
-    first[distinct.positions] = sizes
-    rows: Rows = np.empty(len(distinct), _ROW)
-    done = 0
-    for some in distinct.parts():
-        part = slice(done, done := done + len(some))
-        rows[part] = _joined(some, first[part])
-    others = np.flatnonzero(first[distinct.positions] != sizes)
+    one = distinct.one_of(sizes)
+    rows: Rows = np.concatenate([np.empty(0, _ROW), *(_joined(*part) for part in distinct.parts_with(one))])
+    others = np.flatnonzero(one[distinct.positions] != sizes)
     if others.size:
         rows = np.unique(np.concatenate([rows, _joined(digests[others], sizes[others])]))
     return rows

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _COMPARED_AT_ONCE = 1 << 16  # rows
 _PART = 4096  # rows
+
+_T = TypeVar("_T", bound=np.generic)
 
 Digests = NDArray[np.uint8]
 Prefixes = NDArray[np.uint64]  # the first 8 bytes of digests
@@ -36,6 +39,19 @@ class DistinctDigests:
     def parts(self) -> Iterator[Digests]:
         """The distinct rows, some thousands at a time."""
         return _parts(self._digests, self._places)
+
+    def one_of(self, values: NDArray[_T]) -> NDArray[_T]:
+        """Of the ``values`` (n,) of all rows one for each distinct row, the last."""
+        chosen = np.empty(len(self), values.dtype)
+        chosen[self.positions] = values
+        return chosen
+
+    def parts_with(self, column: NDArray[_T]) -> Iterator[tuple[Digests, NDArray[_T]]]:
+        """As ``parts``, with what ``column`` has for each distinct row."""
+        done = 0
+        for digests in self.parts():
+            yield digests, column[done : done + len(digests)]
+            done += len(digests)
 
 
 def distinct_parts(digests: Digests) -> Iterator[Digests]:

@@ -246,11 +246,8 @@ class Chunks:
 def _pairs(index: Index) -> Iterator[_Task]:
     """Digest and size of every chunk of an index once, in the order of the digests; twice with two sizes."""
     distinct, sizes = DistinctDigests(index.digests), index.sizes()
-    first = np.zeros(len(distinct), sizes.dtype)
-    first[distinct.positions] = sizes
-    done = 0
-    for digests in distinct.parts():
-        yield from zip(map(bytes, digests), first[done : done + len(digests)].tolist(), strict=True)
-        done += len(digests)
-    for place in np.flatnonzero(first[distinct.positions] != sizes).tolist():
+    one = distinct.one_of(sizes)
+    for digests, here in distinct.parts_with(one):
+        yield from zip(map(bytes, digests), here.tolist(), strict=True)
+    for place in np.flatnonzero(one[distinct.positions] != sizes).tolist():
         yield index.digest(place), int(sizes[place])

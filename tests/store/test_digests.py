@@ -58,6 +58,11 @@ def test_many_rows(alike: int, monkeypatch: pytest.MonkeyPatch) -> None:
     distinct = DistinctDigests(array)
     assert b"".join(part.tobytes() for part in distinct.parts()) == expected.tobytes()
     assert np.array_equal(distinct.positions, positions)
+    chosen = distinct.one_of(np.arange(20_000))
+    assert np.array_equal(array[chosen], np.concatenate(list(distinct.parts())))
+    parts = list(distinct.parts_with(chosen))
+    assert all(np.array_equal(array[column], digests) for digests, column in parts)
+    assert np.array_equal(np.concatenate([column for _, column in parts]), chosen)
 
 
 @pytest.mark.parametrize(("alike", "most"), [(False, 26), (True, 49)])

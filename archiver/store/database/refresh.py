@@ -110,13 +110,9 @@ def _new_rows(layout: Layout, database: Database, index: Index) -> Iterator[Chun
     from archiver.store.digests import DistinctDigests
 
     distinct = DistinctDigests(index.digests)
-    sizes = np.zeros(len(distinct), np.uint32)
-    sizes[distinct.positions] = index.sizes()
-    done = 0
-    for digests in distinct.parts():
+    for digests, sizes in distinct.parts_with(distinct.one_of(index.sizes().astype(np.uint32))):
         for place in np.flatnonzero(database.unknown(digests)).tolist():
-            yield _row(layout, digests[place].tobytes(), int(sizes[done + place]))
-        done += len(digests)
+            yield _row(layout, digests[place].tobytes(), int(sizes[place]))
 
 
 def _row(layout: Layout, digest: bytes, size: int) -> ChunkRow:

@@ -83,13 +83,10 @@ class Chunks:
         """The chunks of ``index`` that the store does not have, each once, in the order of the digests. What it has is
         spared by garbage collections from now on. ``with_key``: the key at hand is that of the chunks."""
         distinct = DistinctDigests(index.digests)
-        sizes = np.zeros(len(distinct), np.int64)
-        sizes[distinct.positions] = index.sizes()
-        missing, done = [np.empty((0, 32), np.uint8)], 0
-        for digests in distinct.parts():
-            here = sizes[done : done + len(digests)].tolist()
-            missing.append(digests[self._absent([digest.tobytes() for digest in digests], here, encrypted, with_key)])
-            done += len(digests)
+        missing = [np.empty((0, 32), np.uint8)]
+        for digests, sizes in distinct.parts_with(distinct.one_of(index.sizes())):
+            here = [digest.tobytes() for digest in digests]
+            missing.append(digests[self._absent(here, sizes.tolist(), encrypted, with_key)])
         return np.concatenate(missing)
 
     def has_all(self, digests: Digests) -> bool:
