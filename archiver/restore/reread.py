@@ -154,9 +154,9 @@ class Rereader:
                 if item.failed is None and not item.settled:
                     try:
                         if not self._is_right(item.fd, piece):
-                            self._differs(item, "other contents")
+                            self.differs(item, "other contents")
                     except OSError as error:
-                        self._differs(item, (error.strerror or str(error)).lower())
+                        self.differs(item, (error.strerror or str(error)).lower())
                 if item.lock is not None:
                     self._release(item)
             for item in batch.files:
@@ -235,9 +235,12 @@ class Rereader:
         for what in wrong:
             self._tell(item, what)
 
-    def _differs(self, item: FileItem, what: str) -> None:
-        item.settled = True
-        self._tell(item, what)
+    def differs(self, item: FileItem, what: str) -> None:
+        """A file is not what was written; told once."""
+        with self._lock:
+            told, item.settled = item.settled, True
+        if not told:
+            self._tell(item, what)
 
     def _tell(self, item: FileItem, what: str) -> None:
         path = item.directory.path_of(item.name)

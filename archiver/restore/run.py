@@ -20,6 +20,7 @@ from archiver.errors import Damaged, NotFound, UsageError
 from archiver.restore.choice import Choice, entry_at
 from archiver.restore.existing import Existing, Overwrite
 from archiver.restore.image import check_device, is_device, write_blob, write_image
+from archiver.restore.large import LargePieces
 from archiver.restore.owners import Owner, make_owners
 from archiver.restore.plan import Plan
 from archiver.restore.planner import Planner
@@ -291,8 +292,9 @@ def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult
     quarantine = Quarantine(job.target, store.clock.now()) if job.options.delete else None
     kept = SpillTable(tempfile.gettempdir())
     rereader = Rereader(job.target, hear) if verify else None
+    large = LargePieces(rereader, store.clock.steady)
     try:
-        writer = Writer(job.target, job.choice, job.existing, quarantine, rereader, kept, store.random, hear)
+        writer = Writer(job.target, job.choice, job.existing, quarantine, rereader, large, kept, store.random, hear)
         traversal = Traversal(tree, job.choice, writer, "restore", hear)
         try:
             with _read_to_its_end(rereader):
@@ -307,6 +309,7 @@ def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult
             quarantine.close()
         if rereader is not None:
             rereader.close()
+        large.close()
 
 
 def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quarantine: Quarantine | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 _BLOCK = 4096
 
@@ -23,9 +24,7 @@ def write_sparse(fd: int, data: memoryview, offset: int) -> None:
         _write_unless_zero(fd, data[:lead], offset)
         data, offset = data[lead:], offset + lead
     blocks = len(data) // _BLOCK
-    words = np.frombuffer(data[: blocks * _BLOCK], np.uint64).reshape(blocks, _BLOCK // 8)
-    holes = np.flatnonzero(words[:, 0] == 0)  # few blocks begin with a zero word, so few are looked at completely
-    holes = holes[~words[holes].any(axis=1)]
+    holes = zero_blocks(data[: blocks * _BLOCK])
     used = np.zeros(blocks + 2, np.bool_)
     used[1:-1] = True
     used[1 + holes] = False
@@ -33,6 +32,13 @@ def write_sparse(fd: int, data: memoryview, offset: int) -> None:
     for start, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
         write_at(fd, data[start:end], offset + start)
     _write_unless_zero(fd, data[blocks * _BLOCK :], offset + blocks * _BLOCK)
+
+
+def zero_blocks(data: memoryview) -> NDArray[np.intp]:
+    """The numbers of the blocks that are zeros, among whole blocks."""
+    words = np.frombuffer(data, np.uint64).reshape(-1, _BLOCK // 8)
+    holes = np.flatnonzero(words[:, 0] == 0)  # few blocks begin with a zero word, so few are looked at completely
+    return holes[~words[holes].any(axis=1)]
 
 
 def _write_unless_zero(fd: int, data: memoryview, offset: int) -> None:

@@ -113,6 +113,7 @@ class FileItem:
     parts: int = 1
     lock: threading.Lock | None = None  # for files of several segments
     fd: int = -1
+    direct: int = -1  # the same file, past the page cache
     failed: str | None = None  # why it cannot be restored
     refused: bool = False  # by the target: the archive is not to blame
     found: os.stat_result | None = None  # what is in its place

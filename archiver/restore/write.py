@@ -26,6 +26,7 @@ from archiver.restore import attributes
 from archiver.restore.choice import Choice
 from archiver.restore.existing import Existing, has_time, is_same_file, look
 from archiver.restore.extras import extras, remove_left
+from archiver.restore.large import LargePieces
 from archiver.restore.leaves import Leaves
 from archiver.restore.outcome import Outcome, is_fatal
 from archiver.restore.place import Placer
@@ -56,18 +57,20 @@ class Writer:
         existing: Existing,
         quarantine: Quarantine | None,
         rereader: Rereader | None,
+        large: LargePieces,
         kept_files: SpillTable,
         random: Random,
         listener: Listener,
     ) -> None:
-        """``rereader``: what is written is compared with the archive, afterwards. ``kept_files`` is told which files in
-        the target are not as the archive has them."""
+        """``rereader``: what is written is compared with the archive, afterwards, but for what ``large`` has compared.
+        ``kept_files`` is told which files in the target are not as the archive has them."""
         self._target = target
         self._choice = choice
         self._existing = existing
         self._of_ours = existing.of_ours()
         self._quarantine = quarantine
         self._rereader = rereader
+        self._large = large
         self._listener = listener
         self._temps = TempNames(random(8))
         self._placer = Placer(self._temps, quarantine)
@@ -320,6 +323,7 @@ class Writer:
         attributes.prepare(item.fd, item.metadata.stat)
         if item.size >= _SPARSE_FROM:
             os.ftruncate(item.fd, item.size)  # it may end in a hole
+            self._large.opened(item)
 
     def _write(self, item: FileItem, segment: Segment, data: memoryview, zeros: bool) -> None:
         offset = segment.offset
@@ -337,13 +341,21 @@ class Writer:
                 if self._rereader is not None:
                     self._rereader.left_out(item, offset, len(data))
                 return
-            write_sparse(item.fd, data, offset)
+            start, stop = self._large.write(item, data, offset)
+            for first, part in ((0, data[:start]), (stop, data[stop:])):
+                if part:
+                    write_sparse(item.fd, part, offset + first)
+                    self._written(item, part, offset + first)
         else:
             write_at(item.fd, data, offset)
+            self._written(item, data, offset)
+
+    def _written(self, item: FileItem, data: memoryview, offset: int) -> None:
         if self._rereader is not None:
             self._rereader.written(item, offset, data)
 
     def finish_file(self, item: FileItem) -> None:
+        self._large.close_file(item)
         if item.failed is not None:
             self._drop(item)
             return
@@ -409,6 +421,7 @@ class Writer:
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part. Raises OSError."""
+        self._large.close_file(item)
         if self._rereader is not None:
             self._rereader.abandon(item)
         else:

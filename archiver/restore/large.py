@@ -1,0 +1,95 @@
+"""Large pieces of files go past the page cache (core/direct.py), and are compared with what the disk has then.
+
+Only whole blocks without holes, in new files; all else goes the usual way, as everything does where that is not to be
+had. Without a comparison nobody has to wait for a disk that is slow: the page cache is faster then.
+
+2 GiB with two threads: 5.3 s and 9.2 s of CPU time before, 5.2 s and 6.5 s with a comparison; 5.5 s and 9.7 s before,
+4.0 s and 5.4 s without.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from archiver.core.direct import BLOCK, DirectWriter, NotDirect, reopen
+from archiver.restore.reread import Rereader
+from archiver.restore.sparse import zero_blocks
+from archiver.restore.visitor import FileItem
+
+_FILES_FROM = 4 << 20  # bytes
+_PIECES_FROM = 256 << 10
+_SLOW = 100 << 20  # bytes a second
+_MEASURED = 32 << 20  # bytes, before that is known
+
+
+class LargePieces:
+    """Usable from several threads. ``rereader``: what is written is compared. ``steady`` tells seconds."""
+
+    def __init__(self, rereader: Rereader | None, steady: Callable[[], float]) -> None:
+        self._rereader = rereader
+        self._steady = steady
+        self._is_possible = True
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._writers: list[DirectWriter] = []
+        self._bytes, self._seconds = 0, 0.0
+
+    def opened(self, item: FileItem) -> None:
+        """A new file has its size."""
+        if item.size >= _FILES_FROM and self._is_possible:
+            try:
+                item.direct = reopen(item.fd)
+            except NotDirect:
+                self._is_possible = False
+
+    def write(self, item: FileItem, data: memoryview, offset: int) -> tuple[int, int]:
+        """Write a part of ``data``, which belongs to ``offset``; from where to where. Raises OSError."""
+        start = -offset % BLOCK
+        stop = start + (len(data) - start) // BLOCK * BLOCK
+        if item.direct < 0 or not self._is_possible or stop - start < _PIECES_FROM:
+            return 0, 0
+        blocks = data[start:stop]
+        if zero_blocks(blocks).size:
+            return 0, 0
+        began = self._steady()
+        try:
+            is_same = self._writer().write(item.direct, blocks, offset + start, check=self._rereader is not None)
+        except NotDirect:
+            self._is_possible = False
+            return 0, 0
+        if self._rereader is None:
+            self._measured(len(blocks), self._steady() - began)
+        elif not is_same:
+            self._rereader.differs(item, "other contents")
+        return start, stop
+
+    def _measured(self, count: int, seconds: float) -> None:
+        """So many bytes took a thread so long."""
+        with self._lock:
+            self._bytes += count
+            self._seconds += seconds
+            if self._bytes >= _MEASURED and self._bytes < self._seconds * _SLOW:
+                self._is_possible = False
+
+    def _writer(self) -> DirectWriter:
+        """That of this thread. Raises NotDirect."""
+        found: DirectWriter | None = getattr(self._local, "writer", None)
+        if found is None:
+            found = self._local.writer = DirectWriter()
+            with self._lock:
+                self._writers.append(found)
+        return found
+
+    def close_file(self, item: FileItem) -> None:
+        """All of it is written, or it is given up."""
+        fd, item.direct = item.direct, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """No other thread is at work."""
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()

@@ -1,0 +1,171 @@
+"""Large pieces of files go past the page cache: what comes back is the same, and what goes wrong there is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from archiver.backup.run import Mode
+from archiver.browse.snapshot import Snapshot
+from archiver.core.direct import DirectWriter, NotDirect, reopen
+from archiver.core.events import Event, FileProblem
+from archiver.errors import ArchiverError, NoSpace
+from archiver.restore import large
+from archiver.restore.run import restore
+from archiver.store.store import Store
+from tests.compare import differences
+from tests.random_trees import noise
+from tests.restore.test_interrupted import descriptors
+from tests.stores import KEY, make_store, save
+
+CHUNK = 64 << 10
+MIB = 1 << 20
+LARGE = {b"/one", b"/other"}  # files without holes
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "_FILES_FROM", 1 * MIB)
+    monkeypatch.setattr(large, "_PIECES_FROM", 8 << 10)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "one").write_bytes(noise(1, 3 * MIB + 123))
+    (source / "other").write_bytes(noise(2, 1 * MIB))
+    (source / "small").write_bytes(noise(3, 5000))
+    with (source / "sparse").open("wb") as file:
+        file.truncate(2 * MIB)
+        for number in range(0, 400, 7):
+            os.pwrite(file.fileno(), noise(number, 3000), number * 5000)
+    return source
+
+
+class Written:
+    """What goes past the page cache; the call ``failing`` and later ones raise ``error``, or find something else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = self.bytes = 0
+        self.failing = 1 << 60
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._original = DirectWriter.write
+        written = self
+
+        def write(self: DirectWriter, fd: int, data: memoryview, offset: int, *, check: bool) -> bool:
+            return written(self, fd, data, offset, check)
+
+        monkeypatch.setattr(DirectWriter, "write", write)
+
+    def __call__(self, writer: DirectWriter, fd: int, data: memoryview, offset: int, check: bool) -> bool:
+        with self._lock:
+            self.calls += 1
+            fails = self.calls >= self.failing
+        if fails and self.error is not None:
+            raise self.error
+        is_same = self._original(writer, fd, data, offset, check=check)
+        with self._lock:
+            self.bytes += len(data)
+        return is_same and not fails
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Written:
+    try:
+        with (tmp_path / "probe").open("w+b") as file:
+            os.close(reopen(file.fileno()))
+    except NotDirect:
+        pytest.skip("this file system has nothing past the page cache")
+    return Written(monkeypatch)
+
+
+def brought_back(path: Path, target: Path, *, verify: bool = True) -> list[FileProblem]:
+    """What is told while the newest snapshot is restored; no descriptor is left open, however that ends."""
+    told: list[FileProblem] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, FileProblem):
+            told.append(event)
+
+    with Store.open(path) as store:
+        snapshot = Snapshot(store, store.find("latest"), KEY)
+        assert store.database is not None  # opened when it is first asked for
+        before = descriptors()
+        try:
+            restore(snapshot, snapshot.restorable(), str(target), verify=verify, listener=hear)
+        finally:
+            assert descriptors() == before
+    return told
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("mode", ["data", "legacy"])
+def test_it_comes_back(source: Path, tmp_path: Path, mode: Mode, verify: bool, written: Written) -> None:
+    path = make_store(tmp_path / "store")
+    save(path, source, mode=mode, crypt=KEY, chunk_size=CHUNK)
+    assert brought_back(path, tmp_path / "target", verify=verify) == []
+    assert differences(source, tmp_path / "target") == []
+    assert 3 * MIB < written.bytes < 5 * MIB
+    assert (tmp_path / "target" / "sparse").stat().st_blocks <= (source / "sparse").stat().st_blocks + 16
+
+
+@pytest.mark.parametrize("failing", [1, 20])
+def test_other_contents_are_told_once(source: Path, tmp_path: Path, failing: int, written: Written) -> None:
+    path = make_store(tmp_path / "store")
+    save(path, source, chunk_size=CHUNK)
+    written.failing = failing
+    told = brought_back(path, tmp_path / "target")
+    assert {problem.kind for problem in told} == {"different"}
+    counts = Counter(problem.path for problem in told)
+    assert set(counts.values()) == {1} and b"/one" in counts.keys() <= LARGE
+    assert failing > 1 or counts.keys() == LARGE
+
+
+@pytest.mark.parametrize("failing", [1, 2, 15])
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_refused_goes_the_usual_way(
+    source: Path, tmp_path: Path, failing: int, verify: bool, written: Written
+) -> None:
+    path = make_store(tmp_path / "store")
+    save(path, source, chunk_size=CHUNK)
+    written.failing, written.error = failing, NotDirect()
+    assert brought_back(path, tmp_path / "target", verify=verify) == []
+    assert differences(source, tmp_path / "target") == []
+    assert failing <= written.calls <= failing + 2  # of each thread one
+
+
+@pytest.mark.parametrize("failing", [1, 15])
+@pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, NoSpace), (errno.EIO, ArchiverError)])
+def test_a_disk_that_fails(
+    source: Path, tmp_path: Path, failing: int, number: int, expected: type[Exception], written: Written
+) -> None:
+    """Nothing is left of a file that is not complete; the next run has all."""
+    path = make_store(tmp_path / "store")
+    save(path, source, chunk_size=CHUNK)
+    written.failing, written.error = failing, OSError(number, os.strerror(number))
+    with pytest.raises(expected):
+        brought_back(path, tmp_path / "target")
+    for file in (tmp_path / "target").rglob("*"):
+        assert not file.is_file() or file.read_bytes() == (source / file.name).read_bytes()
+
+
+def test_nobody_waits_for_a_slow_disk_without_a_reason(
+    source: Path, tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "_MEASURED", 256 << 10)
+    monkeypatch.setattr(large, "_SLOW", 1 << 50)
+    path = make_store(tmp_path / "store")
+    save(path, source, chunk_size=CHUNK)
+    assert brought_back(path, tmp_path / "target", verify=False) == []
+    assert 256 << 10 <= written.bytes < 1 * MIB
+    assert differences(source, tmp_path / "target") == []
+    written.bytes = 0
+    assert brought_back(path, tmp_path / "verified") == []
+    assert written.bytes > 3 * MIB
