@@ -1,7 +1,7 @@
 """Power cuts and kill -9 at every moment of every operation: promises P1 and P4 in each state that may be left.
 
 What a state is stands in ``states``, what is checked of it in ``checking``. Half of the states is of runs that follow
-one that was killed. The normal run looks at 2,000 states; the full counts, printed:
+one that was killed. The normal run looks at 1,000 states; the full counts, printed:
 ``pytest -m slow -rP -n 2 tests/crash/test_power_cut.py`` (half an hour on two processors that do nothing else).
 """
 
@@ -24,7 +24,7 @@ from tests.crash.operations import OPERATIONS, Prepare
 from tests.crash.recording import STEP_KINDS, Killed, Recorder
 from tests.crash.states import State, States
 
-FEW, MANY = 80, 20_000  # states of each operation; simple ones have no more than some thousands
+FEW, MANY = 40, 20_000  # states of each operation; simple ones have no more than some thousands
 _BARREN = 1000  # states that are no new ones, one after the other: there are no more
 
 
@@ -146,6 +146,10 @@ def test_what_a_killed_run_has_made(name: str, place: Path) -> None:
         recorder, scene = record(OPERATIONS[name], place / str(kill_at), kill_at)
         states = States(recorder.history, random.Random(kill_at))
         checker = Checker(recorder.history, scene, place / "state")
+        seen: set[bytes] = set()
         for _ in range(8):
-            checker.check(states.at(len(recorder.history.ops), "unordered"), fully=False)
+            state = states.at(len(recorder.history.ops), "unordered")
+            if state.signature not in seen:  # there may be fewer than that
+                seen.add(state.signature)
+                checker.check(state, fully=False)
         shutil.rmtree(place / str(kill_at))
