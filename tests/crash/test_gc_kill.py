@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,6 +26,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 _PLACES = ("unlink", "fdatasync", "pwrite64", "syncfs", "fcntl", "utimensat", "rename")
 
 
@@ -41,6 +44,21 @@ def prepare(path: Path, source: Path, kept: Path) -> SnapshotRef:
     forget(path, first)
     make_old(path)
     return second
+
+
+class Prepared(NamedTuple):
+    """A store, its snapshot, and the source of that. Each test has a copy of the store."""
+
+    store: Path
+    ref: SnapshotRef
+    kept: Path
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    place = tmp_path_factory.mktemp("gc-kill")
+    store, kept = make_store(place / "store"), place / "kept"
+    return Prepared(store, prepare(store, place / "source", kept), kept)
 
 
 def check(path: Path, ref: SnapshotRef, source: Path, scratch: Path) -> None:
@@ -62,21 +80,20 @@ def ends_the_work(path: Path, source: Path) -> None:
     assert new_chunks(save(path, source)) == 0
 
 
-def test_killed_at_some_moments(tmp_path: Path) -> None:
-    kill_at_random_moments(tmp_path, 1, 5)
+def test_killed_at_some_moments(prepared: Prepared, tmp_path: Path) -> None:
+    kill_at_random_moments(prepared, tmp_path, 1, 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 7))
-def test_killed_at_many_moments(tmp_path: Path, seed: int) -> None:
-    kill_at_random_moments(tmp_path, seed, 20)
+def test_killed_at_many_moments(prepared: Prepared, tmp_path: Path, seed: int) -> None:
+    kill_at_random_moments(prepared, tmp_path, seed, 20)
 
 
-def kill_at_random_moments(tmp_path: Path, seed: int, count: int) -> None:
+def kill_at_random_moments(prepared: Prepared, tmp_path: Path, seed: int, count: int) -> None:
     """The first half of a run is spent with starting: kills come in the second one mostly."""
     rng = random.Random(seed)
-    path, kept = make_store(tmp_path / "store"), tmp_path / "kept"
-    ref = prepare(path, tmp_path / "source", kept)
+    path, ref, kept = prepared
     spare = tmp_path / "spare"
     shutil.copytree(path, spare)
     began = time.monotonic()
@@ -106,12 +123,12 @@ def traced(*inject: str) -> list[str]:
     ("call", "occurrence"),
     [("unlink", 1), ("unlink", 40), ("unlink", 300), ("syncfs", 1), ("pwrite64", 1), ("pwrite64", 3), ("rename", 1)],
 )
-def test_killed_at_places(tmp_path: Path, call: str, occurrence: int) -> None:
+def test_killed_at_places(prepared: Prepared, tmp_path: Path, call: str, occurrence: int) -> None:
     """Before the first chunk goes, among them, and while the database is told."""
     if shutil.which("strace") is None or subprocess.run(traced("true"), capture_output=True, check=False).returncode:
         pytest.skip("this process may not trace others")
-    path, kept = make_store(tmp_path / "store"), tmp_path / "kept"
-    ref = prepare(path, tmp_path / "source", kept)
+    (made, ref, kept), path = prepared, tmp_path / "store"
+    shutil.copytree(made, path)
     with Store.open(path) as store:
         assert store.database is not None  # knows that a snapshot has gone
     before = len(present(path))

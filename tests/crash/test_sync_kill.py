@@ -18,6 +18,8 @@ from tests.random_trees import noise
 from tests.stores import ROOT, chunk_files, command, damage, every_snapshot, restored_differences, save
 from tests.sync.pair import Pair, finished
 
+pytestmark = pytest.mark.in_memory
+
 _PLACES = ("rename", "renameat2", "fdatasync", "syncfs", "pwrite64", "mkdir", "fsync", "utimensat", "unlink")
 
 
@@ -100,8 +102,8 @@ def tracing() -> None:
         pytest.skip("this process may not trace others")
 
 
-def kill_at_places(tmp_path: Path, occurrences: list[int]) -> None:
-    """At the n-th call of each kind. The copy of the second snapshot is a bad one that is to be replaced."""
+def kill_at_places(tmp_path: Path, places: list[tuple[str, int]]) -> None:
+    """At the n-th call of a kind. The copy of the second snapshot is a bad one that is to be replaced."""
     pair = prepare(tmp_path)
     assert pair.sync(transfer_last=3).errors == []
     (pair.target / pair.saved[1].path / "tree.mpxar.didx").unlink()
@@ -109,29 +111,26 @@ def kill_at_places(tmp_path: Path, occurrences: list[int]) -> None:
     shutil.copytree(pair.target, tmp_path / "kept")
     arguments = command("sync", "--resync-corrupt", pair.source, pair.target)
     killed = 0
-    for call in _PLACES:
-        for number in occurrences:
-            shutil.rmtree(pair.target)
-            shutil.copytree(tmp_path / "kept", pair.target)
-            inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}"]
-            done = subprocess.run(
-                ["strace", "-f", "-qq", *inject, *arguments], cwd=ROOT, capture_output=True, check=False
-            )
-            assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
-            killed += done.returncode != 0
-            with Store.open(pair.target) as store:
-                assert pair.saved[1] in every_snapshot(store), "the old copy is there until the new one is"
-            assert pair.sync(resync_corrupt=True).errors == []
-            assert finished(pair.target) == pair.saved and damage(pair.target) == [] and pair.lacking() == {}
-    assert killed > len(_PLACES) * len(occurrences) // 3
+    for call, number in places:
+        shutil.rmtree(pair.target)
+        shutil.copytree(tmp_path / "kept", pair.target)
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}"]
+        done = subprocess.run(["strace", "-f", "-qq", *inject, *arguments], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
+        killed += done.returncode != 0
+        with Store.open(pair.target) as store:
+            assert pair.saved[1] in every_snapshot(store), "the old copy is there until the new one is"
+        assert pair.sync(resync_corrupt=True).errors == []
+        assert finished(pair.target) == pair.saved and damage(pair.target) == [] and pair.lacking() == {}
+    assert killed > len(places) // 3
 
 
 @pytest.mark.usefixtures("tracing")
 def test_killed_at_some_places(tmp_path: Path) -> None:
-    kill_at_places(tmp_path, [1, 3])
+    kill_at_places(tmp_path, [(call, 1 + number % 2 * 2) for number, call in enumerate(_PLACES)])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tracing")
 def test_killed_at_many_places(tmp_path: Path) -> None:
-    kill_at_places(tmp_path, list(range(1, 40)))
+    kill_at_places(tmp_path, [(call, number) for call in _PLACES for number in range(1, 40)])
