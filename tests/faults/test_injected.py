@@ -18,6 +18,8 @@ from archiver.errors import EXIT_OK, EXIT_PARTIAL, NoSpace
 from tests.faults.injector import SHORT, Fault, Injector, faults
 from tests.faults.lab import WORKS, Ended, House, Work, sweep, told
 
+pytestmark = pytest.mark.in_memory
+
 # What is not written down costs time or is told as a warning, and nothing else depends on it.
 _MAY_BE_LOST = ("store/labels:set_verify_state", "store/removal:sweep", "store/removal:remove_group", "store/database/")
 # Reading a source file or what is kept with it.
@@ -59,7 +61,7 @@ def test_a_sample(built: House, tmp_path: Path) -> None:
     rng = random.Random(1)
     found = []
     for name in ("nightly", "first", "restore", "prune", "gc", "sync", "verify", "key", "rebuild"):
-        for fault in rng.sample(places(built, tmp_path / "copy", WORKS[name]), 4):
+        for fault in rng.sample(places(built, tmp_path / "copy", WORKS[name]), 2):
             found.append((WORKS[name], fault))
     codes = sweep(built, tmp_path / "copy", found, attempt, 1)
     assert codes.total() == len(found) and codes["not met"] < len(found) / 4, codes
