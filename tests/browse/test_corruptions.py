@@ -338,7 +338,7 @@ def many_corruptions(saved: Saved, seeds: range, work: Path) -> None:
 
 
 def test_corruptions(saved: Saved, tmp_path: Path) -> None:
-    many_corruptions(saved, range(300), tmp_path)
+    many_corruptions(saved, range(120), tmp_path)
 
 
 @pytest.mark.slow
