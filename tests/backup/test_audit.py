@@ -17,6 +17,8 @@ from tests.attributes import write_sparse
 from tests.random_trees import build_plain, noise
 from tests.stores import CHUNK_SIZE, Saved, chunk_files, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

@@ -16,6 +16,8 @@ from tests.golden_store import unpack
 from tests.random_trees import build_plain, mutate, noise
 from tests.stores import Heard, Saved, bring_back, damage, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 KEYS = {"a": CryptConfig(bytes(range(32))), "b": CryptConfig(bytes(range(1, 33)))}
 START = 1_700_000_000
 

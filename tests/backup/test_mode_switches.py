@@ -38,6 +38,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 OTHER_KEY = CryptConfig(bytes(range(1, 33)))
 START = 1_700_000_000
 MODES: list[Mode] = ["legacy", "data", "metadata"]

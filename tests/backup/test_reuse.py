@@ -18,6 +18,8 @@ from archiver.backup import reuse
 from archiver.backup.reuse import FILE_COST, Bools, Ints, Previous, injections, plan, runs
 from tests.golden_data import GOLDEN
 
+pytestmark = pytest.mark.in_memory
+
 AVERAGE = 256  # of the small worlds here: pieces save at least 16 bytes, chunks below 8 are tiny
 GARBAGE = (-1, -(2**63), 2**63 - 1, 0, 7)
 INJECT: list[dict[str, Any]] = json.loads((GOLDEN / "payload-chunker.json").read_text())["inject"]

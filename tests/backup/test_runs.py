@@ -24,6 +24,8 @@ from tests.compare import differences
 from tests.random_trees import build_plain
 from tests.stores import KEY, bring_back, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 PROJECT = Path(__file__).parent.parent.parent
 
 

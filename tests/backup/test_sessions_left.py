@@ -19,6 +19,8 @@ from archiver.source.walk import SourceDirectory
 from tests.random_trees import noise
 from tests.stores import Ahead, damage, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 SIZE = 300_000
 JOURNAL = "tree.journal"
 INDEX = "snapshot/tree.ppxar.didx"

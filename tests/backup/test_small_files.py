@@ -20,6 +20,8 @@ from tests.compare import NOT_KEPT, differences
 from tests.random_trees import build_plain, noise
 from tests.stores import Saved, bring_back, damage, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 DATA = noise(51, 5000)
 
 

@@ -20,6 +20,8 @@ from tests.mounts import temporary_file_system
 from tests.random_trees import noise
 from tests.stores import KEY, bring_back, damage, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 START = 1_700_000_000
 
 

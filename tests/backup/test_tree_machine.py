@@ -30,6 +30,8 @@ from tests.compare import Description, compare_descriptions, snapshot_tree
 from tests.random_trees import build_plain, noise
 from tests.stores import GROUP, KEY, Saved, bring_back, damage, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 OTHER = GroupRef("", "host", "other")
 START = 1_700_000_000
 HEADER = 16  # bytes before each content in a payload stream, and each of the markers at its two ends

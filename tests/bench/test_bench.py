@@ -25,6 +25,8 @@ from bench.peers import Command, Program
 from bench.suite import WORKLOADS, Row, Suite
 from formats.blob.layout import inspect
 
+pytestmark = pytest.mark.in_memory
+
 
 class Copier(Program):
     """A backup program that is three lines of shell, in the place of ours."""

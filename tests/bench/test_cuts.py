@@ -14,6 +14,8 @@ from bench import cuts, datasets
 from bench.cuts import DENSITIES, FILE_EDITS, TREE_EDITS, WINDOWS, Ints, Rule, Segment, Stream
 from formats.chunker import PayloadChunker
 
+pytestmark = pytest.mark.in_memory
+
 AVERAGE = 64 * 1024
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from bench.forget import main
 
+pytestmark = pytest.mark.in_memory
+
 
 def test_a_small_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(20):

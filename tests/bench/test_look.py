@@ -8,6 +8,8 @@ import pytest
 
 from bench.look import QUESTIONS, main
 
+pytestmark = pytest.mark.in_memory
+
 
 def test_a_small_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["--files", "120", "--snapshots", "2", "--rounds", "1", "--work", str(tmp_path)]

@@ -41,6 +41,8 @@ from formats.pxar.items import Entry
 from tests import golden_store, stores
 from tests.stores import Heard
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ from formats.crypt import CryptConfig
 from formats.patterns import Pattern, PatternList
 from tests.catalogs import KEY, Disk, Nights, Seen, open_catalog, seen, walked
 
+pytestmark = pytest.mark.in_memory
+
 PATTERNS = [b"report*", b"/a/**", b"**/b/*", b"*.txt", b"a/b", b"[!a]", b"**", b"b/", b"\\[odd\\]", b"name-1?4*", b"?"]
 
 

@@ -11,6 +11,8 @@ from archiver.browse.snapshot import Tree
 from tests.browse.small_store import build_tree, make_store, opened
 from tests.stores import chunk_files
 
+pytestmark = pytest.mark.in_memory
+
 MODES: list[Mode] = ["data", "legacy"]
 ROOM = 1 << 20  # characters
 

@@ -14,6 +14,8 @@ from formats.crypt import CryptConfig
 from formats.manifest import CryptMode, FileInfo, Manifest
 from tests.browse.small_store import KEY
 
+pytestmark = pytest.mark.in_memory
+
 REF = SnapshotRef(GroupRef("", "host", "x"), 1_700_000_000)
 
 

@@ -30,6 +30,8 @@ from formats.manifest import FileInfo, Manifest
 from tests.random_trees import build_plain
 from tests.stores import GROUP, chunk_files, damage, every_snapshot, new_chunks, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.mark.parametrize("crypt", [None, CryptConfig(bytes(range(32)))], ids=["plain", "encrypted"])
 def test_backup_mends_what_verify_found(tmp_path: Path, crypt: CryptConfig | None) -> None:

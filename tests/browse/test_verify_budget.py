@@ -18,6 +18,8 @@ from archiver.store.store import Store
 from tests.random_trees import build_plain, mutate
 from tests.stores import KEY, Heard, SetClock, chunk_files, every_snapshot, save
 
+pytestmark = pytest.mark.in_memory
+
 NOW = 1_700_000_000
 
 

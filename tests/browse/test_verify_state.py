@@ -41,6 +41,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 NOW = 1_700_000_000
 WRITE = VerifyOptions(set_aside=True, write_state=True)
 

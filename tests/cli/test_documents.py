@@ -14,6 +14,8 @@ from tests.cli.command import ask, call
 from tests.cli.stores import SNAPSHOT
 from tests.golden_store import FINGERPRINT, write_key
 
+pytestmark = pytest.mark.in_memory
+
 ARCHIVE_KEYS = {
     "name",
     "size",

@@ -14,6 +14,8 @@ from tests.heal.healing import copy_of, flip
 from tests.random_trees import build_plain
 from tests.stores import chunk_files, listing
 
+pytestmark = pytest.mark.in_memory
+
 MEMBERS = {
     "schema", "dry_run", "snapshots", "unfinished", "busy", "complete", "items", "healed", "remaining", "removed_bad",
     "verify_states", "failed", "duration_s",

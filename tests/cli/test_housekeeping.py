@@ -19,6 +19,8 @@ from tests.cli.command import ROOT, ask, call, process
 from tests.cli.stores import SNAPSHOT
 from tests.stores import listing
 
+pytestmark = pytest.mark.in_memory
+
 START = 1700000000
 GROUP = "host/tester"
 ITEM = {"snapshot", "keep", "reason", "protected", "mark"}

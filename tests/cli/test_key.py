@@ -22,6 +22,8 @@ from tests.cli.stores import filled_store
 from tests.formats.test_masterkey import BAD, PRIVATE, PROTECTED, PUBLIC, other, public_pem
 from tests.golden_store import FINGERPRINT, write_key
 
+pytestmark = pytest.mark.in_memory
+
 PASSPHRASE = "a good passphrase"
 SHOWN = {"schema", "path", "kdf", "created", "modified", "fingerprint", "hint"}
 

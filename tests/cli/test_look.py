@@ -31,6 +31,8 @@ from tests.cli.stores import SNAPSHOT
 from tests.golden_store import ENCRYPTED, PLAIN, TREES, unpack, write_key
 from tests.stores import KEY, SetClock, save
 
+pytestmark = pytest.mark.in_memory
+
 DAY = 86_400
 FIRST = 1_700_000_000
 ODD = b"new\nline \x1b[31m \xff"

@@ -22,6 +22,8 @@ from archiver.errors import ArchiverError, Interrupted, TargetAbsent
 from archiver.store.store import Store
 from tests.cli.command import ask, call
 
+pytestmark = pytest.mark.in_memory
+
 COUNT = 2000
 
 

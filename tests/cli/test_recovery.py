@@ -27,6 +27,8 @@ from tests.formats.test_paperkey import between_marks, scanned
 from tests.golden_store import ENCRYPTED, FINGERPRINT, unpack, write_key
 from tests.trees import build_features
 
+pytestmark = pytest.mark.in_memory
+
 CONTENTS = b"the only copy of the diary\n"
 KEY_PASSPHRASE = "passphrase of the key"
 DRILL = {"schema", "snapshot", "way", "fingerprint", "archive", "path", "size"}

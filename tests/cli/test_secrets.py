@@ -24,6 +24,8 @@ from tests.cli.command import Argument, Done, call, process
 from tests.formats.test_masterkey import PASSPHRASE as MASTER_PASSPHRASE
 from tests.formats.test_masterkey import PROTECTED, PUBLIC, other, private_pem
 
+pytestmark = pytest.mark.in_memory
+
 KEY = b"MARKER-of-the-key-32-bytes-long!"
 PASSPHRASE = "MARKER of the passphrase"
 NEW = "MARKER of the new passphrase"

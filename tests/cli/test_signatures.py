@@ -17,6 +17,8 @@ from tests.golden_data import GOLDEN
 from tests.golden_store import write_key
 from tests.stores import listing
 
+pytestmark = pytest.mark.in_memory
+
 TIMES = {"signed": 1700000001, "forged": 1700000002}
 COMMANDS: dict[str, Callable[[str, Path], tuple[str | Path, ...]]] = {
     "restore": lambda name, out: ("restore", name, out),

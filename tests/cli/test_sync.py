@@ -17,6 +17,8 @@ from tests.mounts import read_only_view
 from tests.random_trees import noise
 from tests.stores import chunk_files, listing
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:

@@ -11,6 +11,8 @@ from tests.cli.command import ask, call
 from tests.random_trees import build_plain
 from tests.stores import chunk_files
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:

@@ -25,6 +25,8 @@ from tests.mounts import fill, small_file_system
 from tests.random_trees import START, build_plain, noise
 from tests.stores import ROOT, archiver, bring_back, command, damage, every_snapshot, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 MIB = 1 << 20
 KINDS = sorted(CHANGES.keys() - {"huge_directory", "sparse", "exclude", "delete_directory"})
 
@@ -234,7 +236,7 @@ def test_interrupted_by_a_signal(tmp_path: Path, number: signal.Signals) -> None
     build_plain(source, 3, files=100)
     options = ("--store", store, "backup", f"tree.pxar:{source}", "--id", "test", "--mode", "metadata")
     assert archiver(*options, "--chunk-size", "64").returncode == 0
-    (source / "large").write_bytes(noise(14, 60 * MIB))
+    (source / "large").write_bytes(noise(14, 30 * MIB))
     before = len(os.listdir(store / ".chunks"))
     process = subprocess.Popen(
         command(*options, "--chunk-size", "64"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -23,6 +23,8 @@ from tests.random_trees import build_plain, mutate
 from tests.store.collecting import needed, present
 from tests.stores import ROOT, command, damage, every_snapshot, make_store, restored_differences
 
+pytestmark = pytest.mark.in_memory
+
 # Killed, done, some snapshots were in use, locked, gone meanwhile, held by a guard.
 EXPECTED = {-signal.SIGKILL, 0, 3, 10, 11, 14, 30}
 HOUSE = ("prune", "gc", "gc files", "gc cutoff", "verify", "sync", "sync all", "restore", "restore")

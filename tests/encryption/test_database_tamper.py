@@ -17,6 +17,8 @@ from archiver.store.store import Store
 from tests.compare import differences
 from tests.stores import KEY, bring_back, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 SIZE = 150_000
 
 

@@ -22,6 +22,8 @@ from formats.manifest import Manifest
 from tests.random_trees import build_plain, noise
 from tests.stores import CHUNK_SIZE, GROUP, KEY, chunk_files, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 MODES: list[Mode] = ["metadata", "data", "legacy"]
 CRYPT_MODES: list[CryptMode] = ["none", "sign-only", "encrypt"]
 

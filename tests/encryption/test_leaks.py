@@ -39,6 +39,8 @@ from tests.mounting import has_fuse, mounted
 from tests.random_trees import noise
 from tests.stores import GROUP, KEY, ROOT, every_snapshot, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 NAME, CONTENT, TARGET, XATTR, PATTERN, OPTION = (f"wOrd-{kind}-{noise(7, 4).hex()}" for kind in "nctxpo")
 MTIME = 1_234_567_891_987_654_321  # ns
 WORDS = {

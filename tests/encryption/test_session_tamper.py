@@ -21,6 +21,8 @@ from archiver.source.walk import SourceDirectory
 from formats.crypt import CryptConfig
 from tests.stores import KEY, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 ENTRY, HEADER = 40, 4096  # bytes of an index
 FILES, DONE, SIZE = 40, 30, (256 << 10) - 16  # of a file with its header: a chunk of the largest size
 

@@ -20,6 +20,8 @@ from tests.heal.test_heal import Lab, files
 from tests.store.collecting import make_old
 from tests.stores import chunk_files, damage, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:

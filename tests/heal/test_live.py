@@ -22,6 +22,8 @@ from tests.heal.healing import checked, chunks_of, heal
 from tests.random_trees import build_plain, mutate, noise
 from tests.stores import KEY, bring_back, chunk_files, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 
 def lose(files: list[Path]) -> dict[Path, bytes]:
     lost = {file: file.read_bytes() for file in files}

@@ -16,6 +16,8 @@ from tests.cli.command import ask, call
 from tests.jobs.jobs import DAY, Job, states, the_step
 from tests.stores import chunk_files
 
+pytestmark = pytest.mark.in_memory
+
 TEXT = "[drill]\nevery = '1h'\nfiles = 5\n[guard]\nenabled = false\n"
 
 

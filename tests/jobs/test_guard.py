@@ -17,6 +17,8 @@ from archiver.jobs.profile import Guard
 from tests.cli.command import ask, call
 from tests.jobs.jobs import DAY, Job, states, the_step
 
+pytestmark = pytest.mark.in_memory
+
 KEEP = "[keep]\nlast = 2\n[gc]\nevery = '1h'\n[verify]\nenabled = false\n"
 FILES = 60
 HELD = {"backup": "ok", "guard": "held", "prune": "skipped", "gc": "skipped"}

@@ -25,6 +25,8 @@ from tests.compare import differences
 from tests.jobs.jobs import DAY, NIGHT, Job, states, the_step
 from tests.random_trees import build_plain, mutate
 
+pytestmark = pytest.mark.in_memory
+
 NIGHTS = 30
 CRASH_IN_BACKUP, FULL_DISK, FORGOTTEN, CRASH_IN_VERIFY, JUMP = 5, 9, 12, 17, 21
 YEAR = 400 * DAY

@@ -26,6 +26,8 @@ from archiver.store.coverage import Coverage
 from tests.cli.command import ask, call
 from tests.test_readme import documented, inner_members
 
+pytestmark = pytest.mark.in_memory
+
 NOW = 1_790_000_000
 DAY = 86400
 HOSTILE = "</title><script>alert(1)</script>\x1b[31m\udcff\u202e'\"&"

@@ -15,6 +15,8 @@ from archiver.jobs.history import History, state_directory
 from tests.cli.command import BUG, ROOT, ask, call, start
 from tests.golden_store import write_key
 
+pytestmark = pytest.mark.in_memory
+
 SECRET = "private-diary"
 
 

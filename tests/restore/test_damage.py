@@ -13,6 +13,8 @@ from tests.cli.command import call
 from tests.compare import differences
 from tests.stores import bring_back, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 NAMES = ("first", "second", "third", "fourth")
 
 

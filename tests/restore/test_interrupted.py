@@ -23,6 +23,8 @@ from formats.wire import Buffer
 from tests.random_trees import noise
 from tests.stores import archiver, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 SMALL, LARGE = 10_000, 3 << 20
 
 

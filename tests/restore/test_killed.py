@@ -17,6 +17,8 @@ from tests.mounts import small_file_system
 from tests.random_trees import build_plain, mutate, noise
 from tests.stores import ROOT, archiver, command, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 MIB = 1 << 20
 
 

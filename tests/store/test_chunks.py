@@ -30,6 +30,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 KEY = CryptConfig(bytes(range(32)))
 DIGEST = sha256(b"some chunk").digest()
 DAY = 86400

@@ -25,6 +25,8 @@ from tests.stores import (
     save_into,
 )
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -45,6 +45,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 DAY = 86400
 DATABASE = Path(".archiver/db")
 

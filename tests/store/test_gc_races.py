@@ -42,6 +42,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 DAY = 86400
 NOW = 1_900_000_000
 NAME = "data.didx"

@@ -26,6 +26,8 @@ from tests.golden_store import ENCRYPTED, KEY, PLAIN, unpack
 from tests.random_trees import build_plain
 from tests.stores import GROUP, ROOT, command, damage, every_snapshot, listing, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 SIGNED = "host/signed/2023-11-14T22:13:29Z"
 
 

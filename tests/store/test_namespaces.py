@@ -20,6 +20,8 @@ from tests.golden_store import KEY, unpack
 from tests.random_trees import build_plain
 from tests.stores import Heard, damage, every_snapshot, listing, make_store, restored_differences, save
 
+pytestmark = pytest.mark.in_memory
+
 START = 1_700_000_000
 
 

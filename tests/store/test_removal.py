@@ -40,6 +40,8 @@ from tests.stores import (
     save,
 )
 
+pytestmark = pytest.mark.in_memory
+
 MIB = 1 << 20
 
 

@@ -15,6 +15,8 @@ from archiver.store.store import Store
 from tests.random_trees import build_plain, mutate
 from tests.stores import GROUP, Heard, save
 
+pytestmark = pytest.mark.in_memory
+
 NOW = 1_700_000_000
 OTHER = GroupRef("a/b", "ct", "7")
 

@@ -17,6 +17,8 @@ from tests.random_trees import build_plain, mutate, noise
 from tests.store.collecting import gc
 from tests.stores import GROUP, KEY, chunk_files, make_store, save
 
+pytestmark = pytest.mark.in_memory
+
 OTHER = GroupRef("attic", "host", "other")
 DAY = 86400
 START = 1_700_000_000

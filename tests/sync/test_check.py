@@ -11,6 +11,8 @@ from archiver.store.store import Store
 from tests.stores import chunk_files
 from tests.sync.pair import Pair
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:

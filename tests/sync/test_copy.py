@@ -42,6 +42,8 @@ from tests.stores import (
 )
 from tests.sync.pair import START, Pair, finished, snapshot_files
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:

@@ -18,6 +18,8 @@ from tests.random_trees import build_plain, mutate
 from tests.stores import KEY, chunk_files, damage, make_store, restored_differences, save
 from tests.sync.pair import START, Pair, finished
 
+pytestmark = pytest.mark.in_memory
+
 GROUPS = (GroupRef("", "host", "one"), GroupRef("inner", "host", "two"))
 
 

@@ -15,6 +15,8 @@ from archiver.sync.partners import open_target, remember
 from tests.stores import damage, make_store
 from tests.sync.pair import Pair
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:

@@ -23,6 +23,8 @@ from tests.stores import KEY, damage, every_snapshot, make_store, save
 from tests.sync.pair import START, Pair, finished
 from tests.sync.test_copy import set_state
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:

@@ -16,6 +16,8 @@ from tests.store.collecting import make_old
 from tests.stores import chunk_files, damage, restored_differences
 from tests.sync.pair import Pair
 
+pytestmark = pytest.mark.in_memory
+
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Pair:
