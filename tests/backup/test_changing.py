@@ -24,8 +24,6 @@ from tests.restore.planted import read_all
 from tests.source.sandbox import IS_ROOT, NOBODY, as_ordinary_user, world_readable_directory
 from tests.stores import KEY, Saved, bring_back, make_store, save
 
-pytestmark = pytest.mark.in_memory
-
 MODES: list[Mode] = ["data", "legacy"]
 DATA = noise(31, 300_000)
 

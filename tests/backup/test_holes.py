@@ -27,8 +27,6 @@ from tests.compare import differences
 from tests.random_trees import noise
 from tests.stores import CHUNK_SIZE, KEY, bring_back, chunk_files, damage, make_store, restored_differences, save
 
-pytestmark = pytest.mark.in_memory
-
 MIB = 1 << 20
 LARGEST = 4 * CHUNK_SIZE
 GIB = 1 << 30

@@ -19,8 +19,6 @@ from tests.cli.command import call, start
 from tests.mounts import fill, small_file_system
 from tests.stores import KEY, bring_back, chunk_files, make_store, save
 
-pytestmark = pytest.mark.in_memory
-
 SIZE = 6 << 20
 
 

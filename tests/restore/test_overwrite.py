@@ -16,8 +16,6 @@ from tests.mounts import temporary_file_system
 from tests.restore.over import MODES, Model, Node, aside, build, expected, over, planned, random_tree, read, same
 from tests.stores import listing, make_store, save
 
-pytestmark = pytest.mark.in_memory
-
 
 def tries(count: int) -> list[object]:
     return [*range(count), *(pytest.param(number, marks=pytest.mark.slow) for number in range(count, 200))]

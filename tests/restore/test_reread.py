@@ -24,8 +24,6 @@ from tests.random_trees import noise
 from tests.restore.test_interrupted import descriptors
 from tests.stores import make_store, save
 
-pytestmark = pytest.mark.in_memory
-
 CHUNK = 64 << 10
 SEVERAL = 20 * CHUNK  # bytes of a file of many segments
 
