@@ -29,6 +29,8 @@ _SLOT = 1 << 20  # bytes
 _IOCB = struct.Struct("<QIiHhIQQqQII")
 _EVENT = struct.Struct("<QQqq")
 _PREAD, _PWRITE = 0, 1
+_DEFINITE = {errno.EIO, errno.ENOSPC, errno.EDQUOT}  # of everything else the usual way tells whether it matters
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)  # a Python that was made for old C libraries does not have it
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -58,6 +60,17 @@ def reopen(fd: int) -> int:
         raise NotDirect from error
 
 
+def is_cached(fd: int, offset: int) -> bool:
+    """Whether a byte of an open file is in the page cache, as far as the kernel tells: then it did not go past it. Some
+    file systems accept O_DIRECT and do as usual, for encrypted files or in memory."""
+    if _NOWAIT is None:
+        return False
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, _NOWAIT) > 0
+    except OSError:
+        return False
+
+
 class DirectWriter:
     """Memory for some MiB on their way; for one thread at a time."""
 
@@ -79,7 +92,7 @@ class DirectWriter:
         """Write whole blocks: ``offset`` and the length of ``data`` are multiples of BLOCK. With ``check`` they are
         read again, from the disk: whether they are what was written.
 
-        Raises NotDirect when nothing can be written this way to this file, OSError.
+        Raises NotDirect when it cannot be done this way, OSError when it cannot be done at all.
         """
         source = np.frombuffer(data, np.uint8)
         starts = iter(range(0, len(source), _SLOT))
@@ -102,7 +115,7 @@ class DirectWriter:
                 piece = source[start : start + _SLOT]
                 memory = self._memory[slot, : len(piece)]
                 if result != len(piece):
-                    failed = failed or min(result, 0) or -errno.EINVAL  # the usual way tells why there is less
+                    failed = failed or min(result, 0) or -errno.EINVAL
                 elif operation == _PREAD:
                     is_same = is_same and np.array_equal(memory, piece)
                 elif check and not failed:
@@ -112,10 +125,10 @@ class DirectWriter:
                         flying[slot] = _PREAD, start
                         continue
                 free.append(slot)
-        if failed in (-errno.EINVAL, -errno.EOPNOTSUPP):
-            raise NotDirect
-        if failed:
+        if -failed in _DEFINITE:
             raise OSError(-failed, os.strerror(-failed))
+        if failed:
+            raise NotDirect
         return is_same
 
     def _submit(self, operation: int, fd: int, slot: int, length: int, offset: int) -> int:

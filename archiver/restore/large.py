@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from archiver.core.direct import BLOCK, DirectWriter, NotDirect, reopen
+from archiver.core.direct import BLOCK, DirectWriter, NotDirect, is_cached, reopen
 from archiver.restore.reread import Rereader
 from archiver.restore.sparse import zero_blocks
 from archiver.restore.visitor import FileItem
@@ -35,6 +35,7 @@ class LargePieces:
         self._lock = threading.Lock()
         self._writers: list[DirectWriter] = []
         self._bytes, self._seconds = 0, 0.0
+        self._passed: set[int] = set()  # descriptors of files
 
     def opened(self, item: FileItem) -> None:
         """A new file has its size."""
@@ -61,9 +62,21 @@ class LargePieces:
             return 0, 0
         if self._rereader is None:
             self._measured(len(blocks), self._steady() - began)
+        elif not self._has_passed(item, offset + start):
+            self._is_possible = False
+            return 0, 0
         elif not is_same:
             self._rereader.differs(item, "other contents")
         return start, stop
+
+    def _has_passed(self, item: FileItem, offset: int) -> bool:
+        """Whether what was just written went past the page cache. Asked once for each file: later on pieces beside it
+        are read, and the kernel reads ahead."""
+        if item.direct not in self._passed:
+            if is_cached(item.fd, offset):
+                return False
+            self._passed.add(item.direct)
+        return True
 
     def _measured(self, count: int, seconds: float) -> None:
         """So many bytes took a thread so long."""
@@ -86,6 +99,7 @@ class LargePieces:
         """All of it is written, or it is given up."""
         fd, item.direct = item.direct, -1
         if fd >= 0:
+            self._passed.discard(fd)
             os.close(fd)
 
     def close(self) -> None:

@@ -107,7 +107,7 @@ def test_what_was_not_read_is_noticed(file: File, writer: DirectWriter, monkeypa
     assert not writer.write(file.direct, memoryview(noise(5, 2 * MIB)), 0, check=True)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EAGAIN])
 @pytest.mark.parametrize("operation", [direct._PWRITE, direct._PREAD])
 @pytest.mark.parametrize("count", [1, 3, 6])
 @pytest.mark.parametrize("when", ["at once", "afterwards", "short"])
@@ -144,7 +144,7 @@ def test_failures(
     with monkeypatch.context() as patched:
         patched.setattr(DirectWriter, "_submit", submitted)
         patched.setattr(DirectWriter, "_done", finished)
-        if when == "short" or number in (errno.EINVAL, errno.EOPNOTSUPP):
+        if when == "short" or number in (errno.EINVAL, errno.EAGAIN):
             with pytest.raises(NotDirect):
                 writer.write(file.direct, data, 0, check=True)
         else:
@@ -152,6 +152,13 @@ def test_failures(
                 writer.write(file.direct, data, 0, check=True)
     assert writer.write(file.direct, data, 0, check=True)
     assert file.contents()[: 8 * MIB] == data
+
+
+def test_what_is_in_memory(file: File, writer: DirectWriter) -> None:
+    writer.write(file.direct, memoryview(noise(7, 2 * MIB)), 0, check=True)
+    assert not direct.is_cached(file.fd, MIB)
+    os.pread(file.fd, 1, MIB)
+    assert direct.is_cached(file.fd, MIB)
 
 
 def test_where_there_is_no_such_thing(monkeypatch: pytest.MonkeyPatch) -> None:

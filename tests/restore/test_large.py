@@ -16,7 +16,9 @@ from archiver.core.direct import DirectWriter, NotDirect, reopen
 from archiver.core.events import Event, FileProblem
 from archiver.errors import ArchiverError, NoSpace
 from archiver.restore import large
+from archiver.restore.reread import Rereader
 from archiver.restore.run import restore
+from archiver.restore.visitor import FileItem
 from archiver.store.store import Store
 from tests.compare import differences
 from tests.random_trees import noise
@@ -139,6 +141,27 @@ def test_what_is_refused_goes_the_usual_way(
     assert brought_back(path, tmp_path / "target", verify=verify) == []
     assert differences(source, tmp_path / "target") == []
     assert failing <= written.calls <= failing + 2  # of each thread one
+
+
+def test_what_went_through_memory_all_the_same_is_read_from_the_disk(
+    source: Path, tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the usual way, which is told of all that was written."""
+    monkeypatch.setattr(large, "is_cached", lambda fd, offset: True)
+    path = make_store(tmp_path / "store")
+    save(path, source, chunk_size=CHUNK)
+    compared = Counter[bytes]()
+    original = Rereader.written
+
+    def record(self: Rereader, item: FileItem, offset: int, data: memoryview) -> None:
+        compared[item.name] += len(data)
+        original(self, item, offset, data)
+
+    monkeypatch.setattr(Rereader, "written", record)
+    assert brought_back(path, tmp_path / "target") == [] and differences(source, tmp_path / "target") == []
+    assert written.calls <= 2  # of each thread one
+    for name in LARGE:
+        assert compared[name.lstrip(b"/")] == (source / os.fsdecode(name.lstrip(b"/"))).stat().st_size
 
 
 @pytest.mark.parametrize("failing", [1, 15])
