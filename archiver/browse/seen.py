@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archiver.core.disk import explained
+from archiver.core.disk import explained, nameless_file
 from archiver.store.digests import DistinctDigests
 from archiver.store.indexes import Index
 from formats.index import DIGEST_SIZE
@@ -60,8 +60,7 @@ class SeenChunks:
         if len(one) + len(other) <= _IN_MEMORY:
             merged: Rows = _sorted([one, other])
         else:
-            with explained("write into", tempfile.gettempdir()), tempfile.TemporaryFile(prefix="archiver-") as file:
-                merged = _merged_in(file, one, other)
+            merged = _merged_on_disk(one, other)
         self._runs[-2:] = [merged]
 
 
@@ -69,6 +68,14 @@ def _sorted(runs: list[Rows]) -> Rows:
     joined: Rows = np.concatenate(runs)
     joined.sort(kind="stable")  # which is made for what is sorted in parts
     return joined
+
+
+def _merged_on_disk(one: Rows, other: Rows) -> Rows:
+    """Two runs as one, which is mapped from a file. Raises ArchiverError (NoSpace on a full disk)."""
+    with explained("make a file for", "what was met: no directory for temporary files"):
+        place = tempfile.gettempdir()
+    with explained("write into", place), open(nameless_file(place), "r+b") as file:
+        return _merged_in(file, one, other)
 
 
 def _merged_in(file: IO[bytes], one: Rows, other: Rows) -> Rows:

@@ -89,7 +89,7 @@ class Plan:
         number = self._known.number
         is_known: NDArray[np.bool_] = number != NO_NUMBER
         met = np.zeros(int(number.max(initial=0, where=is_known)) + 1, np.bool_)
-        twice = np.zeros_like(met)
+        twice = np.zeros(met.size, np.bool_)  # untouched memory of both takes none
         for start in range(0, len(number), _COUNTED_AT_ONCE):
             part = slice(start, start + _COUNTED_AT_ONCE)
             here, counts = np.unique(number[part][is_known[part]], return_counts=True)

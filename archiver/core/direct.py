@@ -1,9 +1,9 @@
 """Writing past the page cache (O_DIRECT), whole blocks of large files.
 
-There they would take the memory from everybody else, and filling fresh pages costs more than all else that is done with
-them: 2 GiB took 6 to 8 s of kernel time on a virtual machine, this way 2 s. Pieces go through aligned buffers, a few at
-a time, so that the disk has always something to do (Linux native AIO; a call that waits for the disk would keep all
-others from the file).
+In the cache they would take the memory from everybody else, and filling fresh pages costs more than all else that is
+done with them: 2 GiB took 6 to 8 s of kernel time on a virtual machine, this way 2 s. Pieces go through aligned
+buffers, a few at a time, so that the disk has always something to do (Linux native AIO; a call that waits for the disk
+would keep all others from the file).
 
 struct iocb, 64 bytes       data u64, key u32, rw_flags u32, opcode u16, priority s16, fd u32, address u64, length u64,
                             offset s64, reserved u64, flags u32, eventfd u32
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 4096  # bytes: of a page, and no disk has larger ones
+BLOCK = max(mmap.PAGESIZE, 4096)  # bytes; no disk has larger ones, and no page is shared with what goes another way
 _SLOTS = 4
 _SLOT = 1 << 20  # bytes
 
@@ -77,11 +77,14 @@ class DirectWriter:
     def __init__(self) -> None:
         """Raises NotDirect."""
         calls = _CALLS.get(platform.machine())
+        memory = mmap.mmap(-1, _SLOTS * _SLOT)  # begins with a page; shared, so that a fork does not exchange pages
         self._context = ctypes.c_ulong(0)
-        if calls is None or _call(calls.setup, ctypes.c_uint(_SLOTS), ctypes.byref(self._context)) < 0:
+        # A process of 32 bits has other numbers.
+        if calls is None or ctypes.sizeof(ctypes.c_void_p) != 8:
+            raise NotDirect
+        if _call(calls.setup, ctypes.c_uint(_SLOTS), ctypes.byref(self._context)) < 0:
             raise NotDirect
         self._calls = calls
-        memory = mmap.mmap(-1, _SLOTS * _SLOT)  # which begins with a page
         self._memory = np.frombuffer(memory, np.uint8).reshape(_SLOTS, _SLOT)
         self._address = self._memory.ctypes.data
         self._iocb = ctypes.create_string_buffer(_IOCB.size)

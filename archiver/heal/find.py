@@ -238,6 +238,8 @@ class Search:
                 kind = Kind(file.crypt_mode == "encrypt", subject.is_with_key(file))
                 for rows in self._seen[kind].add(index):
                     self._check.run(self._suspects(rows, kind, subject.has_failed), goes_on=self._goes_on)
+                    if not self.is_complete:
+                        break
 
     def _goes_on(self) -> bool:
         self.is_complete = len(self.bad) < _LOST_AT_MOST

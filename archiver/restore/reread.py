@@ -9,6 +9,7 @@ longer than without, now 1 s.
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import threading
@@ -94,7 +95,7 @@ class Rereader:
 
     def _add(self, item: FileItem, piece: Piece, size: int) -> None:
         if item.lock is None:
-            item.piece = piece
+            item.piece = piece  # of one segment only its end does not go past the page cache
             return
         with self._lock:
             self._waiting[id(item)] += 1
@@ -173,19 +174,24 @@ class Rereader:
     def _bring_to_disk(self, contents: Sequence[tuple[FileItem, Piece]]) -> None:
         """Out of memory too, so that the disk is read again; it hears of everything before anything is waited for.
         Raises ArchiverError."""
-        stored = [(item.fd, piece.offset, piece.length) for item, piece in contents if piece.digest]
+        written = [(item, piece) for item, piece in contents if piece.digest]
+        stored = [(item.fd, piece.offset, piece.length) for item, piece in written]
         try:  # dirty pages cannot be dropped
-            if any(length < _EARLY for _, _, length in stored):
+            if any(item.size < _EARLY for item, _ in written):
                 linux.syncfs(self._root_fd)
             else:
+                for place in stored:
+                    linux.start_write_back(*place)
                 for place in stored:
                     linux.wait_for_write_back(*place)
         except OSError as error:
             raise explain(error, "write", self._target) from error
-        for place in stored:
+        for fd, offset, length in stored:
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            length = -(-(offset + length - start) // mmap.PAGESIZE) * mmap.PAGESIZE  # parts of pages would stay
             with suppress(OSError):
-                os.posix_fadvise(*place, os.POSIX_FADV_DONTNEED)
-                os.posix_fadvise(*place, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(fd, start, length, os.POSIX_FADV_WILLNEED)
 
     def _is_right(self, fd: int, piece: Piece) -> bool:
         position, left, digest = piece

@@ -307,9 +307,9 @@ def _restore_tree(job: _Job, verify: bool, hear: Listener, result: RestoreResult
         kept.close()
         if quarantine is not None:
             quarantine.close()
+        large.close()
         if rereader is not None:
             rereader.close()
-        large.close()
 
 
 def _count(result: RestoreResult, traversal: Traversal, writer: Writer, quarantine: Quarantine | None) -> None:

@@ -26,7 +26,7 @@ from archiver.restore import attributes
 from archiver.restore.choice import Choice
 from archiver.restore.existing import Existing, has_time, is_same_file, look
 from archiver.restore.extras import extras, remove_left
-from archiver.restore.large import LargePieces
+from archiver.restore.large import FILES_FROM, LargePieces
 from archiver.restore.leaves import Leaves
 from archiver.restore.outcome import Outcome, is_fatal
 from archiver.restore.place import Placer
@@ -311,8 +311,7 @@ class Writer:
     def _open(self, item: FileItem) -> None:
         directory = item.directory
         if directory.staged and directory.found is None:
-            # Some permissions would forbid to set extended attributes.
-            temp, mode = item.name, item.metadata.stat.mode & 0o777 if attributes.is_plain(item.metadata) else 0o600
+            temp, mode = item.name, item.metadata.stat.mode & 0o777 if self._has_mode_at_once(item) else 0o600
         else:
             temp, mode = self._temps.new(), 0o600
         access = os.O_WRONLY if self._rereader is None else os.O_RDWR
@@ -324,6 +323,10 @@ class Writer:
         if item.size >= _SPARSE_FROM:
             os.ftruncate(item.fd, item.size)  # it may end in a hole
             self._large.opened(item)
+
+    def _has_mode_at_once(self, item: FileItem) -> bool:
+        """Some permissions would forbid to set extended attributes, or to open a large file once more."""
+        return item.size < FILES_FROM and attributes.is_plain(item.metadata)
 
     def _write(self, item: FileItem, segment: Segment, data: memoryview, zeros: bool) -> None:
         offset = segment.offset
@@ -355,7 +358,6 @@ class Writer:
             self._rereader.written(item, offset, data)
 
     def finish_file(self, item: FileItem) -> None:
-        self._large.close_file(item)
         if item.failed is not None:
             self._drop(item)
             return
@@ -376,12 +378,14 @@ class Writer:
 
     def _complete(self, item: FileItem) -> list[str]:
         """Returns what attributes could not be set. Raises OSError."""
+        self._large.close_file(item)
         fd, metadata = item.fd, item.metadata
         sealed = bool(metadata.stat.flags) and attributes.is_sealed(metadata.stat)
         # What has the rights of a directory that was there may have inherited some.
         wanted = attributes.unsealed(metadata) if sealed else metadata
         if item.directory.found is None:
-            mode = metadata.stat.mode & 0o777 & ~self._umask if item.temp is item.name else -1
+            has_mode = item.temp is item.name and self._has_mode_at_once(item)
+            mode = metadata.stat.mode & 0o777 & ~self._umask if has_mode else -1
             lost = attributes.apply(fd, wanted, owner=self._owner, mode=mode)
         else:
             lost = attributes.bring(fd, wanted)
@@ -421,7 +425,8 @@ class Writer:
 
     def abandon(self, item: FileItem) -> None:
         """A file that was not restored completely is not left behind in part. Raises OSError."""
-        self._large.close_file(item)
+        with suppress(OSError):
+            self._large.close_file(item)
         if self._rereader is not None:
             self._rereader.abandon(item)
         else:

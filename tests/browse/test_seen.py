@@ -95,9 +95,9 @@ def test_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("on_disk")
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(**options: object) -> None:
+    def full(directory: str) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(module, "nameless_file", full)
     with pytest.raises(NoSpace, match=tempfile.gettempdir()):
         added(SeenChunks(), [(bytes([number]) + bytes(31), 1) for number in range(200)])
