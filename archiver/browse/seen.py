@@ -28,7 +28,7 @@ class SeenChunks:
     """A set of pairs: digest, and size as an index has it. A chunk of two sizes is met twice, one must be wrong.
 
     Large parts of it are in files without names in the directory for temporary files, and mapped: their memory is the
-    page cache's.
+    page cache's. They are not sealed, as they have nothing that the index files do not show.
     """
 
     def __init__(self) -> None:

@@ -134,11 +134,12 @@ def test_failures(
         return submit(self, what, fd, slot, length, offset)
 
     def finished(self: DirectWriter) -> list[tuple[int, int]]:
-        wrong = {"afterwards": -number, "short": BLOCK}
-        return [
-            (slot, wrong[when] if slot in failing and not failing.discard(slot) else result)  # type: ignore[func-returns-value]
-            for slot, result in done(self)
-        ]
+        found = done(self)
+        for place, (slot, _) in enumerate(found):
+            if slot in failing:
+                failing.remove(slot)
+                found[place] = slot, -number if when == "afterwards" else BLOCK
+        return found
 
     data = memoryview(noise(6, 8 * MIB))
     with monkeypatch.context() as patched:

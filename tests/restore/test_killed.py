@@ -17,8 +17,6 @@ from tests.mounts import small_file_system
 from tests.random_trees import build_plain, mutate, noise
 from tests.stores import ROOT, archiver, command, make_store, save
 
-pytestmark = pytest.mark.in_memory
-
 MIB = 1 << 20
 
 
@@ -36,7 +34,7 @@ class Case:
         for number in range(2):
             (self.source / f"large-{number}").write_bytes(noise(number + 10, 4 * MIB))
         (self.old / "own").write_text("the user's own")
-        save(self.store, self.source)
+        save(self.store, self.source, chunk_size=MIB)  # large pieces, which go past the page cache
 
     def restore(self, target: Path, *options: str) -> list[str]:
         return command("--store", self.store, "--read-only", "restore", "latest", target, *options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 import threading
@@ -15,19 +16,15 @@ import numpy as np
 import pytest
 
 from archiver.backup.run import Mode
-from archiver.browse.snapshot import Snapshot
 from archiver.core.direct import _PREAD, BLOCK, DirectWriter, NotDirect, reopen
-from archiver.core.events import Event, FileProblem
 from archiver.errors import ArchiverError, NoSpace
 from archiver.restore import large, write
 from archiver.restore.large import LargePieces
 from archiver.restore.reread import Rereader
-from archiver.restore.run import restore
 from archiver.restore.visitor import FileItem, Piece
-from archiver.store.store import Store
 from tests.compare import differences
 from tests.random_trees import noise
-from tests.restore.test_interrupted import descriptors
+from tests.restore.test_reread import brought_back
 from tests.stores import KEY, make_store, save
 
 CHUNK = 64 << 10
@@ -97,25 +94,6 @@ def written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Written:
     return Written(monkeypatch)
 
 
-def brought_back(path: Path, target: Path, *, verify: bool = True) -> list[FileProblem]:
-    """What is told while the newest snapshot is restored; no descriptor is left open, however that ends."""
-    told: list[FileProblem] = []
-
-    def hear(event: Event) -> None:
-        if isinstance(event, FileProblem):
-            told.append(event)
-
-    with Store.open(path) as store:
-        snapshot = Snapshot(store, store.find("latest"), KEY)
-        assert store.database is not None  # opened when it is first asked for
-        before = descriptors()
-        try:
-            restore(snapshot, snapshot.restorable(), str(target), verify=verify, listener=hear)
-        finally:
-            assert descriptors() == before
-    return told
-
-
 def cached(path: Path) -> float:
     """How much of a file is in the page cache."""
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
@@ -165,15 +143,12 @@ def test_what_the_disk_has_is_compared(
     """A byte is another one when it is read."""
     path = make_store(tmp_path / "store")
     save(path, source, chunk_size=CHUNK)
-    reads = 0
+    reads = itertools.count(1)
     original = DirectWriter._submit
 
     def submit(self: DirectWriter, operation: int, fd: int, slot: int, length: int, offset: int) -> int:
-        nonlocal reads
-        if operation == _PREAD:
-            reads += 1
-            if reads == number:
-                flip(fd, offset + length - 1)
+        if operation == _PREAD and next(reads) == number:
+            flip(fd, offset + length - 1)
         return original(self, operation, fd, slot, length, offset)
 
     monkeypatch.setattr(DirectWriter, "_submit", submit)

@@ -22,7 +22,7 @@ from archiver.store.store import Store
 from tests.compare import differences
 from tests.random_trees import noise
 from tests.restore.test_interrupted import descriptors
-from tests.stores import make_store, save
+from tests.stores import KEY, make_store, save
 
 CHUNK = 64 << 10
 SEVERAL = 20 * CHUNK  # bytes of a file of many segments
@@ -44,7 +44,7 @@ def source(tmp_path: Path) -> Path:
     return source
 
 
-def brought_back(path: Path, target: Path) -> list[FileProblem]:
+def brought_back(path: Path, target: Path, *, verify: bool = True) -> list[FileProblem]:
     """What is told while the newest snapshot is restored; no descriptor is left open, however that ends."""
     told: list[FileProblem] = []
 
@@ -53,11 +53,11 @@ def brought_back(path: Path, target: Path) -> list[FileProblem]:
             told.append(event)
 
     with Store.open(path) as store:
-        snapshot = Snapshot(store, store.find("latest"))
+        snapshot = Snapshot(store, store.find("latest"), KEY)
         assert store.database is not None  # opened when it is first asked for
         before = descriptors()
         try:
-            restore(snapshot, snapshot.restorable(), str(target), verify=True, listener=hear)
+            restore(snapshot, snapshot.restorable(), str(target), verify=verify, listener=hear)
         finally:
             assert descriptors() == before
     return told
